@@ -1,0 +1,1 @@
+"""The edge of stability of stochastic training."""

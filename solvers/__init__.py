@@ -1,0 +1,1 @@
+"""SDE ensembles and Fokker-Planck operators."""

@@ -1,0 +1,31 @@
+"""Provenance attributes for datasets: what made them, with which versions and which seed."""
+
+import platform
+from importlib import metadata
+from typing import Any
+
+_PACKAGES = ("numpy", "scipy", "numba", "xarray")
+
+
+def provenance(**details: Any) -> dict[str, Any]:
+    """Attributes that every result carries.
+
+    Parameters
+    ----------
+    **details
+        Further attributes, for example ``convention="ito"`` or ``seed=1``; ``None`` values are left out
+        and booleans stored as 0 or 1, since NetCDF knows neither.
+
+    Returns
+    -------
+    dict
+        ``creator``, ``versions`` and the details, in types that NetCDF and Zarr can hold.
+    """
+    versions = [f"python {platform.python_version()}"]
+    versions += [f"{name} {metadata.version(name)}" for name in _PACKAGES]
+    stored = {
+        key: int(value) if isinstance(value, bool) else value
+        for key, value in details.items()
+        if value is not None
+    }
+    return {"creator": f"eos-sde {metadata.version('eos-sde')}", "versions": ", ".join(versions), **stored}
