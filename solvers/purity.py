@@ -1,0 +1,98 @@
+"""Purity of model functions: what a function references, whether that can change, and a key for caches.
+
+A model is compiled once and then reused, so a function that reads a list, an array or an attribute that
+somebody may change later would silently compute with stale values. Such functions are refused.
+"""
+
+import builtins
+import dis
+import types
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from solvers.errors import ImpureFunction, InvalidInput
+
+_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_OPCODES = ("LOAD_GLOBAL", "LOAD_NAME")
+
+
+def plain_function(function: Any, role: str) -> Callable[..., Any]:
+    """The plain Python function behind `function`, or a refusal that says what was given.
+
+    Raises
+    ------
+    InvalidInput
+        If `function` is neither a Python function nor a Numba dispatcher.
+    """
+    function = getattr(function, "py_func", function)
+    if not isinstance(function, types.FunctionType):
+        raise InvalidInput(
+            f"{role} must be a plain Python function of (t, y, p, xp), got {type(function).__name__!r}; "
+            "wrap it in a def and pass its data through params"
+        )
+    return function
+
+
+def purity_key(function: Callable[..., Any], role: str) -> Hashable:
+    """A hashable key that is equal exactly for functions with the same code and the same references.
+
+    Raises
+    ------
+    ImpureFunction
+        If the function, or a function it calls, references a mutable object or writes a global.
+    """
+    return _key(plain_function(function, role), role, ())
+
+
+def _key(function: types.FunctionType, role: str, seen: tuple[types.FunctionType, ...]) -> Hashable:
+    if function in seen:
+        return ("recursive", function.__code__)
+    seen = (*seen, function)
+    references: list[tuple[str, Any]] = []
+    for code in _codes(function.__code__):
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
+                raise ImpureFunction(
+                    f"{role} writes the global {instruction.argval!r}; a model function may only return"
+                )
+            if instruction.opname in _OPCODES:
+                name = instruction.argval
+                if name in function.__globals__:
+                    references.append((name, function.__globals__[name]))
+                elif not hasattr(builtins, name):
+                    raise InvalidInput(
+                        f"{role} uses the undefined name {name!r}; define it or pass it in params"
+                    )
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        references.append((name, cell.cell_contents))
+    for position, value in enumerate(function.__defaults__ or ()):
+        references.append((f"default {position}", value))
+    for name, value in (function.__kwdefaults__ or {}).items():
+        references.append((name, value))
+    frozen = tuple((name, _freeze(name, value, role, seen)) for name, value in dict(references).items())
+    return (function.__code__, frozen)
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    nested = [
+        c for constant in code.co_consts if isinstance(constant, types.CodeType) for c in _codes(constant)
+    ]
+    return [code, *nested]
+
+
+def _freeze(name: str, value: Any, role: str, seen: tuple[types.FunctionType, ...]) -> Hashable:
+    if isinstance(value, _IMMUTABLE):
+        return (type(value).__name__, value)
+    if isinstance(value, tuple):
+        return tuple(_freeze(name, item, role, seen) for item in value)
+    if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
+        return ("named", value.__name__)
+    value = getattr(value, "py_func", value)
+    if isinstance(value, types.FunctionType):
+        return _key(value, role, seen)
+    raise ImpureFunction(
+        f"{role} reads {name!r}, a {type(value).__name__}, which could change after the model was compiled; "
+        "pass numbers through params (read as p.name)"
+    )

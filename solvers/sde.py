@@ -1,0 +1,415 @@
+"""The SDE type: one model in component form, read over floats, arrays, symbols or JAX tracers."""
+
+from __future__ import annotations
+
+import keyword
+import math
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from solvers import tangent
+from solvers.errors import InvalidInput, MissingConvention
+from solvers.purity import plain_function, purity_key
+
+CONVENTIONS = ("ito", "stratonovich", "klimontovich")
+_REMEDY = (
+    "choose 'ito', 'stratonovich' or 'klimontovich'; for state-dependent noise they are different models"
+)
+_RESERVED = {"t", "time", "path", "component", "component2", "mode"}
+_PROBES = np.array([0.6180339887, 1.4142135624, -0.5772156649])
+
+Components = tuple[Any, ...]
+
+
+class SDE:
+    """A stochastic differential equation dY = a(t, Y) dt + sigma(t, Y) dW in a stated convention.
+
+    Parameters
+    ----------
+    drift : callable
+        ``drift(t, y, p, xp)`` returns a d-tuple; y is a d-tuple of components, p the parameters and xp the
+        namespace (NumPy's names) of the reading at hand. Pure: no mutable globals, no `if` on components.
+    diffusion : callable
+        The same, returning a d-tuple of standard deviations per square root of time (``noise="diagonal"``:
+        one independent Wiener process per component) or d tuples of m entries (``noise="general"``).
+    params : NamedTuple, mapping, tuple or None
+        Real numbers, read as ``p.name`` or ``p[i]``; stored as floats so that new values compile nothing.
+    names : sequence of str
+        Names of the components, also of the axes of a `Grid`.
+    convention : {"ito", "stratonovich", "klimontovich"}
+        How ``sigma(Y) dW`` is read. There is no default. With D = sigma sigma^T / 2 the density obeys, for
+        Ito, ``dp/dt = -d_i(a_i p) + d_i d_j (D_ij p)``; for Klimontovich (Hanggi's kinetic reading)
+        ``dp/dt = -d_i(a_i p) + d_i (D_ij d_j p)``; Stratonovich lies half way (in one dimension).
+    noise : {"diagonal", "general"}
+        Structure of sigma.
+
+    Attributes
+    ----------
+    dimension, noise_dimension : int
+        d and m.
+    potential : callable or None
+        The potential, if the model was made by `from_potential`.
+
+    Raises
+    ------
+    InvalidInput
+        If an argument cannot be used; `MissingConvention` without a convention; `ImpureFunction` if a
+        function reads a mutable global.
+
+    Examples
+    --------
+    >>> ou = SDE(lambda t, y, p, xp: (-p.k * y[0],), lambda t, y, p, xp: (p.s,),
+    ...          params={"k": 1.5, "s": 0.9}, convention="ito")
+    >>> ou.drift_at(0.0, (2.0,))
+    (array(-3.),)
+    """
+
+    def __init__(
+        self,
+        drift: Callable[..., Components],
+        diffusion: Callable[..., Components],
+        *,
+        params: Any = None,
+        names: Sequence[str] = ("x",),
+        convention: str | None = None,
+        noise: str = "diagonal",
+    ):
+        if convention is None:
+            raise MissingConvention(f"convention is missing: {_REMEDY}")
+        if convention not in CONVENTIONS:
+            raise InvalidInput(f"convention={convention!r} is unknown: {_REMEDY}")
+        if noise not in {"diagonal", "general"}:
+            raise InvalidInput(f"noise={noise!r} is unknown: choose 'diagonal' or 'general'")
+        self.drift = plain_function(drift, "drift")
+        self.diffusion = plain_function(diffusion, "diffusion")
+        self.names = _checked_names(names)
+        self.params = _as_params(params)
+        self.convention = convention
+        self.noise = noise
+        self.potential: Callable[..., Any] | None = None
+        self._key = (purity_key(drift, "drift"), purity_key(diffusion, "diffusion"))
+        self.dimension = len(self.names)
+        self.noise_dimension = self._probe()
+
+    def _probe(self) -> int:
+        """Read the model once on arrays: component counts, shapes, and a sign check of constant noise."""
+        d = self.dimension
+        y = tuple(_PROBES + 0.1 * i for i in range(d))
+        with np.errstate(all="ignore"):
+            _components("drift", _read("drift", self.drift, 0.0, y, self.params), d)
+            rows = _components("diffusion", _read("diffusion", self.diffusion, 0.0, y, self.params), d)
+        if self.noise == "diagonal":
+            for name, value in zip(self.names, rows, strict=True):
+                if isinstance(value, (tuple, list)):
+                    raise InvalidInput(
+                        f"diffusion returns a tuple for component {name!r}; pass noise='general' for a matrix"
+                    )
+                _refuse_negative_constant(name, value, y[0].shape)
+            return d
+        widths = {len(row) if isinstance(row, (tuple, list)) else 0 for row in rows}
+        if len(widths) != 1 or 0 in widths:
+            raise InvalidInput(
+                "diffusion with noise='general' must return one tuple of m entries per component, all of one "
+                f"length; got lengths {sorted(widths)}"
+            )
+        return widths.pop()
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.names)
+        return f"SDE(({names}), convention={self.convention!r}, noise={self.noise!r}, params={self.params})"
+
+    def drift_at(self, t: float, y: Components) -> tuple[np.ndarray, ...]:
+        """The drift on arrays: y is a d-tuple of broadcastable arrays; d float64 arrays of their shape."""
+        values, shape = _arrays(y, self.dimension)
+        result = _components("drift", _read("drift", self.drift, t, values, self.params), self.dimension)
+        return tuple(np.array(np.broadcast_to(v, shape), dtype=float) for v in result)
+
+    def diffusion_at(self, t: float, y: Components) -> tuple[Any, ...]:
+        """The diffusion on arrays: d arrays ("diagonal") or d tuples of m arrays ("general")."""
+        values, shape = _arrays(y, self.dimension)
+        rows = _components(
+            "diffusion", _read("diffusion", self.diffusion, t, values, self.params), self.dimension
+        )
+        if self.noise == "diagonal":
+            return tuple(np.array(np.broadcast_to(v, shape), dtype=float) for v in rows)
+        return tuple(tuple(np.array(np.broadcast_to(v, shape), dtype=float) for v in row) for row in rows)
+
+    def compiled(self) -> tuple[Any, Any, Any]:
+        """The model for Numba: ``(drift, diffusion, params)``.
+
+        The two dispatchers take ``(t, y, p)`` with a d-tuple of floats and return tuples of floats. The
+        same functions always give the same dispatchers, so code compiled over them is compiled once.
+        """
+        width = None if self.noise == "diagonal" else self.noise_dimension
+        return (
+            _dispatcher(_Keyed(self._key[0], self.drift), self.dimension, None),
+            _dispatcher(_Keyed(self._key[1], self.diffusion), self.dimension, width),
+            self.params,
+        )
+
+    def symbolic(self) -> tangent.SymbolicSDE:
+        """The model as SymPy expressions in its own convention.
+
+        Raises
+        ------
+        InvalidInput
+            If the functions cannot be traced.
+        """
+        return self._symbolic
+
+    @cached_property
+    def _symbolic(self) -> tangent.SymbolicSDE:
+        import sympy as sp
+
+        t = sp.Symbol("t", real=True)
+        y = tuple(sp.Symbol(name, real=True) for name in self.names)
+        p, flat = self._parameter_symbols()
+        drift = tangent.trace(self.drift, (t, y, p), "drift")
+        diffusion = tangent.trace(self.diffusion, (t, y, p), "diffusion")
+        if self.noise == "general":
+            sigma: tuple[Any, ...] = tuple(tuple(sp.sympify(v) for v in row) for row in diffusion)
+        else:
+            sigma = tuple(sp.sympify(v) for v in diffusion)
+        return tangent.SymbolicSDE(t, y, flat, tuple(sp.sympify(v) for v in drift), sigma)
+
+    def _parameter_symbols(self) -> tuple[Any, tuple[Any, ...]]:
+        import sympy as sp
+
+        fields = getattr(self.params, "_fields", None)
+        if fields is None:
+            flat = tuple(sp.Symbol(f"p[{i}]", real=True) for i in range(len(self.params)))
+            return flat, flat
+        flat = tuple(sp.Symbol(f"p.{name}", real=True) for name in fields)
+        return type(self.params)(*flat), flat
+
+    def to(self, convention: str) -> SDE:
+        """The SDE of the same law in another convention, its drift corrected by exact derivatives."""
+        if convention not in CONVENTIONS:
+            raise InvalidInput(f"convention={convention!r} is unknown: {_REMEDY}")
+        if convention == self.convention:
+            return self
+        symbolic = self.symbolic()
+        here = tangent.ito_correction(symbolic, self.convention)
+        there = tangent.ito_correction(symbolic, convention)
+        change = [a - b for a, b in zip(here, there, strict=True)]
+        drift, potential = self.drift, self.potential
+        if any(c != 0 for c in change):
+            drift = tangent.lambdify_components(
+                [a + c for a, c in zip(symbolic.drift, change, strict=True)], symbolic
+            )
+            potential = None
+        return self._copy(drift=drift, convention=convention, potential=potential)
+
+    def replace(self, **params: float) -> SDE:
+        """The same model with some parameters changed; nothing is compiled again.
+
+        Raises
+        ------
+        InvalidInput
+            For an unknown name, or if the parameters have no names.
+        """
+        fields = getattr(self.params, "_fields", ())
+        unknown = sorted(set(params) - set(fields))
+        if unknown:
+            known = ", ".join(fields) or "none: params is not a mapping or NamedTuple"
+            raise InvalidInput(f"parameter {unknown[0]!r} does not exist; the model's parameters are {known}")
+        return self._copy(params=self.params._replace(**params) if params else self.params)
+
+    def _copy(self, *, drift=None, params=None, convention=None, potential=None) -> SDE:
+        new = SDE(
+            drift or self.drift,
+            self.diffusion,
+            params=self.params if params is None else params,
+            names=self.names,
+            convention=convention or self.convention,
+            noise=self.noise,
+        )
+        new.potential = potential if drift is not None else self.potential
+        return new
+
+
+def from_potential(
+    potential: Callable[..., Any],
+    diffusion: Callable[..., Components],
+    *,
+    params: Any = None,
+    names: Sequence[str] = ("x",),
+    convention: str | None = None,
+) -> SDE:
+    """An SDE with drift -grad U, differentiated exactly, and diagonal noise.
+
+    Parameters
+    ----------
+    potential : callable
+        ``potential(t, y, p, xp)`` returns one number, U.
+    diffusion, params, names, convention
+        As for `SDE`.
+
+    Returns
+    -------
+    SDE
+        With ``sde.potential`` set, so that a Fokker-Planck operator can keep Boltzmann weights exact.
+
+    Raises
+    ------
+    InvalidInput
+        As for `SDE`, and if the potential cannot be traced symbolically.
+    """
+    import sympy as sp
+
+    potential = plain_function(potential, "potential")
+    purity_key(potential, "potential")
+
+    def placeholder(t, y, p, xp):  # noqa: ARG001 - a model function's signature
+        return tuple(0.0 * component for component in y)
+
+    shell = SDE(placeholder, diffusion, params=params, names=names, convention=convention)
+    p, flat = shell._parameter_symbols()
+    t = sp.Symbol("t", real=True)
+    y = tuple(sp.Symbol(name, real=True) for name in shell.names)
+    value = sp.sympify(tangent.trace(potential, (t, y, p), "potential"))
+    if isinstance(value, (tuple, list, sp.Tuple)):
+        raise InvalidInput("potential must return one number, got a tuple; return the value itself")
+    symbols = tangent.SymbolicSDE(t, y, flat, (), ())
+    drift = tangent.lambdify_components([-sp.diff(value, component) for component in y], symbols)
+    sde = SDE(drift, diffusion, params=params, names=names, convention=convention)
+    sde.potential = potential
+    return sde
+
+
+# ---- reading a model -------------------------------------------------------------------------------------
+
+
+def _read(role: str, function: Callable[..., Any], t: float, y: Components, p: Any) -> Any:
+    try:
+        return function(t, y, p, np)
+    except ValueError as error:
+        if "truth value of an array" in str(error):
+            raise InvalidInput(
+                f"{role} branches on a component (if, and, or, max, min); write xp.where(condition, a, b) so "
+                "that arrays, symbols and tracers can be read too"
+            ) from error
+        raise
+    except (AttributeError, IndexError) as error:
+        raise InvalidInput(f"{role} failed on arrays: {error}; parameters are {p}") from error
+
+
+def _components(role: str, value: Any, d: int) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise InvalidInput(
+            f"{role} must return a tuple of {d} components, got {type(value).__name__}; "
+            "write (value,) for one component"
+        )
+    if len(value) != d:
+        raise InvalidInput(f"{role} returns {len(value)} components, but names gives {d}; make them agree")
+    return tuple(value)
+
+
+def _arrays(y: Components, d: int) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
+    values = tuple(np.asarray(v, dtype=float) for v in y)
+    if len(values) != d:
+        raise InvalidInput(f"y has {len(values)} components, but the SDE has {d}")
+    return values, np.broadcast_shapes(*(v.shape for v in values))
+
+
+def _refuse_negative_constant(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    values = np.broadcast_to(np.asarray(value, dtype=float), shape)
+    if np.all(values == values[0]) and values[0] < 0:
+        raise InvalidInput(
+            f"diffusion of component {name!r} is the negative constant {values[0]:g}; "
+            "give a standard deviation >= 0"
+        )
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        names = (names,)
+    names = tuple(names)
+    if not names or len(set(names)) != len(names):
+        raise InvalidInput(f"names={names!r} must be distinct and at least one")
+    for name in names:
+        if (
+            not isinstance(name, str)
+            or not name.isidentifier()
+            or keyword.iskeyword(name)
+            or name in _RESERVED
+        ):
+            raise InvalidInput(
+                f"names contains {name!r}; a component needs a Python identifier other than "
+                f"{sorted(_RESERVED)}"
+            )
+    return names
+
+
+@cache
+def _params_type(fields: tuple[str, ...]) -> Any:
+    # One type per set of names: Numba specialises on the type, so it must not be made anew each time.
+    return namedtuple("Params", fields)
+
+
+def _as_params(params: Any) -> Any:
+    if params is None:
+        return ()
+    if isinstance(params, Mapping):
+        if not params:
+            return ()
+        return _params_type(tuple(params))(*(_number(k, v) for k, v in params.items()))
+    if isinstance(params, (tuple, list)):
+        fields = getattr(params, "_fields", None)
+        values = [_number(fields[i] if fields else f"[{i}]", v) for i, v in enumerate(params)]
+        return params._replace(**dict(zip(fields, values, strict=True))) if fields else tuple(values)  # type: ignore[union-attr]
+    raise InvalidInput(
+        f"params is a {type(params).__name__}; pass a NamedTuple, a mapping or a tuple of numbers"
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"parameter {name!r} is {value!r}; give one real number") from error
+    if not math.isfinite(number):
+        raise InvalidInput(f"parameter {name!r} is {number}; give a finite number")
+    return number
+
+
+# ---- compiling, once per process -------------------------------------------------------------------------
+
+
+class _Keyed:
+    """A function that compares by its purity key, so that an LRU finds equal code again."""
+
+    __slots__ = ("function", "key")
+
+    def __init__(self, key: Any, function: Callable[..., Any]):
+        self.key, self.function = key, function
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keyed) and self.key == other.key
+
+
+@lru_cache(maxsize=512)
+def _dispatcher(keyed: _Keyed, d: int, width: int | None) -> Any:
+    """A Numba dispatcher (t, y, p) -> floats with the scalar namespace bound and integers promoted."""
+    from numba import njit
+
+    from solvers import scalar
+
+    flags = {"contract", "reassoc"}
+    entry = (
+        "float(r[{0}])"
+        if width is None
+        else "(" + ", ".join(f"float(r[{{0}}][{k}])" for k in range(width)) + ",)"
+    )
+    body = ", ".join(entry.format(i) for i in range(d))
+    source = f"def read(t, y, p):\n    r = function(t, y, p, scalar)\n    return ({body},)\n"
+    scope: dict[str, Any] = {"function": njit(fastmath=flags)(keyed.function), "scalar": scalar}
+    exec(compile(source, "<compiled model>", "exec"), scope)
+    return njit(fastmath=flags)(scope["read"])

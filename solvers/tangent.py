@@ -1,0 +1,231 @@
+"""Derivatives of a model by symbolic trace: code for expressions, Jacobians, convention corrections."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from solvers.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from solvers.sde import SDE
+
+_FUNCTIONS = {
+    "Abs": "abs", "acos": "arccos", "asin": "arcsin", "atan": "arctan", "atan2": "arctan2", "cos": "cos",
+    "cosh": "cosh", "exp": "exp", "log": "log", "sign": "sign", "sin": "sin", "sinh": "sinh", "tan": "tan",
+    "tanh": "tanh",
+}  # fmt: skip
+
+
+class SymbolicSDE(NamedTuple):
+    """A model as SymPy expressions.
+
+    Attributes
+    ----------
+    t : sympy.Symbol
+        Time.
+    y : tuple of sympy.Symbol
+        The d components.
+    p : tuple of sympy.Symbol
+        Parameters, in the order of `SDE.params`; their values are not substituted.
+    drift : tuple of sympy.Expr
+        d expressions.
+    diffusion : tuple
+        d expressions ("diagonal") or d tuples of m expressions ("general").
+    """
+
+    t: Any
+    y: tuple[Any, ...]
+    p: tuple[Any, ...]
+    drift: tuple[Any, ...]
+    diffusion: tuple[Any, ...]
+
+    @property
+    def sigma(self) -> tuple[tuple[Any, ...], ...]:
+        """The diffusion as a full d by m matrix of expressions."""
+        if isinstance(self.diffusion[0], tuple):
+            return self.diffusion
+        d = len(self.diffusion)
+        return tuple(tuple(self.diffusion[i] if i == j else 0 for j in range(d)) for i in range(d))
+
+
+def trace(function: Callable[..., Any], symbols: tuple[Any, tuple[Any, ...], Any], role: str) -> Any:
+    """Evaluate a model function on symbols `(t, y, p)`.
+
+    Raises
+    ------
+    InvalidInput
+        If the function cannot be read symbolically: control flow on components, or functions of a module
+        instead of `xp`.
+    """
+    from solvers.namespaces import symbolic
+
+    try:
+        return function(*symbols, symbolic)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InvalidInput(
+            f"{role} cannot be differentiated symbolically ({error}); use xp.where instead of if, and xp's "
+            "functions instead of a module's"
+        ) from error
+
+
+def lambdify_components(expressions: Sequence[Any], symbolic: SymbolicSDE) -> Callable[..., Any]:
+    """A function of `(t, y, p, xp)`, readable over every namespace, from SymPy expressions.
+
+    Parameters
+    ----------
+    expressions : sequence of expressions, or of sequences of expressions
+        What the function returns, in the same nesting, as tuples.
+    symbolic : SymbolicSDE
+        The symbols the expressions are written in.
+
+    Returns
+    -------
+    callable
+        A plain Python function; common subexpressions are computed once.
+    """
+    import sympy as sp
+
+    nested = isinstance(expressions[0], (tuple, list))
+    flat = [sp.sympify(e) for row in expressions for e in (row if nested else [row])]
+    locals_ = {symbol: sp.Symbol(f"_y{i}") for i, symbol in enumerate(symbolic.y)}
+    locals_[symbolic.t] = sp.Symbol("t")
+    flat = [e.xreplace(locals_) for e in flat]
+    shared, reduced = sp.cse(flat, symbols=sp.numbered_symbols("_s"))
+    printer = _printer()
+    lines = [f"    {', '.join(f'_y{i}' for i in range(len(symbolic.y)))}, = y"]
+    lines += [f"    {symbol} = {printer.doprint(e)}" for symbol, e in shared]
+    parts = [printer.doprint(e) for e in reduced]
+    if nested:
+        width = len(expressions[0])
+        parts = [f"({', '.join(parts[i : i + width])},)" for i in range(0, len(parts), width)]
+    lines.append(f"    return ({', '.join(parts)},)")
+    source = "def traced(t, y, p, xp):\n" + "\n".join(lines) + "\n"
+    filename = f"<traced model {hash(source) & 0xFFFFFFFFFFFF:x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    scope: dict[str, Any] = {}
+    exec(compile(source, filename, "exec"), scope)
+    return scope["traced"]
+
+
+def _printer() -> Any:
+    from sympy.printing.pycode import PythonCodePrinter
+
+    class NamespacePrinter(PythonCodePrinter):
+        """Python source whose functions are looked up on `xp`."""
+
+        def _print_Function(self, expr):
+            name = expr.func.__name__
+            if name not in _FUNCTIONS:
+                raise InvalidInput(f"the derivative of the model contains {name}, which no namespace offers")
+            return f"xp.{_FUNCTIONS[name]}({', '.join(self._print(a) for a in expr.args)})"
+
+        def _print_Pow(self, expr, rational=False):  # noqa: ARG002 - SymPy's signature
+            base, power = self._print(expr.base), expr.exp
+            if power == 0.5:
+                return f"xp.sqrt({base})"
+            if power == -0.5:
+                return f"(1.0/xp.sqrt({base}))"
+            if power == -1:
+                return f"(1.0/({base}))"
+            return f"(({base})**({self._print(power)}))"
+
+        def _print_Rational(self, expr):
+            return f"({expr.p}.0/{expr.q}.0)"
+
+        def _print_Exp1(self, expr):  # noqa: ARG002
+            return "xp.e"
+
+        def _print_Pi(self, expr):  # noqa: ARG002
+            return "xp.pi"
+
+        def _print_Max(self, expr):
+            return self._fold("maximum", expr.args)
+
+        def _print_Min(self, expr):
+            return self._fold("minimum", expr.args)
+
+        def _fold(self, name, args):
+            text = self._print(args[0])
+            for a in args[1:]:
+                text = f"xp.{name}({text}, {self._print(a)})"
+            return text
+
+        def _print_Heaviside(self, expr):
+            return f"xp.where({self._print(expr.args[0])} > 0.0, 1.0, 0.0)"
+
+        def _print_DiracDelta(self, expr):  # noqa: ARG002 - derivative of a jump: zero almost everywhere
+            return "0.0"
+
+        def _print_Piecewise(self, expr):  # type: ignore[override]
+            *cases, last = expr.args
+            text = self._print(last.expr) if last.cond == True else "float('nan')"  # noqa: E712
+            if last.cond != True:  # noqa: E712
+                cases = list(expr.args)
+            for case in reversed(cases):
+                text = f"xp.where({self._print(case.cond)}, {self._print(case.expr)}, {text})"
+            return text
+
+        def _print_And(self, expr):
+            return "(" + " & ".join(f"({self._print(a)})" for a in expr.args) + ")"
+
+        def _print_Or(self, expr):
+            return "(" + " | ".join(f"({self._print(a)})" for a in expr.args) + ")"
+
+    for name in _FUNCTIONS:  # SymPy dispatches to _print_<name> before _print_Function
+        setattr(NamespacePrinter, f"_print_{name}", NamespacePrinter._print_Function)
+    return NamespacePrinter({"fully_qualified_modules": False, "strict": False})
+
+
+def ito_correction(symbolic: SymbolicSDE, convention: str) -> tuple[Any, ...]:
+    """What must be added to the drift so that the Ito equation has the same law.
+
+    Stratonovich: (1/2) sum_jk sigma_jk d_j sigma_ik. Klimontovich: sum_j d_j D_ij with D = sigma sigma^T/2
+    (Hanggi and Thomas 1982; Klimontovich 1990). Ito: zero.
+    """
+    import sympy as sp
+
+    sigma, y = symbolic.sigma, symbolic.y
+    d, m = len(y), len(sigma[0])
+    if convention == "ito":
+        return (sp.Integer(0),) * d
+    if convention == "stratonovich":
+        terms = [
+            sum(sigma[j][k] * sp.diff(sigma[i][k], y[j]) for j in range(d) for k in range(m))
+            for i in range(d)
+        ]
+    else:
+        terms = [
+            sum(sp.diff(sum(sigma[i][k] * sigma[j][k] for k in range(m)), y[j]) for j in range(d))
+            for i in range(d)
+        ]
+    return tuple(sp.simplify(sp.Rational(1, 2) * term) for term in terms)
+
+
+def jacobian(sde: SDE) -> Callable[[float, Any], np.ndarray]:
+    """The Jacobian of the drift, exact by symbolic trace.
+
+    Parameters
+    ----------
+    sde : SDE
+        The model, in any convention; its own drift is differentiated.
+
+    Returns
+    -------
+    callable
+        ``jacobian(t, y)`` with y of d numbers returns the array (d, d) of d drift_i / d y_j.
+    """
+    import sympy as sp
+
+    symbolic = sde.symbolic()
+    rows = [[sp.diff(a, yj) for yj in symbolic.y] for a in symbolic.drift]
+    function = lambdify_components(rows, symbolic)
+
+    def evaluate(t: float, y: Any) -> np.ndarray:
+        values = tuple(np.asarray(v, dtype=float) for v in y)
+        return np.array(function(t, values, sde.params, np), dtype=float)
+
+    return evaluate
