@@ -1,0 +1,1 @@
+"""Real networks against the continuous theory: tasks, records, calibration, prediction, replay."""
