@@ -210,7 +210,9 @@ def _digits() -> ImageSet:
 
 @lru_cache(maxsize=1)
 def _fashion_subset() -> ImageSet:
-    return _fashion(_read_verified("fashion_mnist_subset.npz"), "Fashion-MNIST, balanced subset of 5000 + 1000")
+    return _fashion(
+        _read_verified("fashion_mnist_subset.npz"), "Fashion-MNIST, balanced subset of 5000 + 1000"
+    )
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,155 @@
+"""Small networks as functions of one flat parameter vector.
+
+Spectra, projections and flows want the weights as a vector; `Network` keeps the pytree on the inside. A new
+architecture is an Equinox module that maps a batch to a batch, and a line that builds it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from eos_sde.bridge.precision import double_precision
+from solvers.errors import InvalidInput
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+class MLP(eqx.Module):
+    """Fully connected network on batches.
+
+    Weights are drawn from a normal distribution of variance 1/fan_in (LeCun), biases start at zero; the
+    last layer is linear.
+
+    Attributes
+    ----------
+    weights : list of Array
+        One per layer, shape (fan_in, fan_out).
+    biases : list of Array
+        One per layer, shape (fan_out,).
+    activation : str
+        Name of the nonlinearity between layers.
+    """
+
+    weights: list[jax.Array]
+    biases: list[jax.Array]
+    activation: str = eqx.field(static=True)
+
+    def __init__(self, layers: Sequence[int], activation: str, *, key: jax.Array) -> None:
+        keys = jax.random.split(key, len(layers) - 1)
+        sizes = list(pairwise(layers))
+        self.weights = [
+            jax.random.normal(k, (m, n), jnp.float64) / m**0.5 for k, (m, n) in zip(keys, sizes, strict=True)
+        ]
+        self.biases = [jnp.zeros(n, jnp.float64) for _, n in sizes]
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Outputs for a batch.
+
+        Parameters
+        ----------
+        x : Array
+            Shape (n, fan_in of the first layer).
+
+        Returns
+        -------
+        Array
+            Shape (n, fan_out of the last layer).
+        """
+        act = ACTIVATIONS[self.activation]
+        for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = act(x @ w + b)
+        return x @ self.weights[-1] + self.biases[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as apply(theta, x) with theta a flat float64 vector.
+
+    Attributes
+    ----------
+    apply : callable
+        (theta of shape (size,), x of shape (n, inputs)) -> outputs of shape (n, c). Pure JAX.
+    init : callable
+        Integer seed -> theta.
+    size : int
+        Number of weights.
+    unravel : callable
+        theta -> the arrays of the Equinox module, as a pytree.
+    description : str
+        For people, e.g. "tanh 64-32-32-10".
+    """
+
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    init: Callable[[int], jax.Array]
+    size: int
+    unravel: Callable[[jax.Array], Any]
+    description: str
+
+
+@double_precision
+def network(build: Callable[[jax.Array], eqx.Module], description: str) -> Network:
+    """Flatten an Equinox module that maps batches to batches.
+
+    Parameters
+    ----------
+    build : callable
+        PRNG key -> module.
+    description : str
+        Shown to people.
+
+    Returns
+    -------
+    Network
+        Its functions of the flat vector.
+    """
+    arrays, static = eqx.partition(build(jax.random.key(0)), eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(arrays)
+
+    def apply(theta: jax.Array, x: jax.Array) -> jax.Array:
+        return eqx.combine(unravel(theta), static)(x)
+
+    @double_precision
+    def init(seed: int) -> jax.Array:
+        module = build(jax.random.key(seed))
+        return ravel_pytree(eqx.filter(module, eqx.is_inexact_array))[0]
+
+    return Network(apply, init, flat.size, unravel, description)
+
+
+def mlp(layers: Sequence[int], activation: str = "tanh") -> Network:
+    """Multilayer perceptron, LeCun normal weights and zero biases.
+
+    Parameters
+    ----------
+    layers : sequence of int
+        Widths from input to output, e.g. (64, 32, 32, 10).
+    activation : {"tanh", "gelu", "relu"}
+        Between layers. The theory needs derivatives: relu is for comparison only.
+
+    Returns
+    -------
+    Network
+        The network.
+
+    Raises
+    ------
+    InvalidInput
+        For an unknown activation or a width below 1.
+    """
+    if activation not in ACTIVATIONS:
+        raise InvalidInput(f"activation={activation!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
+    if any(not isinstance(width, int) or width < 1 for width in layers):
+        raise InvalidInput(f"layer widths {tuple(layers)} must be positive integers")
+    description = f"{activation} {'-'.join(map(str, layers))}"
+    return network(lambda key: MLP(layers, activation, key=key), description)
