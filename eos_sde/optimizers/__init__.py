@@ -1,0 +1,27 @@
+"""CAEO, the curvature-adaptive edge-of-stability optimizer: its rule, its curvature estimators, optax form.
+
+`rule` needs NumPy only; the other names import JAX when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eos_sde.optimizers import curvature, rule
+    from eos_sde.optimizers.transformation import CaeoState, caeo, scale_by_caeo
+
+__all__ = ["CaeoState", "caeo", "curvature", "rule", "scale_by_caeo"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"curvature", "rule"}:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in {"CaeoState", "caeo", "scale_by_caeo"}:
+        return getattr(importlib.import_module(f"{__name__}.transformation"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

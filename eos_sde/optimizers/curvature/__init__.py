@@ -1,0 +1,32 @@
+"""Estimators of the largest algebraic eigenvalue of the loss Hessian, behind one interface.
+
+| estimator | finds | error bound | cost (products) | use it |
+|---|---|---|---|---|
+| `lanczos` | largest eigenvalue, from below | residual | order, a few times that when cold | always |
+| `power` | the same, more slowly | residual | iterations + shift_order | little memory |
+| `random_rayleigh` | about trace/d | residual (not of what is missed) | samples | to compare |
+| `hutchinson` | an upper bound by trace and Frobenius norm | width of its interval | samples | as a bound |
+"""
+
+from eos_sde.optimizers.curvature.interface import PRODUCT_COST, Estimator, hessian_product
+from eos_sde.optimizers.curvature.krylov import lanczos, power
+from eos_sde.optimizers.curvature.sampling import hutchinson, random_rayleigh
+
+ESTIMATORS = {
+    "lanczos": lanczos,
+    "power": power,
+    "random_rayleigh": random_rayleigh,
+    "hutchinson": hutchinson,
+}
+"""Every estimator by name: a new one is a file of this package and a line here."""
+
+__all__ = [
+    "ESTIMATORS",
+    "PRODUCT_COST",
+    "Estimator",
+    "hessian_product",
+    "hutchinson",
+    "lanczos",
+    "power",
+    "random_rayleigh",
+]

@@ -1,0 +1,143 @@
+"""What every curvature estimator shares: the interface, the Hessian product, the flat view of a pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from solvers.errors import InvalidInput
+
+Params: TypeAlias = Any
+Product: TypeAlias = Callable[[Params], Params]
+
+PRODUCT_COST = 2.0
+"""Gradient-equivalents of one Hessian-vector product: forward-over-reverse does the arithmetic of two."""
+
+ROUNDING = 16.0
+"""No error bound is reported below this many units of rounding of the largest number met."""
+
+
+class Estimator(Protocol):
+    """An estimator of the largest algebraic eigenvalue of a symmetric operator on pytrees.
+
+    Estimators are frozen dataclasses holding settings only. Both methods are pure; they can be compiled,
+    scanned and vmapped. States are NamedTuples of arrays with a field ``products``: the number of operator
+    products that the last update took (times `PRODUCT_COST`: its cost in gradient-equivalents).
+    """
+
+    def init(self, params: Params, key: jax.Array) -> Any:
+        """Return the state before the first update.
+
+        Parameters
+        ----------
+        params : pytree of real arrays
+            Only shapes and dtypes are read.
+        key : jax.Array
+            A JAX random key, typed or raw.
+        """
+        ...
+
+    def update(self, hvp: Product, params: Params, state: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """Return ``(estimate, error_bound, new_state)``, the first two as scalars.
+
+        Parameters
+        ----------
+        hvp : callable
+            The operator at the current point, ``v -> H v``, on pytrees of the shapes and dtypes of `params`.
+        params : pytree of real arrays
+            Only shapes and dtypes are read.
+        state : NamedTuple
+            From `init` or the last `update`.
+        """
+        ...
+
+    def cost(self, params: Params) -> float:
+        """Return the most that one update can cost, in gradient-equivalents."""
+        ...
+
+
+def hessian_product(value_fn: Callable[[Params], jax.Array], params: Params) -> Product:
+    """Return ``v -> H v`` for the Hessian of `value_fn` at `params`, forward over reverse.
+
+    The gradient is linearised once, so that several products at one point share its forward pass
+    (Pearlmutter 1994; the memory is that of one gradient more).
+    """
+    return jax.linearize(jax.grad(value_fn), params)[1]
+
+
+class Flat(NamedTuple):
+    """A pytree seen as one vector of the working dtype (float32, or float64 if a leaf is)."""
+
+    dimension: int
+    dtype: Any
+    unit_roundoff: float
+    ravel: Callable[[Params], jax.Array]
+    unravel: Callable[[jax.Array], Params]
+    cast: Callable[[Params], Params]
+
+    def operator(self, hvp: Product) -> Callable[[jax.Array], jax.Array]:
+        """Return `hvp` on flat vectors: products in the dtypes of the leaves, sums in the working dtype."""
+        return lambda vector: self.ravel(hvp(self.cast(self.unravel(vector))))
+
+    def random_unit(self, key: jax.Array) -> jax.Array:
+        """Return a unit vector of rotation-invariant law, shape (dimension,)."""
+        return unit(jax.random.normal(key, (self.dimension,), self.dtype))
+
+
+def flat_view(params: Params) -> Flat:
+    """Return the flat view of a pytree of real floating-point arrays.
+
+    Parameters
+    ----------
+    params : pytree of real arrays
+        Only shapes and dtypes are read.
+
+    Raises
+    ------
+    InvalidInput
+        If a leaf is not real floating point, or there is nothing to differentiate by.
+    """
+    leaves = jax.tree.leaves(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise InvalidInput(
+                f"params{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}: curvature is defined "
+                "for real floating-point parameters, so split complex ones and keep integers out of params."
+            )
+    dimension = sum(jnp.size(leaf) for leaf in leaves)
+    if dimension == 0:
+        raise InvalidInput("params holds no numbers, so the loss has no curvature; pass the parameters.")
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    likes = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
+    unravel = ravel_pytree(likes)[1]
+
+    def ravel(tree: Params) -> jax.Array:
+        return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree))[0]
+
+    def cast(tree: Params) -> Params:
+        return jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), tree, params)
+
+    roundoff = max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in leaves)
+    return Flat(dimension, dtype, roundoff, ravel, unravel, cast)
+
+
+def unit(vector: jax.Array) -> jax.Array:
+    """Return `vector` at length one, and unchanged when it is zero."""
+    length = jnp.linalg.norm(vector)
+    return vector / jnp.where(length > 0, length, 1.0)
+
+
+def positive_integer(name: str, value: Any) -> None:
+    """Refuse a setting that is not a positive whole number.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the setting and its value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInput(f"{name} must be a positive whole number, got {value!r}.")

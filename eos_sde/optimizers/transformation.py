@@ -1,0 +1,288 @@
+"""CAEO as an optax transformation: gradient descent at a rate kept from the edge of stability."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import optax
+
+from eos_sde.optimizers import rule
+from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
+from eos_sde.optimizers.curvature.krylov import lanczos
+from solvers.errors import InvalidInput
+
+
+class CaeoState(NamedTuple):
+    """What CAEO remembers; scalars unless said otherwise.
+
+    Attributes
+    ----------
+    count : int32
+        Updates made.
+    learning_rate : float
+        The rate of the last update, eta_t.
+    sharpness : float
+        The last estimate of the largest Hessian eigenvalue.
+    residual : float
+        Its error bound (infinite before the first estimate).
+    staleness : int32
+        Updates since that estimate was made; 0 when it was made at the last update.
+    capped : bool
+        Whether the last rate was below the base rate.
+    curvature : pytree
+        State of the curvature estimator: warm-start vector, random key.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    learning_rate: jax.Array
+    sharpness: jax.Array
+    residual: jax.Array
+    staleness: jax.Array
+    capped: jax.Array
+    curvature: Any
+
+
+def scale_by_caeo(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    delta: float = 0.1,
+    curvature: Estimator | None = None,
+    refresh: int = 1,
+    use_error_bound: bool = False,
+    seed: int = 0,
+    flip_sign: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Scale updates by minus the CAEO rate: in a chain it takes the place of ``scale_by_learning_rate``.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+        The base rate, never exceeded.
+    delta : float
+        Distance kept from the edge, in units of eta * sharpness; below 2.
+    curvature : Estimator, optional
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``.
+    refresh : int
+        The curvature is estimated at every `refresh`-th update, the first included.
+    use_error_bound : bool
+        Whether the error bound is added to the sharpness: a more careful rate.
+    seed : int
+        Seed of the estimator's random vectors: the same seed gives the same run.
+    flip_sign : bool
+        Whether the rate is negated, for descent.
+
+    Returns
+    -------
+    optax.GradientTransformationExtraArgs
+        Its update takes ``value_fn``, the loss as a function of the parameters, beside params. Further
+        keyword arguments are handed to `value_fn` where it names them, and ignored where not.
+
+    Raises
+    ------
+    InvalidInput
+        At once for settings that cannot be used; in ``update`` if params or `value_fn` is missing.
+    """
+    if not _traced(learning_rate):
+        rule.validate(learning_rate=learning_rate)
+    if not _traced(delta):
+        rule.validate(delta=delta)
+    if not _traced(refresh) and (refresh < 1 or int(refresh) != refresh):
+        raise InvalidInput(f"refresh must be a positive whole number of updates, got {refresh!r}.")
+    estimator = lanczos() if curvature is None else curvature
+    if not (hasattr(estimator, "init") and hasattr(estimator, "update")):
+        raise InvalidInput(
+            f"curvature must be an estimator such as curvature.lanczos(order=8), got {curvature!r}."
+        )
+    sign = -1 if flip_sign else 1
+
+    def base_rate(count: jax.Array) -> Any:
+        return learning_rate(count) if callable(learning_rate) else learning_rate
+
+    def init_fn(params: optax.Params) -> CaeoState:
+        dtype = flat_view(params).dtype
+        return CaeoState(
+            count=jnp.zeros((), jnp.int32),
+            learning_rate=jnp.asarray(base_rate(jnp.zeros((), jnp.int32)), dtype),
+            sharpness=jnp.zeros((), dtype),
+            residual=jnp.full((), jnp.inf, dtype),
+            staleness=jnp.zeros((), jnp.int32),
+            capped=jnp.zeros((), bool),
+            curvature=estimator.init(params, jax.random.PRNGKey(seed)),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        value_fn: Callable[..., Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, CaeoState]:
+        if params is None:
+            raise InvalidInput(
+                "caeo needs params in update(grads, state, params, value_fn=loss): "
+                "the curvature of the loss is measured there."
+            )
+        if value_fn is None:
+            raise InvalidInput(
+                "caeo needs value_fn in update(grads, state, params, value_fn=loss): the loss as a "
+                "function of the parameters, whose Hessian it measures."
+            )
+        loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
+        dtype = state.sharpness.dtype
+
+        def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any]:
+            product = hessian_product(loss, params)
+            sharpness, residual, new = estimator.update(product, params, state.curvature)
+            staleness = jnp.zeros((), jnp.int32)
+            return jnp.asarray(sharpness, dtype), jnp.asarray(residual, dtype), staleness, new
+
+        def keep() -> tuple[jax.Array, jax.Array, jax.Array, Any]:
+            staleness = jnp.asarray(optax.safe_increment(state.staleness))
+            return state.sharpness, state.residual, staleness, state.curvature
+
+        due = state.count % refresh == 0
+        sharpness, residual, staleness, new = jax.lax.cond(due, measure, keep)
+        base = jnp.asarray(base_rate(state.count), dtype)
+        margin = residual if use_error_bound else 0.0
+        rate = rule.learning_rate(base, sharpness, delta, error_bound=margin, xp=jnp).astype(dtype)
+        updates = jax.tree.map(lambda u: (sign * rate * u).astype(jnp.result_type(u)), updates)
+        return updates, CaeoState(
+            count=jnp.asarray(optax.safe_increment(state.count)),
+            learning_rate=rate,
+            sharpness=sharpness,
+            residual=residual,
+            staleness=staleness,
+            capped=rate < base,
+            curvature=new,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def caeo(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    delta: float = 0.1,
+    curvature: Estimator | None = None,
+    refresh: int = 1,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    use_error_bound: bool = False,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Curvature-adaptive edge-of-stability optimizer: gradient descent with a capped learning rate.
+
+    .. math:: \theta_{t+1} = \theta_t - \eta_t g_t, \qquad
+        \eta_t = \min\left(\eta_{base}, \frac{2 - \delta}{\lambda_t}\right) \ (\lambda_t > 0), \qquad
+        \eta_t = \eta_{base} \ (\lambda_t \le 0)
+
+    with :math:`\lambda_t` the largest *algebraic* eigenvalue of the Hessian of `value_fn` at the current
+    parameters: negative curvature never lowers the rate.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+        The base rate, never exceeded.
+    delta : float
+        Distance kept from the edge, in units of eta * sharpness; below 2. Zero rests on the edge, negative
+        values stay beyond it.
+    curvature : Estimator, optional
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``.
+    refresh : int
+        The curvature is estimated at every `refresh`-th update, the first included; in between the last
+        estimate stands, and the state tells its age.
+    momentum : float, optional
+        Heavy-ball momentum, as in ``optax.sgd``. The cap is left as it is, although the edge moves to
+        (2 + 2 momentum)/eta.
+    nesterov : bool
+        Whether the momentum is Nesterov's.
+    use_error_bound : bool
+        Whether the error bound is added to the sharpness: a more careful rate.
+    seed : int
+        Seed of the estimator's random vectors: the same seed gives the same run.
+
+    Returns
+    -------
+    optax.GradientTransformationExtraArgs
+        Its update takes ``value_fn``, the loss as a function of the parameters, beside params. Further
+        keyword arguments (a batch) are handed to `value_fn` where it names them, and ignored where not. The
+        state is a `CaeoState`, or with momentum a pair that ends in one.
+
+    Raises
+    ------
+    InvalidInput
+        At once for settings that cannot be used; in ``update`` if params or `value_fn` is missing.
+
+    Warnings
+    --------
+    With ``delta > 0`` the iterate never oscillates, and oscillation is what limits sharpness. Where
+    gradient descent at the base rate would rest at its edge, sharpness under this rule keeps rising, in the
+    reduced model as :math:`\lambda^2 = \lambda_0^2 + 2 (2 - \delta) \alpha t`, and the rate decays like
+    :math:`t^{-1/2}` (undershoot runaway). Plain gradient descent at the base rate can then end at far lower
+    loss and sharpness. Watch ``state.capped`` and ``state.sharpness``; ``delta <= 0`` avoids it.
+
+    See Also
+    --------
+    scale_by_caeo : The same without momentum, for ``optax.chain``.
+    eos_sde.optimizers.rule.learning_rate : The rule.
+
+    References
+    ----------
+    Progressive sharpening and self-stabilization: Cohen et al., ICLR 2021 (arXiv 2103.00065); Damian,
+    Nichani and Lee, ICLR 2023 (2209.15594). The runaway of curvature-aware tuners: Roulet et al. 2024
+    (2407.06183).
+
+    Examples
+    --------
+    Gradient descent at rate 0.5 diverges along the curvature 10; the cap (2 - 0.5)/10 holds it. Compile the
+    step: left uncompiled, each update compiles its loops afresh.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> def loss(params, stretch):
+    ...     return 0.5 * jnp.sum(stretch * params**2)
+    >>> optimizer = caeo(0.5, delta=0.5)
+    >>> @jax.jit
+    ... def step(params, state, stretch):  # a loss that takes a batch receives it through the update
+    ...     grads = jax.grad(loss)(params, stretch)
+    ...     updates, state = optimizer.update(grads, state, params, value_fn=loss, stretch=stretch)
+    ...     return optax.apply_updates(params, updates), state
+    >>> params, stretch = jnp.array([1.0, 1.0]), jnp.array([1.0, 10.0])
+    >>> state = optimizer.init(params)
+    >>> for _ in range(40):
+    ...     params, state = step(params, state, stretch)
+    >>> print(f"rate {state.learning_rate:.3f}, sharpness {state.sharpness:.2f}")
+    rate 0.150, sharpness 10.00
+    >>> print(f"loss {loss(params, stretch):.0e}")
+    loss 1e-06
+    """
+    if momentum is not None and not _traced(momentum) and not 0 <= momentum < 1:
+        raise InvalidInput(f"momentum must lie in [0, 1), or be None for none, got {momentum!r}.")
+    scaled = scale_by_caeo(
+        learning_rate,
+        delta=delta,
+        curvature=curvature,
+        refresh=refresh,
+        use_error_bound=use_error_bound,
+        seed=seed,
+    )
+    if momentum is None:
+        return scaled
+    return optax.with_extra_args_support(optax.chain(optax.trace(momentum, nesterov), scaled))
+
+
+def _traced(setting: Any) -> bool:
+    """Whether a setting has no value yet, as under ``jit(inject_hyperparams(caeo)(...).update)``."""
+    return isinstance(setting, jax.core.Tracer)
+
+
+def _accepted(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
+    """Return the extra arguments that `value_fn` names (as optax's line searches hand them on)."""
+    named = inspect.signature(value_fn).parameters
+    return {name: value for name, value in extra_args.items() if name in named}
