@@ -1,0 +1,197 @@
+"""First passage inside a step: which stop conditions are levels, and when a Brownian bridge crosses them.
+
+A stop condition that asks one component at a time whether it lies beyond fixed levels (``x > 1``,
+``xp.abs(x) > a``, ``(x < a) | (z > b)``) is read as gaps: the open intervals between the stop sets. A path
+inside a gap leaves it through one of its ends. Between two steps the path is, to leading order in dt, a
+Brownian bridge, whose crossing probability and crossing time have closed forms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from solvers import scalar, tangent
+from solvers.errors import InvalidInput
+from solvers.purity import plain_function, purity_key
+from solvers.sde import _Keyed
+from solvers.wiener import crossing_uniforms
+
+if TYPE_CHECKING:
+    from solvers.sde import SDE
+
+
+class StopRule(NamedTuple):
+    """A stop condition, ready for the kernels.
+
+    Attributes
+    ----------
+    condition : dispatcher
+        ``condition(t, y, p)`` -> bool.
+    gaps : ndarray (g, 2)
+        Open intervals that a path leaves by stopping; no rows when the condition is not a set of levels.
+    components : ndarray of int (g,)
+        The component each gap is about.
+    """
+
+    condition: Any
+    gaps: np.ndarray
+    components: np.ndarray
+
+
+@njit(error_model="numpy")
+def crossing_fraction(before, after, variance, seed, path, step, side):
+    """When within a step, as a fraction of it, a Brownian bridge first meets a level; 2 if it does not.
+
+    Parameters
+    ----------
+    before, after : float
+        Signed distance to the level at both ends, positive on the near side.
+    variance : float
+        sigma^2 dt.
+    seed, path, step, side
+        Keys of the random numbers.
+
+    Notes
+    -----
+    The bridge crosses with probability exp(-2 before after / variance) when both distances are positive
+    (Gobet 2000, Stoch. Proc. Appl. 87, 167). Given that it does, tau/(dt - tau) is inverse Gaussian with
+    mean before/|after| and shape before^2/variance: substitute s = tau/(dt - tau) in the bridge, which turns
+    it into a Brownian motion with drift. Sampled by Michael, Schucany and Haas 1976.
+    """
+    if not before > 0.0:
+        return 0.0
+    if after != after:
+        return 2.0
+    if not variance > 0.0:
+        return before / (before - after) if after <= 0.0 else 2.0
+    if after > 0.0 and 2.0 * before * after > 37.0 * variance:  # below the smallest uniform
+        return 2.0
+    first, second = crossing_uniforms(seed, path, step, 2 * side)
+    if after > 0.0 and first > math.exp(-2.0 * before * after / variance):
+        return 2.0
+    third, fourth = crossing_uniforms(seed, path, step, 2 * side + 1)
+    normal = math.sqrt(-2.0 * math.log(third)) * math.cos(2.0 * math.pi * fourth)
+    mean = before / max(abs(after), 1e-12 * before)
+    w = mean * normal * normal * variance / (before * before)
+    ratio = 1.0 / (1.0 + 0.5 * w + math.sqrt(w + 0.25 * w * w))
+    time = mean * ratio if second * (1.0 + ratio) <= 1.0 else mean / ratio
+    return time / (1.0 + time)
+
+
+def stop_rule(stop: Callable[..., Any], sde: SDE) -> StopRule:
+    """Compile a stop condition and read its levels.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no function of (t, y, p, xp), or cannot be traced symbolically.
+    """
+    function = plain_function(stop, "stop")
+    condition = _condition(_Keyed(purity_key(stop, "stop"), function))
+    gaps, components = _gaps(function, sde)
+    return StopRule(condition, gaps, components)
+
+
+@lru_cache(maxsize=256)
+def _condition(keyed: Any) -> Any:
+    function = njit(error_model="numpy")(keyed.function)
+
+    @njit(error_model="numpy")
+    def condition(t, y, p):
+        return bool(function(t, y, p, scalar))
+
+    return condition
+
+
+def _gaps(function: Callable[..., Any], sde: SDE) -> tuple[np.ndarray, np.ndarray]:
+    import sympy as sp
+
+    t = sp.Symbol("t", real=True)
+    y = tuple(sp.Symbol(name, real=True) for name in sde.names)
+    value = tangent.trace(function, (t, y, sde.params), "stop")
+    if isinstance(value, (tuple, list)):
+        raise InvalidInput("stop must return one condition, got a tuple; combine with xp.logical_or or |")
+    condition = sp.sympify(value)
+    if condition.free_symbols.isdisjoint({t, *y}):
+        raise InvalidInput(f"stop is always {condition}; it must depend on the state or the time")
+    sets = _stop_sets(condition, y)
+    rows, components = [], []
+    for c, symbol in enumerate(y):
+        if sets is not None and symbol in sets:
+            for interval in _pieces(sets[symbol].complement(sp.S.Reals)):
+                rows.append((float(interval.start), float(interval.end)))
+                components.append(c)
+    return np.array(rows, dtype=float).reshape(-1, 2), np.array(components, dtype=np.int64)
+
+
+def _stop_sets(condition: Any, y: tuple[Any, ...]) -> dict[Any, Any] | None:
+    """For each component the set where it stops, if the condition is an "or" over single components."""
+    import sympy as sp
+
+    if isinstance(condition, (sp.Or, sp.And)):
+        parts = [_stop_sets(part, y) for part in condition.args]
+        if any(part is None for part in parts):
+            return None
+        if isinstance(condition, sp.And) and len({s for part in parts for s in part}) != 1:  # type: ignore[union-attr]
+            return None
+        join = sp.Union if isinstance(condition, sp.Or) else sp.Intersection
+        merged: dict[Any, Any] = {}
+        for part in parts:
+            for symbol, region in part.items():  # type: ignore[union-attr]
+                merged[symbol] = join(merged[symbol], region) if symbol in merged else region
+        return merged
+    if not isinstance(condition, (sp.Gt, sp.Ge, sp.Lt, sp.Le)):
+        return None
+    beyond = condition.lhs - condition.rhs
+    if isinstance(condition, (sp.Lt, sp.Le)):
+        beyond = -beyond
+    symbols = beyond.free_symbols
+    if len(symbols) != 1 or not symbols <= set(y):
+        return None
+    (x,) = symbols
+    region = _beyond_zero(sp.expand(beyond), x)
+    return None if region is None else {x: region}
+
+
+def _beyond_zero(expression: Any, x: Any) -> Any:
+    """Where a + b x > 0, or a + b |c + e x| > 0; None for anything else."""
+    import sympy as sp
+
+    def half_line(slope, offset):
+        edge = -offset / slope
+        return sp.Interval(edge, sp.oo) if slope > 0 else sp.Interval(-sp.oo, edge)
+
+    absolutes = list(expression.atoms(sp.Abs))
+    if not absolutes:
+        if not expression.is_polynomial(x) or sp.degree(expression, x) != 1:
+            return None
+        return half_line(expression.coeff(x, 1), expression.coeff(x, 0))
+    inner = sp.expand(absolutes[0].args[0])
+    placeholder = sp.Dummy(real=True)
+    outer = expression.xreplace({absolutes[0]: placeholder})
+    if len(absolutes) > 1 or outer.has(x) or sp.degree(outer, placeholder) != 1:
+        return None
+    if not inner.is_polynomial(x) or sp.degree(inner, x) != 1:
+        return None
+    slope, offset = outer.coeff(placeholder, 1), outer.coeff(placeholder, 0)
+    radius = -offset / slope
+    centre, scale = -inner.coeff(x, 0) / inner.coeff(x, 1), abs(inner.coeff(x, 1))
+    low, high = centre - radius / scale, centre + radius / scale
+    if slope > 0:
+        if radius <= 0:
+            return None
+        return sp.Union(sp.Interval(-sp.oo, low), sp.Interval(high, sp.oo))
+    return sp.Interval(low, high) if radius > 0 else None
+
+
+def _pieces(region: Any) -> list[Any]:
+    import sympy as sp
+
+    parts = region.args if isinstance(region, sp.Union) else (region,)
+    return [part for part in parts if isinstance(part, sp.Interval)]

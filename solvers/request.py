@@ -1,0 +1,265 @@
+"""What `simulate` was asked for: every argument checked and put into the form that the kernels take."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from solvers import memory, schemes, wiener
+from solvers.errors import InvalidInput
+from solvers.exit_times import StopRule, stop_rule
+
+if TYPE_CHECKING:
+    from solvers.sde import SDE
+
+STATISTICS = ("mean", "variance", "covariance")
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Request:
+    """The checked arguments of `simulate`.
+
+    Attributes
+    ----------
+    sde : SDE
+        In the convention of the scheme.
+    start : ndarray (1, d) or (paths, d)
+    steps : int
+    saves : ndarray of int
+        Steps at which results are taken.
+    times : ndarray
+        Their times.
+    """
+
+    sde: SDE
+    scheme: schemes.Scheme
+    start: np.ndarray
+    t0: float
+    dt: float
+    steps: int
+    paths: int
+    seed: int
+    saves: np.ndarray
+    times: np.ndarray
+    statistics: tuple[str, ...]
+    save_paths: bool
+    grid: Any
+    stop: StopRule | None
+    threads: int
+    chunk: int | None
+
+    @property
+    def pairs(self) -> bool:
+        """Whether products of different components are summed."""
+        return "covariance" in self.statistics
+
+    @property
+    def sums(self) -> int:
+        """How many sums of squares and products are kept per saved time."""
+        d = self.sde.dimension
+        if not {"variance", "covariance"} & set(self.statistics):
+            return d  # cheap, and one kernel serves all
+        return d * (d + 1) // 2 if self.pairs else d
+
+
+def checked(
+    sde: SDE,
+    y0: Any,
+    *,
+    t0: float,
+    t1: float,
+    dt: float,
+    paths: int,
+    seed: int,
+    scheme: str,
+    save_at: Any,
+    save_paths: bool,
+    statistics: Sequence[str] | str,
+    histogram: Any,
+    stop: Callable[..., Any] | None,
+    threads: int | None,
+    chunk: int | None,
+    allow_unstable_step: bool,
+) -> Request:
+    """Check everything that can be checked before work begins."""
+    found = schemes.find(scheme)
+    for name, value in (("paths", paths), ("threads", threads), ("chunk", chunk)):
+        if value is not None and wiener.checked_integer(name, value) < 1:
+            raise InvalidInput(f"{name}={value} must be at least 1")
+    seed = wiener.checked_seed(seed)
+    t0, dt, steps = checked_steps(t0, t1, dt)
+    start = checked_start(sde, y0, paths)
+    saves = np.arange(steps + 1) if save_at is None else _checked_saves(save_at, t0, dt, steps)
+    statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    for name in statistics:
+        if name not in STATISTICS:
+            raise InvalidInput(f"statistics contains {name!r}; available: {', '.join(STATISTICS)}")
+    if histogram is not None and tuple(histogram.names) != sde.names:
+        raise InvalidInput(
+            f"histogram has axes {tuple(histogram.names)}, but the SDE has components {sde.names}"
+        )
+    if not allow_unstable_step:
+        refuse_unstable_step(sde, start, t0, dt, found)
+    request = Request(
+        sde=sde.to(found.convention),
+        scheme=found,
+        start=start,
+        t0=t0,
+        dt=dt,
+        steps=steps,
+        paths=int(paths),
+        seed=seed,
+        saves=saves.astype(np.int64),
+        times=t0 + saves * dt,
+        statistics=statistics,
+        save_paths=bool(save_paths),
+        grid=histogram,
+        stop=None if stop is None else stop_rule(stop, sde),
+        threads=available_cores() if threads is None else int(threads),
+        chunk=None if chunk is None else int(chunk),
+    )
+    _require_memory(request)
+    return request
+
+
+def checked_steps(t0: float, t1: float, dt: float) -> tuple[float, float, int]:
+    """The times as floats and the number of steps, which must be whole."""
+    for name, value in (("t0", t0), ("t1", t1), ("dt", dt)):
+        if not math.isfinite(value):
+            raise InvalidInput(f"{name}={value} is not a finite time; give one")
+    if not dt > 0:
+        raise InvalidInput(f"dt={dt} must be positive")
+    if not t1 > t0:
+        raise InvalidInput(f"t1={t1} must be later than t0={t0}")
+    ratio = (t1 - t0) / dt
+    steps = max(round(ratio), 1)
+    if abs(ratio - steps) > _ROUNDING * max(1.0, ratio * 1e-6):
+        raise InvalidInput(
+            f"dt={dt} does not divide the time from t0={t0} to t1={t1}; the nearest step that does is "
+            f"{(t1 - t0) / steps!r} ({steps} steps)"
+        )
+    # The end time is exact, so that t0 + steps * dt is t1 and not its neighbour.
+    return float(t0), (float(t1) - float(t0)) / steps, steps
+
+
+def checked_start(sde: SDE, y0: Any, paths: int) -> np.ndarray:
+    """The start as an array (1, d) or (paths, d) of finite floats."""
+    d = sde.dimension
+    start = np.asarray(y0, dtype=float)
+    if start.ndim == 0 and d == 1:
+        start = start.reshape(1, 1)
+    elif start.shape == (d,):
+        start = start.reshape(1, d)
+    elif start.shape != (paths, d):
+        scalar = "a number, " if d == 1 else ""
+        raise InvalidInput(
+            f"y0 has shape {start.shape}; give {scalar}shape ({d},) for one start or "
+            f"({paths}, {d}) for one per path"
+        )
+    if not np.isfinite(start).all():
+        bad = np.argwhere(~np.isfinite(start))[0]
+        raise InvalidInput(
+            f"y0 is {start[tuple(bad)]} in component {sde.names[bad[1]]!r}; give finite starting values"
+        )
+    return np.ascontiguousarray(start)
+
+
+def _checked_saves(save_at: Any, t0: float, dt: float, steps: int) -> np.ndarray:
+    times = np.atleast_1d(np.asarray(save_at, dtype=float))
+    if times.ndim != 1 or times.size == 0 or not np.isfinite(times).all():
+        raise InvalidInput("save_at must be a non-empty list of finite times, or None for every step")
+    if (np.diff(times) <= 0).any():
+        raise InvalidInput("save_at must increase; sort it and remove repeated times")
+    position = (times - t0) / dt
+    saves = np.rint(position)
+    outside = (saves < 0) | (saves > steps)
+    if outside.any():
+        raise InvalidInput(
+            f"save_at contains {times[outside][0]}, outside the run from {t0} to {t0 + steps * dt}"
+        )
+    off = np.abs(position - saves) > _ROUNDING * np.maximum(1.0, np.abs(position) * 1e-6)
+    if off.any():
+        low = math.floor(position[off][0])
+        raise InvalidInput(
+            f"save_at contains {times[off][0]}, which is not on the step grid; the nearest times are "
+            f"{t0 + low * dt:.12g} and {t0 + (low + 1) * dt:.12g}"
+        )
+    return saves.astype(np.int64)
+
+
+def refuse_unstable_step(sde: SDE, start: np.ndarray, t0: float, dt: float, scheme: schemes.Scheme) -> None:
+    """Refuse a step at which the scheme amplifies a mode that the drift damps, at up to 100 of the starts."""
+    points = np.unique(start, axis=0)[:100]
+    rates = np.linalg.eigvals(_drift_jacobians(sde, t0, points)).ravel()
+    damped = rates[rates.real < 0]
+    # The Jacobian is exact to about 1e-9 relative: a step exactly at the edge passes.
+    if damped.size == 0 or (np.abs(scheme.amplification(dt * damped)) <= 1 + 1e-6).all():
+        return
+    largest = _largest_stable_step(damped, dt, scheme)
+    worst = damped[np.argmax(np.abs(scheme.amplification(dt * damped)))]
+    shown = f"{worst.real:.6g}" if worst.imag == 0 else f"{worst:.6g}"
+    raise InvalidInput(
+        f"dt={dt:.6g} is too large for the drift: its Jacobian at y0 has the eigenvalue {shown}, which "
+        f"{scheme.name!r} amplifies; the largest stable dt is {largest:.6g} "
+        "(allow_unstable_step=True to insist)"
+    )
+
+
+def _drift_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:
+    """Central differences at every point; points where they are not finite are left out."""
+    d = sde.dimension
+    jacobians = np.empty((len(points), d, d))
+    with np.errstate(all="ignore"):
+        for j in range(d):
+            h = 6e-6 * np.maximum(1.0, np.abs(points[:, j]))
+            up, down = points.copy(), points.copy()
+            up[:, j] += h
+            down[:, j] -= h
+            above = np.stack(sde.drift_at(t0, tuple(up.T)), axis=-1)
+            below = np.stack(sde.drift_at(t0, tuple(down.T)), axis=-1)
+            jacobians[:, :, j] = (above - below) / (up[:, j] - down[:, j])[:, None]
+    return jacobians[np.isfinite(jacobians).all(axis=(1, 2))]
+
+
+def _largest_stable_step(rates: np.ndarray, dt: float, scheme: schemes.Scheme) -> float:
+    """Bisection between a step small enough and dt; the stable set of these schemes is an interval."""
+    low, high = 0.0, dt
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        if (np.abs(scheme.amplification(middle * rates)) <= 1).all():
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_memory(request: Request) -> None:
+    d, times, paths = request.sde.dimension, request.saves.size, request.paths
+    tasks = request.threads + 2
+    fewer_times = "give fewer times in save_at"
+    size = 8 * paths * (2 * d + 3)
+    memory.require(size, f"paths={paths}", "use fewer paths")
+    size += 8 * times * (d + request.sums) * tasks
+    memory.require(size, f"keeping statistics at {times} times", fewer_times)
+    if request.save_paths:
+        size += 8 * paths * times * d
+        memory.require(
+            size, f"save_paths=True for {paths} paths at {times} times", f"{fewer_times} or fewer paths"
+        )
+    if request.grid is not None:
+        cells = math.prod(request.grid.shape)
+        size += 8 * cells * times * tasks
+        memory.require(
+            size, f"a histogram of {cells} cells at {times} times", f"{fewer_times} or a coarser grid"
+        )
