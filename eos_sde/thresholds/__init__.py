@@ -1,0 +1,31 @@
+"""Stochastic stability thresholds: closed forms, exact mean-square thresholds, and root finding on models."""
+
+from eos_sde.thresholds.closed_forms import (
+    adam,
+    gaussian_least_squares,
+    gaussian_regression_1d,
+    gradient_descent,
+    momentum_sgd_scalar,
+    pitchfork_d_bifurcation,
+    pitchfork_moment,
+    pitchfork_p_bifurcation,
+    sharpness_plateau,
+)
+from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square, sgd_sufficient_bound
+from eos_sde.thresholds.result import Threshold
+
+__all__ = [
+    "Threshold",
+    "adam",
+    "gaussian_least_squares",
+    "gaussian_regression_1d",
+    "gradient_descent",
+    "mean_square_growth",
+    "momentum_sgd_scalar",
+    "pitchfork_d_bifurcation",
+    "pitchfork_moment",
+    "pitchfork_p_bifurcation",
+    "sgd_mean_square",
+    "sgd_sufficient_bound",
+    "sharpness_plateau",
+]

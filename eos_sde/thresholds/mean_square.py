@@ -1,0 +1,321 @@
+"""Mean-square stability of mini-batch SGD at an interpolating minimum, in factored form.
+
+With per-example curvatures H_i = J_i^T W_i J_i, the second moments of w+ = (I - eta H_batch) w evolve by
+Q(eta) = I - 2 eta C + eta^2 D, where for a symmetric matrix X
+
+    C X = (H X + X H)/2,    D X = (1 - p) H X H + p mean_i H_i X H_i,    H = mean_i H_i.
+
+Everything is done on the range of H, in its eigenbasis, where C is diagonal and D needs the factors only.
+Its largest object is r x r, r the rank of H; the null space of H is left in peace by every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from eos_sde.models.arguments import count, positive
+from eos_sde.thresholds.result import Threshold
+from solvers.errors import ConvergenceFailure, InvalidInput
+
+_SOURCE = "Mulayoff and Michaeli 2024, arXiv:2306.07850, Theorem 3"
+_DENSE_RANK = (
+    12  # below this the operator on symmetric matrices has at most 78 entries a side: solve it whole
+)
+_TOLERANCE = 1e-10  # relative residual; the eigenvalue itself is then good to about its square
+_MAX_RESTARTS = 500
+
+
+def sgd_mean_square(
+    jacobian: Any, *, batch_size: int, weights: Any = None, replacement: bool = False
+) -> Threshold:
+    """Largest learning rate at which SGD is mean-square stable at an interpolating minimum; exact.
+
+    Parameters
+    ----------
+    jacobian : array, shape (n, d) or (n, c, d)
+        Derivative of the c outputs with respect to the d weights, for each of n examples. The loss is the
+        mean over examples of half the squared residual summed over the outputs.
+    batch_size : int
+        B, from 1 to n (any B >= 1 with replacement).
+    weights : array, shape (c, c) or (n, c, c), optional
+        Curvature of the loss in the outputs, symmetric positive semi-definite; the identity if left out.
+    replacement : bool
+        Batches drawn with replacement, p = 1/B, instead of without, p = (n - B)/(B (n - 1)).
+
+    Returns
+    -------
+    Threshold
+        2 / lambda_max(C^-1/2 D C^-1/2), in the units of the learning rate; criterion "mean-square"; its
+        stderr is a bound from the Lanczos residual and rounding, not a statistical error.
+
+    Raises
+    ------
+    InvalidInput
+        If the factors are not finite, of the wrong shape or all zero, or the batch size is out of range.
+    ConvergenceFailure
+        If Lanczos does not converge.
+
+    Notes
+    -----
+    Eigenvalues of H below ``max(n c, d) * 2^-52`` of the largest are taken as zero.
+    """
+    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    h = factors.curvatures
+    if p == 0:
+        method = "2/lambda_max, a batch is the whole set; error: rounding"
+        return Threshold(2 / h[-1], _rounding(factors) * 2 / h[-1], "mean-square", method, _SOURCE)
+    scale = 1.0 / np.sqrt((h[:, None] + h[None, :]) / 2)
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        return scale * factors.second_order(scale * x, p)
+
+    # The operator maps positive semi-definite matrices to such, so its leading eigenmatrix is one of them and
+    # the identity is never orthogonal to it.
+    value, residual, how = _largest_eigenvalue(apply, np.diag(np.sqrt(h)))
+    eta = 2 / value
+    bound = eta * (residual / value + _rounding(factors))
+    return Threshold(
+        eta,
+        bound,
+        "mean-square",
+        f"{how}, rank {len(h)}, residual {residual / value:.1e}; error: bound",
+        _SOURCE,
+    )
+
+
+def mean_square_growth(
+    jacobian: Any, eta: float, *, batch_size: int, weights: Any = None, replacement: bool = False
+) -> float:
+    """Factor by which the second moments of the iterate grow per SGD step in the long run.
+
+    The spectral radius of Q(eta) on the range of H (on the null space it is 1, whatever eta): below 1 exactly
+    when eta is below `sgd_mean_square`. E|w|^2 ~ growth^k, so log(growth)/2 per step is Lambda(2)/2.
+
+    Parameters
+    ----------
+    jacobian, batch_size, weights, replacement
+        As for `sgd_mean_square`.
+    eta : float
+        Learning rate, > 0.
+
+    Returns
+    -------
+    float
+        Per step, >= 0.
+
+    Raises
+    ------
+    InvalidInput
+        As for `sgd_mean_square`, or if eta is not positive.
+    """
+    eta = positive("eta", eta)
+    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    h = factors.curvatures
+    first = eta * (h[:, None] + h[None, :])
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        return x - first * x + eta**2 * factors.second_order(x, p)
+
+    value, _, _ = _largest_eigenvalue(apply, np.eye(len(h)))
+    return value
+
+
+def sgd_sufficient_bound(
+    jacobian: Any, *, batch_size: int, weights: Any = None, replacement: bool = False
+) -> Threshold:
+    """Learning rate below which SGD is surely mean-square stable; at most the exact threshold, and cheaper.
+
+    The largest eta with lambda_max[(I - eta H)^2 + eta^2 p (mean H_i^2 - H^2)] <= 1.
+
+    Parameters
+    ----------
+    jacobian, batch_size, weights, replacement
+        As for `sgd_mean_square`.
+
+    Returns
+    -------
+    Threshold
+        In the units of the learning rate; criterion "mean-square (sufficient)".
+
+    Raises
+    ------
+    InvalidInput
+        As for `sgd_mean_square`.
+    """
+    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    h = factors.curvatures
+    square = p * factors.mean_square() + (1 - p) * np.diag(h**2)
+    root = 1.0 / np.sqrt(h)
+    value = float(eigh(root[:, None] * square * root, eigvals_only=True, subset_by_index=[len(h) - 1] * 2)[0])
+    return Threshold(
+        2 / value, _rounding(factors) * 2 / value, "mean-square (sufficient)",
+        "2/lambda_max, dense; error: rounding",
+        "Wu, Ma and E 2018, NeurIPS 31",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Per-example curvature factors on the range of H, in its eigenbasis.
+
+    Attributes
+    ----------
+    curvatures : array, shape (r,)
+        Nonzero eigenvalues of H, ascending.
+    rows : array, shape (n, c, r)
+        A_i with H_i = A_i^T A_i.
+    """
+
+    curvatures: np.ndarray
+    rows: np.ndarray
+
+    def second_order(self, x: np.ndarray, p: float) -> np.ndarray:
+        """D X for an r x r matrix X."""
+        h = self.curvatures
+        return (1 - p) * (h[:, None] * x * h) + p * self.mean_sandwich(x)
+
+    def mean_sandwich(self, x: np.ndarray) -> np.ndarray:
+        """The mean of H_i X H_i: two products with all factors, and c x c blocks between."""
+        n, c, r = self.rows.shape
+        flat = self.rows.reshape(n * c, r)
+        right = (flat @ x).reshape(n, c, r)
+        inner = np.matmul(right, self.rows.transpose(0, 2, 1))
+        return flat.T @ np.matmul(inner, self.rows).reshape(n * c, r) / n
+
+    def mean_square(self) -> np.ndarray:
+        """The mean of H_i^2."""
+        n, c, r = self.rows.shape
+        inner = np.matmul(self.rows, self.rows.transpose(0, 2, 1))
+        return self.rows.reshape(n * c, r).T @ np.matmul(inner, self.rows).reshape(n * c, r) / n
+
+
+def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
+    """Factors of the per-example curvatures, from their Gram matrix or from H, whichever is smaller.
+
+    Parameters
+    ----------
+    jacobian, weights
+        As for `sgd_mean_square`.
+
+    Returns
+    -------
+    Factors
+        On the range of H.
+
+    Raises
+    ------
+    InvalidInput
+        If shapes or values cannot be used.
+    """
+    j = np.asarray(jacobian, dtype=float)
+    if j.ndim == 2:
+        j = j[:, None, :]
+    if j.ndim != 3 or 0 in j.shape:
+        raise InvalidInput(
+            f"jacobian has shape {np.shape(jacobian)}; give (n, d) or (n, c, d), none of them 0"
+        )
+    if not np.all(np.isfinite(j)):
+        raise InvalidInput("jacobian contains NaN or infinity; recompute it at finite weights")
+    n, c, d = j.shape
+    if weights is not None:
+        j = np.matmul(_root(weights, n, c), j)
+    flat = j.reshape(n * c, d)
+    wide = n * c <= d
+    h, vectors = eigh((flat @ flat.T if wide else flat.T @ flat) / n)
+    keep = h > h[-1] * max(n * c, d) * np.finfo(float).eps
+    if h[-1] <= 0 or not np.any(keep):
+        raise InvalidInput(
+            "jacobian is zero: no learning rate is unstable in a flat direction; give nonzero factors"
+        )
+    h, vectors = h[keep], vectors[:, keep]
+    rows = vectors * np.sqrt(n * h) if wide else flat @ vectors
+    return Factors(h, rows.reshape(n, c, -1))
+
+
+def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:
+    """Variance of a batch mean over that of one example: p."""
+    batch = count("batch_size", batch_size, most=None if replacement else n)
+    if replacement:
+        return 1.0 / batch
+    return 0.0 if batch == n else (n - batch) / (batch * (n - 1))
+
+
+def _prepare(jacobian: Any, weights: Any, batch_size: Any, replacement: bool) -> tuple[Factors, float]:
+    shape = np.shape(jacobian)
+    if len(shape) not in {2, 3}:
+        raise InvalidInput(f"jacobian has shape {shape}; give (n, d) or (n, c, d)")
+    p = noise_fraction(shape[0], batch_size, replacement)
+    return curvature_factors(jacobian, weights), p
+
+
+def _root(weights: Any, n: int, c: int) -> np.ndarray:
+    """Square roots of the output curvatures, (c, c) or (n, c, c)."""
+    w = np.asarray(weights, dtype=float)
+    if w.shape not in {(c, c), (n, c, c)}:
+        raise InvalidInput(f"weights has shape {w.shape}; give {(c, c)} or {(n, c, c)}")
+    if not np.all(np.isfinite(w)):
+        raise InvalidInput("weights contains NaN or infinity; give finite output curvatures")
+    size = np.max(np.abs(w), initial=0.0)
+    if np.max(np.abs(w - np.swapaxes(w, -1, -2))) > 1e-10 * size:
+        raise InvalidInput("weights is not symmetric; give the Hessian of the loss in the outputs")
+    values, vectors = np.linalg.eigh((w + np.swapaxes(w, -1, -2)) / 2)
+    if np.min(values) < -1e-10 * size:
+        raise InvalidInput(
+            f"weights has the negative eigenvalue {np.min(values):.3g}; give a loss convex in the outputs"
+        )
+    return np.sqrt(np.maximum(values, 0.0))[..., :, None] * np.swapaxes(vectors, -1, -2)
+
+
+def _rounding(factors: Factors) -> float:
+    """Relative rounding error allowed for: each entry of D is a sum over the examples."""
+    n, c, r = factors.rows.shape
+    return float(np.finfo(float).eps * 4 * np.sqrt(n * c + r))
+
+
+def _largest_eigenvalue(
+    apply: Callable[[np.ndarray], np.ndarray], start: np.ndarray
+) -> tuple[float, float, str]:
+    """Largest eigenvalue of a symmetric operator on symmetric r x r matrices, its residual, and how."""
+    r = len(start)
+    if r <= _DENSE_RANK:
+        upper = np.triu_indices(r)
+        norm = np.where(upper[0] == upper[1], 1.0, np.sqrt(2.0))
+        columns = []
+        for i, j, size in zip(*upper, norm, strict=True):
+            unit = np.zeros((r, r))
+            unit[i, j] = unit[j, i] = 1.0 / size if i != j else 1.0
+            columns.append(apply(unit)[upper] * norm)
+        matrix = np.array(columns)
+        value = float(eigh((matrix + matrix.T) / 2, eigvals_only=True)[-1])
+        return value, 0.0, "2/lambda_max, dense"
+    calls = 0
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        return apply(v.reshape(r, r)).ravel()
+
+    operator = LinearOperator((r * r, r * r), matvec=matvec, dtype=float)  # pyright: ignore[reportCallIssue]
+    try:
+        values, vectors = eigsh(
+            operator,
+            k=1,
+            which="LA",
+            v0=start.ravel(),
+            tol=_TOLERANCE,  # pyright: ignore[reportArgumentType]
+            ncv=20,
+            maxiter=_MAX_RESTARTS,
+        )
+    except ArpackNoConvergence as error:
+        raise ConvergenceFailure(
+            f"Lanczos did not reach {_TOLERANCE:g} in {calls} products: the leading eigenvalues lie too close"
+        ) from error
+    value, vector = float(values[0]), vectors[:, 0]
+    residual = float(np.linalg.norm(apply(vector.reshape(r, r)).ravel() - value * vector))
+    return value, residual, f"2/lambda_max, Lanczos with {calls} products"
