@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from solvers.errors import InvalidInput
@@ -62,16 +63,14 @@ class Threshold:
         return self.value
 
     def __eq__(self, other: Any) -> bool:
-        try:
-            return self.value == float(other)
-        except (TypeError, ValueError):
+        if not isinstance(other, (Threshold, Real)):
             return NotImplemented
+        return self.value == float(other)
 
     def __lt__(self, other: Any) -> bool:
-        try:
-            return self.value < float(other)
-        except (TypeError, ValueError):
+        if not isinstance(other, (Threshold, Real)):
             return NotImplemented
+        return self.value < float(other)
 
     def __hash__(self) -> int:
         return hash(self.value)
