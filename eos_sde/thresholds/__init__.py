@@ -11,15 +11,18 @@ from eos_sde.thresholds.closed_forms import (
     pitchfork_p_bifurcation,
     sharpness_plateau,
 )
+from eos_sde.thresholds.crossing import MARGINAL_RATIO, locate
 from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square, sgd_sufficient_bound
 from eos_sde.thresholds.result import Threshold
 
 __all__ = [
+    "MARGINAL_RATIO",
     "Threshold",
     "adam",
     "gaussian_least_squares",
     "gaussian_regression_1d",
     "gradient_descent",
+    "locate",
     "mean_square_growth",
     "momentum_sgd_scalar",
     "pitchfork_d_bifurcation",
