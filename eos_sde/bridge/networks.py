@@ -86,6 +86,8 @@ class Network:
         Number of weights.
     unravel : callable
         theta -> the arrays of the Equinox module, as a pytree.
+    apply_arrays : callable
+        (that pytree, x) -> outputs: `apply` without the copies that unravelling costs in an inner loop.
     description : str
         For people, e.g. "tanh 64-32-32-10".
     """
@@ -94,6 +96,7 @@ class Network:
     init: Callable[[int], jax.Array]
     size: int
     unravel: Callable[[jax.Array], Any]
+    apply_arrays: Callable[[Any, jax.Array], jax.Array]
     description: str
 
 
@@ -116,15 +119,18 @@ def network(build: Callable[[jax.Array], eqx.Module], description: str) -> Netwo
     arrays, static = eqx.partition(build(jax.random.key(0)), eqx.is_inexact_array)
     flat, unravel = ravel_pytree(arrays)
 
+    def apply_arrays(weights: Any, x: jax.Array) -> jax.Array:
+        return eqx.combine(weights, static)(x)
+
     def apply(theta: jax.Array, x: jax.Array) -> jax.Array:
-        return eqx.combine(unravel(theta), static)(x)
+        return apply_arrays(unravel(theta), x)
 
     @double_precision
     def init(seed: int) -> jax.Array:
         module = build(jax.random.key(seed))
         return ravel_pytree(eqx.filter(module, eqx.is_inexact_array))[0]
 
-    return Network(apply, init, flat.size, unravel, description)
+    return Network(apply, init, flat.size, unravel, apply_arrays, description)
 
 
 def mlp(layers: Sequence[int], activation: str = "tanh") -> Network:

@@ -306,6 +306,30 @@ def load_task(name: str, **settings: Any) -> Task:
     )
 
 
+def interpolation_task(name: str, **settings: Any) -> Task:
+    """Small version of a task that its network can fit exactly, for the stability of minima.
+
+    100 examples, one output (+1 for even labels, -1 for odd), one hidden layer of 32 tanh units;
+    Fashion images pooled to 7x7, so that measuring an onset takes seconds.
+
+    Parameters
+    ----------
+    name : str
+        One of `tasks()`.
+    **settings
+        As for `load_task`, over these.
+
+    Returns
+    -------
+    Task
+        The small task.
+    """
+    small: dict[str, Any] = {"examples": 100, "outputs": "scalar", "hidden": (32,)}
+    if name == "fashion-mlp":
+        small["pool"] = 4
+    return load_task(name, **(small | settings))
+
+
 def _check(chosen: Mapping[str, Any]) -> None:
     """Refuse values that the data cannot refuse itself."""
     for key, allowed in (("loss", LOSSES), ("outputs", OUTPUTS), ("activation", ACTIVATIONS)):
