@@ -136,7 +136,7 @@ class _Part(NamedTuple):
     """Consecutive paths: what one task returns."""
 
     first: int
-    count: int
+    paths: int
     mean: np.ndarray
     second: np.ndarray
 
@@ -165,10 +165,10 @@ class _Run:
         firsts = range(0, request.paths, chunk)
         for part in self._parts(firsts, chunk):
             for b in range(len(part.mean)):
-                count = min(BLOCK, part.count - b * BLOCK)
+                count = min(BLOCK, part.paths - b * BLOCK)
                 self.moments.merge(part.mean[b], part.second[b], count)
             if self.progress is not None:
-                self.progress((part.first + part.count) / request.paths)
+                self.progress((part.first + part.paths) / request.paths)
         return results.dataset(
             request,
             convention=convention,

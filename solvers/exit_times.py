@@ -109,6 +109,12 @@ def _condition(keyed: Any) -> Any:
     return condition
 
 
+def _sympy() -> Any:
+    import sympy
+
+    return sympy  # as Any: its annotations reject correct calls
+
+
 def _gaps(function: Callable[..., Any], sde: SDE) -> tuple[np.ndarray, np.ndarray]:
     import sympy as sp
 
@@ -132,7 +138,7 @@ def _gaps(function: Callable[..., Any], sde: SDE) -> tuple[np.ndarray, np.ndarra
 
 def _stop_sets(condition: Any, y: tuple[Any, ...]) -> dict[Any, Any] | None:
     """For each component the set where it stops, if the condition is an "or" over single components."""
-    import sympy as sp
+    sp = _sympy()
 
     if isinstance(condition, (sp.Or, sp.And)):
         parts = [_stop_sets(part, y) for part in condition.args]
@@ -161,7 +167,7 @@ def _stop_sets(condition: Any, y: tuple[Any, ...]) -> dict[Any, Any] | None:
 
 def _beyond_zero(expression: Any, x: Any) -> Any:
     """Where a + b x > 0, or a + b |c + e x| > 0; None for anything else."""
-    import sympy as sp
+    sp = _sympy()
 
     def half_line(slope, offset):
         edge = -offset / slope

@@ -76,7 +76,7 @@ def log(x):
 
 @njit(fastmath=FLAGS, error_model="numpy", forceinline=True)
 def cos_sin_turns(bits):
-    """Cosine and sine of 2 pi u, u = (bits / 2^64 rounded down to a multiple of 2^-53), each to 2 ulp.
+    """Cosine and sine of 2 pi u, u = (bits / 2^64 rounded down to a multiple of 2^-53), each to 1.5 ulp.
 
     The quadrant and the signed rest f in [-1/2, 1/2) quarter turns are cut out of the integer, so that no
     rounding is involved before the polynomials in f^2.
@@ -89,11 +89,11 @@ def cos_sin_turns(bits):
     z = f * f
     z2 = z * z
     z4 = z2 * z2
-    s = (
-        (1.5707963267948966 - 0.6459640975062443 * z)
-        + (0.07969262624604301 - 0.004681754132340976 * z) * z2
-        + ((0.0001604411507421909 - 3.59864335298231e-06 * z) + 5.633933781537854e-08 * z2) * z4
-    ) * f
+    s = f * 1.5707963267948966 + (f * z) * (
+        (-0.6459640975062443 + 0.07969262624604301 * z)
+        + (-0.004681754132340976 + 0.0001604411507421909 * z) * z2
+        + (-3.59864335298231e-06 + 5.633933781537854e-08 * z) * z4
+    )
     c = 1.0 + z * (
         (-1.2337005501361697 + 0.2536695079010478 * z)
         + (-0.020863480763340773 + 0.0009192602745468447 * z) * z2

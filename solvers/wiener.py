@@ -11,6 +11,8 @@ uniform on {0, ..., 2^53 - 1} / 2^53. Normals reach sqrt(106 log 2) = 8.57 in ab
 
 import math
 import operator
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -30,8 +32,9 @@ _ROTATIONS = (16, 42, 12, 31, 16, 32, 24, 21)
 _U11, _U32 = np.uint64(11), np.uint64(32)
 
 
-def _threefry(rounds: int):
-    """Threefry-2x64 as straight-line code; a loop over rounds would keep LLVM from vectorising."""
+@cache
+def threefry(rounds: int) -> Any:
+    """Threefry-2x64, ``(c0, c1, k0, k1) -> (x0, x1)``, written out: LLVM does not vectorise a loop of rounds."""
     lines = [
         "def threefry(c0, c1, k0, k1):",
         "    k2 = k0 ^ k1 ^ PARITY",
@@ -50,8 +53,7 @@ def _threefry(rounds: int):
     return njit(scope["threefry"], forceinline=True)
 
 
-threefry2x64 = _threefry(ROUNDS)
-threefry2x64_20 = _threefry(20)
+threefry2x64 = threefry(ROUNDS)
 
 
 @njit(error_model="numpy", forceinline=True)

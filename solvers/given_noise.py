@@ -1,0 +1,112 @@
+"""Paths driven by given Brownian increments: for order studies and comparisons on one Brownian path."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numba import njit
+
+from solvers import schemes
+from solvers.errors import InvalidInput
+from solvers.provenance import provenance
+from solvers.request import checked_start
+
+if TYPE_CHECKING:
+    from solvers.sde import SDE
+
+
+def drive(
+    sde: SDE,
+    y0: Any,
+    increments: Any,
+    *,
+    dt: float,
+    t0: float = 0.0,
+    scheme: str = "euler-maruyama",
+    every_step: bool = True,
+) -> xr.DataArray:
+    """Solve an SDE on given Brownian increments, with the schemes of `simulate`.
+
+    Parameters
+    ----------
+    sde : SDE
+        In any convention; converted exactly to the one the scheme converges to.
+    y0 : float or array
+        A number (d = 1), shape (d,), or shape (paths, d).
+    increments : array (paths, steps, m)
+        Increments of the m Wiener processes over steps dt, for example from `wiener.increments`.
+    dt, t0 : float
+        Step and start.
+    scheme : str
+        As in `simulate`.
+    every_step : bool
+        Keep every step, or only the end.
+
+    Returns
+    -------
+    DataArray
+        ``state(path, time, component)``; the start is the first time if every step is kept.
+
+    Raises
+    ------
+    InvalidInput
+        If the increments do not have the shape (paths, steps, m), or contain nan or infinity.
+    """
+    found = schemes.find(scheme)
+    dw = np.ascontiguousarray(increments, dtype=float)
+    m = sde.noise_dimension
+    if dw.ndim != 3 or dw.shape[2] != m or 0 in dw.shape:
+        raise InvalidInput(f"increments has shape {dw.shape}; give (paths, steps, {m}), none of them zero")
+    if not np.isfinite(dw).all():
+        raise InvalidInput("increments contains nan or infinity; give finite numbers")
+    if not dt > 0:
+        raise InvalidInput(f"dt={dt} must be positive")
+    paths, steps, _ = dw.shape
+    start = np.ascontiguousarray(np.broadcast_to(checked_start(sde, y0, paths), (paths, sde.dimension)))
+    kept = steps + 1 if every_step else 1
+    states = np.empty((paths, kept, sde.dimension))
+    ready = sde.to(found.convention)
+    drift, diffusion, p = ready.compiled()
+    follow = _following(found, sde.dimension, m, sde.noise)
+    follow(drift, diffusion, p, float(t0), float(dt), start, dw, states)
+    times = t0 + dt * (np.arange(steps + 1) if every_step else np.array([steps]))
+    return xr.DataArray(
+        states,
+        dims=("path", "time", "component"),
+        coords={
+            "path": ("path", np.arange(paths), {"units": "1", "long_name": "path number"}),
+            "time": ("time", times, {"units": "time", "long_name": "time"}),
+            "component": ("component", list(sde.names), {"long_name": "component of the state"}),
+        },
+        name="state",
+        attrs={
+            "units": "1",
+            "long_name": "state",
+            **provenance(convention=sde.convention, scheme=found.name, dt=float(dt)),
+        },
+    )
+
+
+@cache
+def _following(scheme: schemes.Scheme, d: int, m: int, noise: str) -> Any:
+    ops = schemes.algebra(d, m, noise, 1)
+    step, load, load_noise, store = scheme.build(ops), ops.load, ops.load_noise, ops.store
+
+    @njit(error_model="numpy", nogil=True)
+    def follow(drift, diffusion, p, t0, dt, start, dw, states):
+        paths, kept = states.shape[0], states.shape[1]
+        for i in range(paths):
+            y = load(start[i], 0)
+            if kept > 1:
+                store(states[i, 0], 0, y)
+            for k in range(dw.shape[1]):
+                y = step(drift, diffusion, p, t0 + k * dt, dt, y, load_noise(dw[i, k], 0))
+                if kept > 1:
+                    store(states[i, k + 1], 0, y)
+            if kept == 1:
+                store(states[i, 0], 0, y)
+
+    return follow
