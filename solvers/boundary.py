@@ -50,7 +50,7 @@ def walls(boundary: Boundary, names: tuple[str, ...]) -> dict[str, tuple[Wall, W
             pair = (pair, pair)
         if len(pair) != 2:
             raise InvalidInput(f"boundary[{axis!r}]={pair!r} is not a pair (low, high)")
-        low, high = (_checked_word(word) for word in pair)
+        low, high = _checked_word(pair[0]), _checked_word(pair[1])
         if (low == "periodic") != (high == "periodic"):
             raise InvalidInput(
                 f"boundary[{axis!r}]={pair!r}: an axis is periodic on both sides or on neither"

@@ -112,9 +112,7 @@ class Grid:
     def coordinates(self) -> dict[str, xr.DataArray]:
         """Cell centres as xarray coordinates."""
         return {
-            name: xr.DataArray(
-                c, dims=name, attrs={"long_name": f"centre of cell along {name}", "units": "1"}
-            )
+            name: xr.DataArray(c, dims=name, attrs={"long_name": f"{name}, cell centre", "units": "1"})
             for name, c in self.centers.items()
         }
 
@@ -153,6 +151,6 @@ def _checked_edges(name: str, values: Iterable[float]) -> np.ndarray:
     if not (steps > 0).all():
         bad = int(np.argmin(steps > 0))
         raise InvalidInput(
-            f"edges of axis {name} must increase, but edge {bad + 1} is {edges[bad + 1]:g} after {edges[bad]:g}"
+            f"edges of axis {name} must increase; edge {bad + 1} is {edges[bad + 1]:g} after {edges[bad]:g}"
         )
     return _frozen(edges)

@@ -1,0 +1,188 @@
+"""A Markov chain in continuous time as pairs of rates: what is left of a diffusion once it is on a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sps
+from scipy.sparse import csgraph
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Rates between n states.
+
+    Attributes
+    ----------
+    size : int
+        n.
+    first, second : ndarray of int
+        The two states of each connected pair.
+    forward, backward : ndarray
+        Rates first -> second and second -> first, per unit of time.
+    loss : ndarray of shape (n,)
+        Rate at which each state is removed (absorbing walls, targets).
+    log_weights : ndarray of shape (n,) or None
+        log of the reversible measure, maximum 0: weight_i forward = weight_j backward on every pair. None
+        if there is none.
+    rate_scale : float
+        A typical slow rate (diffusion across the whole grid), to place spectral shifts.
+    linear : bool
+        Whether the states form one line, so that the generator is tridiagonal.
+    extra : sparse array or None
+        Transport that is not a set of rates (signed cross terms); columns sum to zero.
+    """
+
+    size: int
+    first: np.ndarray
+    second: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    loss: np.ndarray
+    log_weights: np.ndarray | None
+    rate_scale: float
+    linear: bool = False
+    extra: sps.csr_array | None = field(default=None)
+
+    @cached_property
+    def outflow(self) -> np.ndarray:
+        """Total rate of leaving each state."""
+        return (
+            np.bincount(self.first, self.forward, self.size)
+            + np.bincount(self.second, self.backward, self.size)
+            + self.loss
+        )
+
+    @cached_property
+    def generator(self) -> sps.csr_array:
+        """L with dm/dt = L m: L[i, j] is the rate from j to i; column j sums to -loss[j]."""
+        states = np.arange(self.size)
+        rows = np.concatenate([self.second, self.first, states])
+        columns = np.concatenate([self.first, self.second, states])
+        rates = np.concatenate([self.forward, self.backward, -self.outflow])
+        matrix = sps.csr_array((rates, (rows, columns)), shape=(self.size, self.size))
+        if self.extra is not None:
+            matrix = sps.csr_array(matrix + self.extra)
+        matrix.sort_indices()
+        return matrix
+
+    @property
+    def reversible(self) -> bool:
+        """Whether detailed balance holds for some measure."""
+        return self.log_weights is not None
+
+    @cached_property
+    def closed_classes(self) -> list[np.ndarray]:
+        """Sets of states that communicate and are never left: one zero eigenvalue each."""
+        count, label = csgraph.connected_components(self.generator.T, directed=True, connection="strong")
+        if count == 1:
+            return [] if np.any(self.loss > 0) else [np.arange(self.size)]
+        leaves = np.zeros(count, dtype=bool)
+        leaves[label[self.loss > 0]] = True
+        crossing = label[self.first] != label[self.second]
+        leaves[label[self.first[crossing & (self.forward > 0)]]] = True
+        leaves[label[self.second[crossing & (self.backward > 0)]]] = True
+        return [np.flatnonzero(label == c) for c in range(count) if not leaves[c]]
+
+    def half_difference(self, columns: np.ndarray) -> np.ndarray:
+        """E with E^T E = -S + diag(loss) for the symmetrised generator S = W^-1/2 L W^1/2 (reversible only).
+
+        Row of a pair: sqrt(forward) psi_first - sqrt(backward) psi_second. The quadratic form |E psi|^2 is
+        a sum of squares without cancellation, so it keeps the relative accuracy of tiny eigenvalues.
+        """
+        a, b = np.sqrt(self.forward), np.sqrt(self.backward)
+        return a[:, None] * columns[self.first] - b[:, None] * columns[self.second]
+
+    def keep(self, kept: np.ndarray, extra_loss: np.ndarray) -> Chain:
+        """The chain killed outside the boolean mask `kept`.
+
+        Parameters
+        ----------
+        kept : ndarray of bool, shape (n,)
+        extra_loss : ndarray of shape (n,)
+            Rates into the removed states, used where kept.
+        """
+        number = np.cumsum(kept) - 1
+        inside = kept[self.first] & kept[self.second]
+        weights = None
+        if self.log_weights is not None:
+            weights = self.log_weights[kept] - self.log_weights[kept].max()
+        extra = None if self.extra is None else sps.csr_array(self.extra[kept][:, kept])
+        return Chain(
+            size=int(kept.sum()),
+            first=number[self.first[inside]],
+            second=number[self.second[inside]],
+            forward=self.forward[inside],
+            backward=self.backward[inside],
+            loss=(self.loss + extra_loss)[kept],
+            log_weights=weights,
+            rate_scale=self.rate_scale,
+            linear=self.linear,
+            extra=extra,
+        )
+
+
+def reversible_weights(
+    shape: tuple[int, ...], faces: list[tuple[np.ndarray, np.ndarray, np.ndarray]], tolerance: float = 1e-9
+) -> np.ndarray | None:
+    """Log density of the reversible measure, or None (Kolmogorov's criterion on every loop).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Cells per axis.
+    faces : list of (first, second, lift)
+        Per axis, arrays of the grid's shape but for that axis, which has one entry per face (the interior
+        ones first): flat cell numbers on both sides and log(density_second / density_first) at zero current;
+        NaN on a face that nothing crosses, infinite on a one-way face.
+    tolerance : float
+        Largest mismatch of the logarithms that counts as rounding.
+
+    Returns
+    -------
+    ndarray or None
+        Shape `shape`, maximum 0.
+    """
+    if any(np.isinf(lift).any() for _, _, lift in faces):
+        return None
+    first, second, lift = (np.concatenate([face[k].ravel() for face in faces]) for k in range(3))
+    closed = np.isnan(lift)
+    if closed.any():
+        weights = _weights_by_search(int(np.prod(shape)), first[~closed], second[~closed], lift[~closed])
+    else:
+        weights = _weights_by_sums(shape, [lift for _, _, lift in faces])
+    mismatch = np.abs(weights[second] - weights[first] - lift)[~closed]
+    # partial sums of N terms round to about eps * sqrt(N) times their size
+    allowed = tolerance * max(1.0, float(np.ptp(weights)) * 1e-3)
+    if mismatch.size and mismatch.max() > allowed:
+        return None
+    return (weights - weights.max()).reshape(shape)
+
+
+def _weights_by_sums(shape: tuple[int, ...], lifts: list[np.ndarray]) -> np.ndarray:
+    """Sum along axis 0 on the line where all other axes are at 0, from there along axis 1, and so on."""
+    weights = np.zeros(shape)
+    for axis, lift in enumerate(lifts):
+        later = len(shape) - axis - 1
+        line = lift[(slice(None),) * axis + (slice(shape[axis] - 1),) + (0,) * later]
+        sums = np.concatenate([np.zeros((*line.shape[:-1], 1)), np.cumsum(line, axis=-1)], axis=-1)
+        weights += sums.reshape(sums.shape + (1,) * later)
+    return weights.ravel()
+
+
+def _weights_by_search(size: int, first: np.ndarray, second: np.ndarray, lift: np.ndarray) -> np.ndarray:
+    """The same along a spanning tree of each connected part, for grids with closed faces."""
+    graph = sps.csr_array((np.ones(len(first)), (first, second)), shape=(size, size))
+    count, label = csgraph.connected_components(graph, directed=False)
+    step = dict(zip(zip(first.tolist(), second.tolist(), strict=True), lift.tolist(), strict=True))
+    weights = np.zeros(size)
+    for component in range(count):
+        root = int(np.flatnonzero(label == component)[0])
+        order, parent = csgraph.breadth_first_order(graph, root, directed=False)
+        for cell in order[1:].tolist():
+            before = int(parent[cell])
+            known = step.get((before, cell))
+            weights[cell] = weights[before] + (known if known is not None else -step[cell, before])
+    return weights

@@ -1,0 +1,102 @@
+"""Eigenpairs of Markov chains: the choice of method, normalisation and residuals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sps
+
+from solvers.chain import Chain
+from solvers.errors import InvalidInput
+from solvers.nonreversible import nonreversible_modes, stochastic_modes
+from solvers.reversible import reversible_modes
+
+_DENSE = 100
+_DENSE_TRANSFER = 600
+
+
+@dataclass
+class Modes:
+    """Eigenpairs: masses `right` and functions `left`, columns, bi-orthonormal; `norm` is the 1-norm of A."""
+
+    values: np.ndarray
+    right: np.ndarray
+    left: np.ndarray
+    residual: np.ndarray
+    zeros: int
+    norm: float
+    method: str
+
+
+def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
+    """The k modes of largest real part (k + 1 if that would split a complex pair).
+
+    Raises
+    ------
+    InvalidInput
+        If the method does not suit the chain.
+    ConvergenceFailure
+        If an iteration fails or modes may be missing.
+    """
+    if method not in {"auto", "tridiagonal", "shift-invert", "dense"}:
+        raise InvalidInput(
+            f"method={method!r} is not for generators; choose 'auto', 'tridiagonal', 'shift-invert', 'dense'"
+        )
+    tridiagonal = chain.linear and chain.reversible
+    if method == "tridiagonal" and not tridiagonal:
+        raise InvalidInput("method='tridiagonal' needs a reversible operator in one dimension; use 'auto'")
+    if method == "auto":
+        small = chain.size <= max(_DENSE, 3 * k + 20)
+        method = "tridiagonal" if tridiagonal else "dense" if small else "shift-invert"
+    if method == "shift-invert" and chain.size < 3 * k + 20:
+        raise InvalidInput(f"method='shift-invert' needs more than {3 * k + 20} cells for k={k}; use 'dense'")
+    if chain.reversible:
+        values, right, left = reversible_modes(chain, k, method, tol)
+    else:
+        values, right, left = nonreversible_modes(chain, k, method, tol)
+    return _finish(chain.generator, values, right, left, len(chain.closed_classes), method)
+
+
+def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Modes:
+    """The k modes of largest modulus of a (sub)stochastic matrix.
+
+    Raises
+    ------
+    InvalidInput
+        If the method is unknown.
+    ConvergenceFailure
+        If an iteration fails.
+    """
+    if method not in {"auto", "arnoldi", "dense"}:
+        raise InvalidInput(
+            f"method={method!r} is not for transfer operators; choose 'auto', 'arnoldi' or 'dense'"
+        )
+    conserving = bool(np.abs(matrix.sum(axis=0) - 1).max() < 1e-12)
+    if method == "auto":
+        size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
+        method = "dense" if size <= max(_DENSE_TRANSFER, 3 * k + 20) else "arnoldi"
+    values, right, left = stochastic_modes(matrix, k, method, tol)
+    return _finish(matrix, values, right, left, int(conserving), method)
+
+
+def _finish(
+    matrix: sps.csr_array, values: np.ndarray, right: np.ndarray, left: np.ndarray, zeros: int, method: str
+) -> Modes:
+    """Normalise, fix signs, and measure residuals with the matrix itself."""
+    for a in range(len(values)):
+        size = np.abs(right[:, a])
+        anchor = int(np.argmax(size > 0.5 * size.max()))
+        phase = left[anchor, a] / abs(left[anchor, a])
+        right[:, a] *= phase / size.sum()
+        left[:, a] /= phase
+        left[:, a] /= left[:, a] @ right[:, a]
+    adjoint = sps.csr_array(matrix.T)
+    norm = float(abs(matrix).sum(axis=0).max())
+    weight = np.abs(right[:, :1])
+    wrong_right = np.abs(matrix @ right - right * values).sum(axis=0) / np.abs(right).sum(axis=0)
+    # functions are judged where the slowest mode has mass; they may grow without bound in empty tails
+    wrong_left = (weight * np.abs(adjoint @ left - left * values)).sum(axis=0) / (weight * np.abs(left)).sum(
+        axis=0
+    )
+    return Modes(values, right, left, np.maximum(wrong_right, wrong_left) / norm, zeros, norm, method)

@@ -1,0 +1,341 @@
+"""The Fokker-Planck operator of an SDE as a finite-volume generator on a grid."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sps
+
+from solvers import boundary as boundaries
+from solvers import fluxes
+from solvers.chain import Chain, reversible_weights
+from solvers.coefficients import Coefficients
+from solvers.cross_terms import central_cross_terms, corner_rates, needs_central
+from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.grid import Grid
+
+_SIDES = (0, -1)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Interior faces across one axis; arrays of the grid's shape but for that axis (a face per entry).
+
+    Attributes
+    ----------
+    axis : int
+    first, second : ndarray of int
+        Flat numbers of the cells on the low and high side.
+    start, distance : ndarray
+        Coordinate of the low cell's centre along the axis, and the distance between both centres.
+    diffusion, lift : ndarray
+        D on the face and effective drift times distance, the arguments of the flux.
+    split : ndarray
+        The part of D that jumps between diagonal neighbours carry, not in `diffusion`.
+    forward, backward : ndarray
+        Rates per unit of time.
+    """
+
+    axis: int
+    first: np.ndarray
+    second: np.ndarray
+    start: np.ndarray
+    distance: np.ndarray
+    diffusion: np.ndarray
+    lift: np.ndarray
+    split: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+
+    @cached_property
+    def peclet(self) -> np.ndarray:
+        """log(p_second / p_first) at zero current: NaN on closed faces, infinite on one-way faces."""
+        diffusive = self.diffusion > 0
+        ratio = self.lift / np.where(diffusive, self.diffusion, 1.0)
+        one_way = np.where(self.lift == 0, np.nan, np.copysign(np.inf, self.lift))
+        return np.where(diffusive, ratio, one_way)
+
+
+class FokkerPlanck:
+    """Generator of the density of an SDE, in the SDE's own convention.
+
+    Unknowns are cell masses m (density times volume), dm/dt = L m. Face fluxes are exponentially fitted
+    (`solvers.fluxes`), so L is the rate matrix of a Markov chain: no negative off-diagonal entry, columns
+    that sum to zero between reflecting or periodic walls. State-dependent D enters through face differences
+    of D itself, no derivative is asked for. With a = drift, D = sigma^2 / 2, the current along one axis is
+
+        J = (a - c D') p - D p',    c = 1 (Ito), 1/2 (Stratonovich), 0 (Klimontovich),
+
+    and D' over a face is D log(D_right / D_left) / h, which keeps p D^c = const exactly without drift.
+    A drift from a potential (`from_potential`) enters through potential differences: with constant D the
+    stationary weights are exp(-U / D) to rounding. The error is second order in the cell size; on an axis
+    without noise it is first order (upwind).
+
+    Correlated noise (``noise="general"`` in two dimensions) adds jumps between diagonal neighbours
+    (Kushner and Dupuis 2001, sec. 5.3), nonnegative where D11 / h1 >= |D12| / h2 and D22 / h2 >= |D12| / h1;
+    elsewhere, or on non-uniform axes, second-order central differences, with a warning. Diagonal jumps out of
+    an absorbing wall are killed a full cell away, which is first order.
+
+    Parameters
+    ----------
+    sde : SDE
+        Autonomous: drift and diffusion must not depend on t.
+    grid : Grid
+        Its names must be the SDE's names, in the same order.
+    boundary : str or mapping
+        "reflecting", "absorbing" (density zero on the face), "periodic", or ``{axis: (low, high)}``.
+    flux : {"scharfetter-gummel"}
+    allow_wall_mass : bool
+        Accept a reflecting wall against which the drift presses the density along its whole length.
+
+    Attributes
+    ----------
+    generator, adjoint : scipy.sparse.csr_array
+        L on cell masses, and its transpose (the backward operator on functions of the state).
+    reversible : bool
+        Whether the discrete operator keeps detailed balance exactly: always in one dimension without a
+        periodic axis (unless D vanishes on a face), otherwise decided by Kolmogorov's criterion on all faces.
+    grid, sde, boundary
+
+    Raises
+    ------
+    InvalidInput
+        If names differ, coefficients depend on time or are not finite on the grid, a word is unknown, a
+        periodic axis does not close, or the grid misses the mass.
+
+    Warns
+    -----
+    AccuracyWarning
+        If correlated noise is too strong for the positive stencil.
+
+    References
+    ----------
+    Scharfetter and Gummel, IEEE Trans. Electron Devices 16 (1969) 64; Chang and Cooper, J. Comput. Phys. 6
+    (1970) 1.
+
+    Examples
+    --------
+    >>> from solvers import SDE, Grid
+    >>> ou = SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), convention="ito")
+    >>> FokkerPlanck(ou, Grid.uniform(x=(-4, 4, 100))).reversible
+    True
+    """
+
+    def __init__(
+        self,
+        sde: Any,
+        grid: Grid,
+        *,
+        boundary: boundaries.Boundary = "reflecting",
+        flux: str = "scharfetter-gummel",
+        allow_wall_mass: bool = False,
+    ):
+        self.sde, self.grid = sde, grid
+        self.boundary = boundaries.walls(boundary, grid.names)
+        if flux not in fluxes.FLUXES:
+            raise InvalidInput(f"flux={flux!r} is unknown; choose one of {', '.join(fluxes.FLUXES)}")
+        self.flux = flux
+        self._coefficients = Coefficients(sde, grid)
+        self._corners = self._choose_cross_terms()
+        self.faces = [self._interior_faces(axis) for axis in range(grid.d)]
+        self._wall_loss = np.zeros(grid.size)
+        self._wall_pressure: dict[tuple[str, str], np.ndarray] = {}
+        for axis in range(grid.d):
+            self._add_walls(axis, allow_wall_mass)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The operator as pairs of rates; what spectra and observables work on."""
+        grid = self.grid
+        pairs = [(f.first, f.second, f.forward, f.backward) for f in self.faces]
+        loss, extra, log_weights = self._wall_loss.copy(), None, None
+        if self._corners == "positive":
+            first, second, forward, backward, corner_loss = corner_rates(self._coefficients, self.boundary)
+            pairs.append((first, second, forward, backward))
+            loss += corner_loss
+        elif self._corners == "central":
+            extra = central_cross_terms(self._coefficients, self.boundary)
+        else:
+            density = reversible_weights(grid.shape, [(f.first, f.second, f.peclet) for f in self.faces])
+            if density is not None:
+                log_weights = (density + np.log(grid.volumes)).ravel()
+                log_weights -= log_weights.max()
+        first, second, forward, backward = (np.concatenate([np.ravel(p[k]) for p in pairs]) for k in range(4))
+        return Chain(
+            size=grid.size,
+            first=first,
+            second=second,
+            forward=forward,
+            backward=backward,
+            loss=loss,
+            log_weights=log_weights,
+            rate_scale=self._rate_scale(),
+            linear=grid.d == 1 and self.boundary[grid.names[0]][0] != "periodic",
+            extra=extra,
+        )
+
+    @property
+    def generator(self) -> sps.csr_array:
+        """L on cell masses, dm/dt = L m, CSR of shape (size, size)."""
+        return self.chain.generator
+
+    @cached_property
+    def adjoint(self) -> sps.csr_array:
+        """Transpose of the generator: the backward operator on functions of the state."""
+        return sps.csr_array(self.generator.T)
+
+    @property
+    def reversible(self) -> bool:
+        """Whether detailed balance is exact in the discrete operator."""
+        return self.chain.reversible
+
+    def __repr__(self) -> str:
+        return f"FokkerPlanck({self.grid!r}, convention={self.sde.convention!r}, boundary={self.boundary})"
+
+    # ---- assembly ----------------------------------------------------------------------------------------
+
+    def _choose_cross_terms(self) -> str:
+        if not self._coefficients.correlated:
+            return "none"
+        reason = needs_central(self._coefficients)
+        if reason is None:
+            self._coefficients.split_diagonal = True
+            return "positive"
+        warnings.warn(AccuracyWarning(reason), stacklevel=4)
+        return "central"
+
+    def _interior_faces(self, axis: int) -> Faces:
+        grid, name = self.grid, self.grid.names[axis]
+        centers, edges, widths = grid.centers[name], grid.edges[name], grid.widths[name]
+        cells = np.arange(grid.size).reshape(grid.shape)
+        low, high, position = centers[:-1], centers[1:], edges[1:-1]
+        first, second = _part(cells, axis, slice(None, -1)), _part(cells, axis, slice(1, None))
+        width_low, width_high = widths[:-1], widths[1:]
+        if self.boundary[name][0] == "periodic":
+            period = edges[-1] - edges[0]
+            low, high = np.append(low, centers[-1]), np.append(high, centers[0] + period)
+            position = np.append(position, edges[-1])
+            first = np.concatenate([first, _part(cells, axis, slice(-1, None))], axis)
+            second = np.concatenate([second, _part(cells, axis, slice(0, 1))], axis)
+            width_low, width_high = np.append(width_low, widths[-1]), np.append(width_high, widths[0])
+            self._coefficients.refuse_unclosed(axis)
+        diffusion, lift = self._coefficients.face_arguments(axis, position, low, high, periodic=True)
+        distance = np.broadcast_to(_along(high - low, axis, grid.d), diffusion.shape)
+        forward, backward = fluxes.FLUXES[self.flux](diffusion, distance, lift)
+        return Faces(
+            axis=axis,
+            first=first,
+            second=second,
+            start=np.broadcast_to(_along(low, axis, grid.d), diffusion.shape),
+            distance=distance,
+            diffusion=diffusion,
+            lift=lift,
+            split=self._coefficients.split_part(axis, position),
+            forward=forward / _along(width_low, axis, grid.d),
+            backward=backward / _along(width_high, axis, grid.d),
+        )
+
+    def _add_walls(self, axis: int, allow_wall_mass: bool) -> None:
+        grid, name = self.grid, self.grid.names[axis]
+        cells = np.arange(grid.size).reshape(grid.shape)
+        for side, word, kind in zip(_SIDES, ("low", "high"), self.boundary[name], strict=True):
+            if kind == "periodic":
+                continue
+            wall, center = grid.edges[name][side], grid.centers[name][side]
+            # counted outwards: from the centre of the last cell to the wall, half a cell away
+            diffusion, lift = self._coefficients.face_arguments(
+                axis, np.array([wall]), np.array([center]), np.array([wall])
+            )
+            distance = abs(wall - center)
+            if kind == "absorbing":
+                outward, _ = fluxes.FLUXES[self.flux](diffusion, np.full_like(lift, distance), lift)
+                edge_cells = _part(cells, axis, slice(0, 1) if side == 0 else slice(-1, None))
+                self._wall_loss[edge_cells.ravel()] += (outward / grid.widths[name][side]).ravel()
+                continue
+            # the next face inwards must agree: where D vanishes on the wall itself, the wall alone misleads
+            inner = _part(self.faces[axis].lift, axis, slice(0, 1) if side == 0 else slice(-1, None))
+            pressed = np.where(inner * (-1.0 if side == 0 else 1.0) > 0, lift / distance, 0.0)
+            self._wall_pressure[name, word] = pressed
+            if np.all(pressed > 0) and not allow_wall_mass:
+                speed = float(np.median(pressed))
+                raise InvalidInput(
+                    f"the grid misses the mass: along the whole {word} wall {name}={wall:g} the effective "
+                    f"drift is {speed:.4g} out of the grid, so probability piles up there; widen the grid "
+                    f"{'below' if side == 0 else 'above'} {name}={wall:g}, or pass allow_wall_mass=True if "
+                    "the wall is part of the model"
+                )
+
+    def _rate_scale(self) -> float:
+        total = 0.0
+        for face, edges in zip(self.faces, self.grid.edges.values(), strict=True):
+            extent = edges[-1] - edges[0]
+            diffusive = float(face.diffusion.mean()) / extent**2
+            total += diffusive or float(np.abs(face.lift / face.distance).mean()) / extent
+        return total or 1.0
+
+    # ---- accuracy that depends on where the mass is ------------------------------------------------------
+
+    def warn_if_unresolved(self, masses: np.ndarray, stacklevel: int = 3) -> None:
+        """Warn if cells are too coarse, or the grid too narrow, for where the stationary mass lies.
+
+        Large cell Peclet numbers P in empty regions are harmless. What matters is the excess diffusion
+        (P/2) coth(P/2) - 1 averaged over the stationary mass: beyond 5 percent eigenvalues are off by about
+        as much. Axes without noise have no such scale and are left out.
+
+        Parameters
+        ----------
+        masses : ndarray of shape (size,)
+            Stationary masses, summing to 1.
+        stacklevel : int
+            As for `warnings.warn`.
+        """
+        for face in self.faces:
+            diffusive = face.diffusion > 0
+            if not diffusive.any():
+                continue
+            weight = np.where(diffusive, masses[face.first] + masses[face.second], 0.0)
+            peclet = np.where(diffusive, face.peclet, 0.0)
+            excess = fluxes.excess_diffusion(peclet) / (
+                1.0 + face.split / np.where(diffusive, face.diffusion, 1.0)
+            )
+            mean = float(np.sum(weight * excess) / max(weight.sum(), 1e-300))
+            if mean > 0.05:
+                name = self.grid.names[face.axis]
+                warnings.warn(
+                    AccuracyWarning(
+                        f"cells along {name} are too coarse: where the stationary mass lies, the scheme's "
+                        f"diffusion exceeds the model's by {100 * mean:.0f} % on average; use about "
+                        f"{np.sqrt(mean / 0.005):.0f} times as many cells for half a percent"
+                    ),
+                    stacklevel=stacklevel,
+                )
+        self._warn_if_peak_on_wall(masses, stacklevel + 1)
+
+    def _warn_if_peak_on_wall(self, masses: np.ndarray, stacklevel: int) -> None:
+        density = masses.reshape(self.grid.shape) / self.grid.volumes
+        peak = np.unravel_index(int(np.argmax(density)), self.grid.shape)
+        for (name, word), pressure in self._wall_pressure.items():
+            axis = self.grid.names.index(name)
+            on_wall = peak[axis] == (0 if word == "low" else self.grid.shape[axis] - 1)
+            along = (*peak[:axis], 0, *peak[axis + 1 :])
+            if on_wall and pressure[along] > 0 and not np.all(pressure > 0):
+                wall = self.grid.edges[name][0 if word == "low" else -1]
+                warnings.warn(
+                    AccuracyWarning(
+                        f"the stationary density is largest at the {word} wall {name}={wall:g} and the drift "
+                        f"there is {pressure[along]:.3g} out of the grid: mass is missed; widen the grid"
+                    ),
+                    stacklevel=stacklevel,
+                )
+
+
+def _part(values: np.ndarray, axis: int, piece: slice) -> np.ndarray:
+    return values[(slice(None),) * axis + (piece,)]
+
+
+def _along(values: np.ndarray, axis: int, d: int) -> np.ndarray:
+    return values.reshape((1,) * axis + (-1,) + (1,) * (d - axis - 1))

@@ -1,0 +1,278 @@
+"""Eigenmodes of chains without detailed balance, and of stochastic matrices, by balanced Arnoldi."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sl
+import scipy.sparse as sps
+import scipy.sparse.linalg as spl
+
+from solvers.chain import Chain
+from solvers.errors import ConvergenceFailure, InvalidInput
+from solvers.factorisation import arpack, factor, start_vector
+from solvers.reversible import RELIABLE, extend_left
+
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def stationary_masses(chain: Chain) -> np.ndarray:
+    """The one stationary distribution.
+
+    Raises
+    ------
+    InvalidInput
+        If there is none, or more than one.
+    ConvergenceFailure
+        If the equations do not determine it to 1e-6.
+    """
+    classes = chain.closed_classes
+    if len(classes) != 1:
+        reason = (
+            "an absorbing wall removes all probability"
+            if not classes
+            else (f"the grid falls into {len(classes)} parts that exchange no probability")
+        )
+        raise InvalidInput(f"there is no unique stationary density: {reason}")
+    if chain.log_weights is not None and len(classes[0]) == chain.size:
+        weights = np.exp(chain.log_weights)
+        return weights / weights.sum()
+    generator = chain.generator
+    # A few resolvent steps find a state that carries mass; pinned there, the rest solves an M-matrix system.
+    shift = 1e-3 * chain.rate_scale
+    masses = np.full(chain.size, 1.0 / chain.size)
+    lu = factor(sps.csc_array(shift * sps.eye_array(chain.size) - generator), symmetric=False)
+    for _ in range(20):
+        masses = lu.solve(masses)
+        masses /= masses.sum()
+    pin = int(classes[0][np.argmax(masses[classes[0]])])
+    rest = np.delete(np.arange(chain.size), pin)
+    system = sps.csc_array(generator[rest][:, rest])
+    column = generator[rest][:, [pin]].toarray().ravel()
+    result = np.ones(chain.size)
+    result[rest] = -factor(system, symmetric=False).solve(column)
+    result /= result.sum()
+    flow = float(np.abs(generator @ result).sum() / np.abs(generator.diagonal() @ result))
+    if not flow < 1e-6:
+        raise ConvergenceFailure(
+            f"the stationary density is undetermined: net flow {flow:.2g} of the exchange"
+        )
+    return result
+
+
+def nonreversible_modes(chain: Chain, k: int, method: str, tol: float) -> Triple:
+    """Eigenvalues, right masses and left functions; k modes, or k + 1 so as not to split a complex pair.
+
+    The generator is first scaled by sqrt(right / left) of its slowest mode. That is the symmetrisation of a
+    reversible chain; for others it brings the matrix close to normal, without which Arnoldi would return
+    pseudospectrum: the weights of a grid span hundreds of orders of magnitude.
+    """
+    generator, n = chain.generator, chain.size
+    balance, null_right = np.ones(n), None
+    if len(chain.closed_classes) == 1:
+        null_right = stationary_masses(chain)
+        balance = _balance(null_right, np.ones(n))
+    elif not chain.closed_classes:
+        balance = _balance(*_slowest_pair(chain))
+    matrix = sps.csc_array(sps.diags_array(1 / balance) @ generator @ sps.diags_array(balance))
+    if method == "dense":
+        values, y, z = _dense(matrix, _slowest_first)
+    else:
+        projector = None if null_right is None else (null_right / balance, balance)
+        values, y, z = _arnoldi(matrix, k, chain.rate_scale, projector, tol)
+    values, y, z = _selected(values, y, z, k)
+    right, left = y * balance[:, None], _left(sps.csr_array(generator.T), values, z, balance)
+    values[: len(chain.closed_classes)] = 0.0
+    if null_right is not None:
+        right[:, 0], left[:, 0] = null_right, 1.0
+    return values, right, left
+
+
+def _dense(matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray], np.ndarray]) -> Triple:
+    result: Any = sl.eig(matrix.toarray(), left=True, right=True)
+    values, z, y = result[0], np.conj(result[1]), result[2]
+    order = order_of(values)
+    return values[order], y[:, order], z[:, order]
+
+
+def _selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Triple:
+    """The first k modes, made bi-orthonormal together with the cluster that the cut would split."""
+    kept = _closed_count(values, k, cluster=True)
+    z = _biorthonormal(y[:, :kept], z[:, :kept])
+    shown = _closed_count(values, k, cluster=False)
+    return values[:shown].astype(complex), y[:, :shown].astype(complex), z[:, :shown].astype(complex)
+
+
+def _left(adjoint: sps.csr_array, values: np.ndarray, z: np.ndarray, balance: np.ndarray) -> np.ndarray:
+    left = np.empty_like(z)
+    for a, value in enumerate(values):
+        reliable = np.abs(z[:, a]) > RELIABLE * np.abs(z[:, a]).max()
+        left[:, a] = extend_left(adjoint, complex(value), z[:, a] / balance, reliable)
+    return left
+
+
+def _balance(right: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Scaling that would symmetrise a reversible chain, and makes any other as normal as it gets."""
+    with np.errstate(under="ignore"):
+        scale = np.sqrt(np.maximum(right, 1e-250 * right.max()) / np.maximum(left, 1e-50 * left.max()))
+    return scale / scale.max()
+
+
+def _slowest_pair(chain: Chain) -> tuple[np.ndarray, np.ndarray]:
+    lu = factor(sps.csc_array(-chain.generator), symmetric=False)
+    right, left = np.full(chain.size, 1.0 / chain.size), np.ones(chain.size)
+    for _ in range(30):
+        right, left = lu.solve(right), lu.solve(left, trans="T")
+        right, left = np.abs(right) / np.abs(right).sum(), np.abs(left) / np.abs(left).max()
+    return right, left
+
+
+def _arnoldi(
+    matrix: sps.csc_array,
+    k: int,
+    rate_scale: float,
+    projector: tuple[np.ndarray, np.ndarray] | None,
+    tol: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Modes of largest real part by Arnoldi on (shift - M)^-1, which finds those nearest the shift.
+
+    Nearness is not slowness: a fast rotation has a small real part far from the origin. So more modes than
+    wanted are computed, until the disc that was searched contains every eigenvalue as slow as the k-th
+    within the sector |Im| <= t |Re| spanned by the modes found.
+    """
+    n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
+    shift = 1e-3 * rate_scale
+    lu = factor(sps.csc_array(shift * sps.eye_array(n) - matrix), symmetric=False)
+
+    def solver(transpose: bool) -> spl.LinearOperator:
+        right, left = projector if projector else (None, None)
+        if transpose:
+            right, left = left, right
+
+        def matvec(x: np.ndarray) -> np.ndarray:
+            x = np.ravel(x)
+            if right is None or left is None:
+                return lu.solve(x, trans="T" if transpose else "N")
+            x = x - right * ((left @ x) / (left @ right))
+            x = lu.solve(x, trans="T" if transpose else "N")
+            return x - right * ((left @ x) / (left @ right))
+
+        return spl.LinearOperator((n, n), matvec=matvec, dtype=float)  # pyright: ignore[reportCallIssue]
+
+    count = 2 * k + 10
+    while True:
+        count = min(count, n - 2)
+        found = []
+        for transpose in (False, True):
+            nu, vectors = arpack(
+                spl.eigs, solver(transpose), k=count, which="LM", v0=start_vector(n), tol=0.01 * tol,
+                ncv=min(2 * count + 10, n),
+            )  # fmt: skip
+            lam = shift - 1 / nu
+            order = _slowest_first(lam)
+            found.append((lam[order], vectors[:, order]))
+        (values, y), (values_left, z) = found
+        # Arnoldi orders by distance; of equally distant pairs one may be cut, so the rim is not trusted
+        radius = float(np.abs(values - shift).max()) * (1 - 1e-6)
+        kept = _closed_count(values, k, cluster=True)
+        slow = values[: min(kept, len(values))]
+        sector = float(np.max(np.abs(slow.imag) / np.maximum(-slow.real, 1e-300)))
+        reach = float(-slow[-1].real) * np.hypot(1.0, sector)
+        agree = kept < len(values) and np.abs(values[:kept] - values_left[:kept]).max() <= 1e-5 * max(
+            float(np.abs(values[:kept]).max()), 1e-300
+        )
+        if agree and reach <= radius:
+            break
+        if count >= min(n - 2, 40 * k + 200):
+            raise ConvergenceFailure(
+                f"{count} modes nearest zero do not settle which {k} are slowest (searched radius "
+                f"{radius:.3g}, needed {reach:.3g}); use fewer modes or method='dense' on a coarser grid"
+            )
+        count *= 2
+    if projector is not None:
+        values = np.concatenate([[0.0], values])
+        y = np.column_stack([projector[0], y])
+        z = np.column_stack([projector[1], z])
+    return values, y, z
+
+
+def _slowest_first(values: np.ndarray) -> np.ndarray:
+    """Order by real part, complex pairs together with the positive imaginary part first."""
+    scale = max(float(np.abs(values).max()), 1e-300)
+    return np.lexsort(
+        (-values.imag, np.round(np.abs(values.imag) / scale, 9), np.round(-values.real / scale, 9))
+    )
+
+
+def _closed_count(values: np.ndarray, k: int, cluster: bool) -> int:
+    """The smallest count >= k that splits no complex pair (nor, if asked, a cluster of eigenvalues)."""
+    count = min(k, len(values))
+    while count < len(values):
+        inside, outside = values[:count], values[count]
+        scale = max(abs(outside), 1e-300)
+        pair = np.min(np.abs(inside - np.conj(outside))) < 1e-8 * scale and abs(outside.imag) > 1e-8 * scale
+        unpaired = abs(values[count - 1].imag) > 0 and pair and outside.imag < 0
+        close = cluster and np.min(np.abs(inside - outside)) < 1e-6 * scale
+        if not (unpaired or close or (cluster and pair)):
+            break
+        count += 1
+    return count
+
+
+def _biorthonormal(y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    y_size, z_size = np.linalg.norm(y, axis=0), np.linalg.norm(z, axis=0)
+    gram = (z / z_size).T @ (y / y_size)
+    if not np.linalg.cond(gram) < 1e10:
+        raise ConvergenceFailure(
+            "left and right eigenvectors are not independent (nearly defective operator); change k, or the "
+            "parameters by a little"
+        )
+    return (z / z_size) @ np.linalg.inv(gram).T / y_size
+
+
+def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Triple:
+    """The k eigenvalues of largest modulus of a (sub)stochastic matrix, columns summing to at most 1.
+
+    Raises
+    ------
+    ConvergenceFailure
+        If left and right iterations disagree, or modes are at rounding level.
+    """
+    n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
+    right, left = np.full(n, 1.0 / n), np.ones(n)
+    for _ in range(300):  # only to balance the matrix: need not converge
+        right, left = matrix @ right, matrix.T @ left
+        right, left = right / right.sum(), left / left.max()
+    balance = _balance(right, left)
+    scaled = sps.csr_array(sps.diags_array(1 / balance) @ matrix @ sps.diags_array(balance))
+    if method == "dense":
+        values, y, z = _dense(scaled, _largest_first)
+    else:
+        count = min(2 * k + 10, n - 2)
+        settings = {"k": count, "which": "LM", "v0": start_vector(n), "tol": 0.01 * tol}
+        settings["ncv"] = min(2 * count + 10, n)
+        found = []
+        for operator in (scaled, sps.csr_array(scaled.T)):
+            nu, vectors = arpack(spl.eigs, operator, **settings)
+            order = _largest_first(nu)
+            found.append((nu[order], vectors[:, order]))
+        (values, y), (values_left, z) = found
+        if np.abs(np.abs(values[:k]) - np.abs(values_left[:k])).max() > 1e-6:
+            raise ConvergenceFailure(
+                "left and right Arnoldi runs disagree; use fewer modes or method='dense'"
+            )
+    resolved = int(np.sum(np.abs(values[:k]) > 1e-11 * np.abs(values[0])))
+    if resolved < k:
+        raise ConvergenceFailure(
+            f"only {resolved} modes have a modulus above rounding (next: {abs(values[resolved]):.2g}); ask "
+            f"for k <= {resolved}"
+        )
+    values, y, z = _selected(values, y, z, k)
+    adjoint = sps.csr_array(matrix.T)
+    return values, y * balance[:, None], _left(adjoint, values, z, balance)
+
+
+def _largest_first(values: np.ndarray) -> np.ndarray:
+    return np.lexsort((-values.imag, np.round(-values.real, 9), np.round(-np.abs(values), 9)))

@@ -1,0 +1,165 @@
+"""Eigenmodes of chains with detailed balance, from the symmetrised generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg as sl
+import scipy.sparse as sps
+import scipy.sparse.linalg as spl
+
+from solvers.chain import Chain
+from solvers.errors import ConvergenceFailure
+from solvers.factorisation import arpack, factor, start_vector
+
+# Entries of an eigenvector below this fraction of its largest are solved for anew, not divided by tiny
+# weights.
+RELIABLE = 1e-6
+
+
+def symmetrised(chain: Chain) -> sps.csc_array:
+    """S = W^-1/2 L W^1/2 from the rates alone, so that tiny weights neither underflow nor overflow."""
+    coupling = np.sqrt(chain.forward) * np.sqrt(chain.backward)
+    states = np.arange(chain.size)
+    rows = np.concatenate([chain.first, chain.second, states])
+    columns = np.concatenate([chain.second, chain.first, states])
+    data = np.concatenate([coupling, coupling, -chain.outflow])
+    return sps.csc_array((data, (rows, columns)), shape=(chain.size, chain.size))
+
+
+def reversible_modes(
+    chain: Chain, k: int, method: str, tol: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigenvalues, right masses and left functions of the k slowest modes."""
+    assert chain.log_weights is not None
+    half = np.exp(0.5 * chain.log_weights)
+    null = np.zeros((chain.size, len(chain.closed_classes)))
+    for column, states in enumerate(chain.closed_classes):
+        peak = chain.log_weights[states].max()
+        null[states, column] = np.exp(0.5 * (chain.log_weights[states] - peak))
+        null[:, column] /= np.linalg.norm(null[:, column])
+    wanted = max(k - null.shape[1], 0)
+    if method == "tridiagonal":
+        basis = _tridiagonal_basis(chain, k, null)
+    elif method == "dense":
+        _, basis = sl.eigh(symmetrised(chain).toarray(), subset_by_index=[chain.size - k, chain.size - 1])
+        basis = _without(basis, null, wanted)
+    else:
+        basis = _lanczos_basis(chain, wanted, null, tol) if wanted else np.zeros((chain.size, 0))
+    values, vectors = _rayleigh_ritz(chain, basis)
+    values = np.concatenate([np.zeros(null.shape[1]), values])[:k]
+    vectors = np.hstack([null, vectors])[:, :k]
+    adjoint = sps.csr_array(chain.generator.T)
+    left = np.column_stack(
+        [
+            _left_from_symmetric(chain, adjoint, values[a], vectors[:, a], first=a < null.shape[1])
+            for a in range(len(values))
+        ]
+    )
+    right = np.exp(chain.log_weights)[:, None] * left
+    # where the vector is large beside sqrt(weight), keep it; the product serves the far tails
+    reliable = np.abs(vectors) > RELIABLE * np.abs(vectors).max(axis=0)
+    scale = _ratio(right, vectors * half[:, None], reliable)
+    right = np.where(reliable, vectors * half[:, None] * scale, right)
+    return values, right, left
+
+
+def _ratio(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> np.ndarray:
+    best = np.argmax(np.where(where, np.abs(b), 0.0), axis=0)
+    columns = np.arange(b.shape[1])
+    return a[best, columns] / b[best, columns]
+
+
+def _tridiagonal_basis(chain: Chain, k: int, null: np.ndarray) -> np.ndarray:
+    off = np.zeros(chain.size - 1)
+    off[chain.first] = np.sqrt(chain.forward) * np.sqrt(chain.backward)
+    _, vectors = sl.eigh_tridiagonal(
+        -chain.outflow, off, select="i", select_range=(chain.size - k, chain.size - 1)
+    )
+    return _without(vectors, null, max(k - null.shape[1], 0))
+
+
+def _without(vectors: np.ndarray, null: np.ndarray, wanted: int) -> np.ndarray:
+    """An orthonormal basis of the part of a subspace orthogonal to the known null vectors."""
+    rest = vectors - null @ (null.T @ vectors)
+    rest -= null @ (null.T @ rest)
+    left, size, _ = np.linalg.svd(rest, full_matrices=False)
+    if wanted and size[wanted - 1] < 0.5:
+        raise ConvergenceFailure(
+            f"the subspace of the {wanted} slowest modes overlaps the stationary one (singular value "
+            f"{size[wanted - 1]:.2g}); use a narrower grid"
+        )
+    return left[:, :wanted]
+
+
+def _lanczos_basis(chain: Chain, wanted: int, null: np.ndarray, tol: float) -> np.ndarray:
+    """Shift-invert Lanczos with the null space projected out, then a search for modes it missed."""
+    shift = 1e-3 * chain.rate_scale
+    lu = factor(sps.csc_array(shift * sps.eye_array(chain.size) - symmetrised(chain)), symmetric=True)
+
+    def inverse(x: np.ndarray, known: np.ndarray) -> np.ndarray:
+        x = x - known @ (known.T @ x)
+        x = lu.solve(x)
+        return x - known @ (known.T @ x)
+
+    def largest(count: int, known: np.ndarray, accuracy: float) -> tuple[np.ndarray, np.ndarray]:
+        shape = (chain.size, chain.size)
+        solve = spl.LinearOperator(shape, matvec=lambda x: inverse(x.ravel(), known), dtype=float)  # pyright: ignore[reportCallIssue]
+        start = start_vector(chain.size)
+        return arpack(
+            spl.eigsh, solve, k=count, which="LA", v0=start, tol=accuracy, ncv=max(2 * count + 10, 20)
+        )
+
+    _, basis = largest(wanted, null, 0.01 * tol)
+    basis = np.linalg.qr(inverse(basis, null))[0]  # one more inverse iteration cleans all vectors at once
+    for _ in range(8):
+        found = np.sort(np.linalg.eigvalsh(basis.T @ inverse(basis, null)))
+        known = np.hstack([null, basis])
+        missed, vector = largest(1, known, 1e-3)
+        if missed[0] <= found[-wanted] * (1 + 1e-3):
+            return basis
+        basis = np.linalg.qr(np.hstack([basis, vector]))[0]
+        basis = np.linalg.qr(inverse(inverse(basis, null), null))[0]
+    raise ConvergenceFailure(
+        "Lanczos keeps finding missed modes (a large cluster of eigenvalues); ask for larger k"
+    )
+
+
+def _rayleigh_ritz(chain: Chain, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if basis.shape[1] == 0:
+        return np.zeros(0), basis
+    differences = chain.half_difference(basis)
+    form = differences.T @ differences + basis.T @ (chain.loss[:, None] * basis)
+    _, rotation = sl.eigh(form, basis.T @ basis)
+    vectors = basis @ rotation
+    vectors /= np.linalg.norm(vectors, axis=0)
+    # quotients vector by vector: eigh of the form has absolute accuracy only
+    squares = np.sum(chain.half_difference(vectors) ** 2, axis=0) + chain.loss @ vectors**2
+    order = np.argsort(squares, kind="stable")
+    return -squares[order], vectors[:, order]
+
+
+def _left_from_symmetric(
+    chain: Chain, adjoint: sps.csr_array, value: float, vector: np.ndarray, first: bool
+) -> np.ndarray:
+    """The left vector: psi / sqrt(weight) where psi has digits, elsewhere from the eigen-equation."""
+    assert chain.log_weights is not None
+    if first:
+        return np.where(vector != 0, 1.0, 0.0) if chain.closed_classes[1:] else np.ones(chain.size)
+    reliable = np.abs(vector) > RELIABLE * np.abs(vector).max()
+    log_size = np.full(chain.size, -np.inf)
+    log_size[reliable] = np.log(np.abs(vector[reliable])) - 0.5 * chain.log_weights[reliable]
+    left = np.sign(vector) * np.exp(log_size - log_size.max())
+    return extend_left(adjoint, value, left, reliable)
+
+
+def extend_left(adjoint: sps.csr_array, value: complex, left: np.ndarray, reliable: np.ndarray) -> np.ndarray:
+    """Solve (A^T - value) q = 0 for q on unreliable states, given q on the others."""
+    if reliable.all():
+        return left
+    rest = ~reliable
+    rows = sps.csr_array(adjoint[rest])
+    inner = sps.csc_array(rows[:, rest] - value * sps.eye_array(int(rest.sum())))
+    known = rows[:, reliable] @ left[reliable]
+    result = left.astype(np.result_type(left, type(value), float))
+    result[rest] = -factor(inner, symmetric=False).solve(known.astype(inner.dtype))
+    return result

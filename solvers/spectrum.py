@@ -1,0 +1,150 @@
+"""Slowest eigenmodes of a Fokker-Planck generator, leading eigenmodes of a transfer operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from solvers.eigensolvers import Modes, generator_modes, transfer_modes
+from solvers.errors import ConvergenceFailure, InvalidInput
+from solvers.fokker_planck import FokkerPlanck
+from solvers.provenance import provenance
+from solvers.transfer import TransferOperator
+
+
+def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 1e-10) -> xr.Dataset:
+    """The k slowest eigenmodes of a Fokker-Planck operator, or the k leading ones of a transfer operator.
+
+    Parameters
+    ----------
+    operator : FokkerPlanck or TransferOperator
+    k : int
+        Number of modes. If the k-th is one of a complex pair its partner is returned too (k + 1 modes).
+    method : {"auto", "tridiagonal", "shift-invert", "arnoldi", "dense"}
+        "auto": "tridiagonal" (LAPACK bisection on the symmetrised matrix) for reversible operators in one
+        dimension; "dense" up to 100 cells (600 for transfer operators); otherwise "shift-invert" (ARPACK on a
+        sparse LU of the generator, symmetrised where it is reversible) or, for transfer operators, "arnoldi".
+    tol : float
+        Relative residual at which a mode counts as converged.
+
+    Returns
+    -------
+    Dataset
+        ``eigenvalue(mode)``: of the generator in 1/time, real part <= 0, slowest (largest real part) first;
+        of a transfer operator (per step), by modulus. Real dtype if the operator is reversible, complex if
+        not. ``right(mode, *names)``: as a density; the first integrates to 1, the others have integral of
+        the absolute value 1. ``left(mode, *names)``: eigenfunction of the adjoint, bi-orthonormal,
+        ``sum(left[i] * right[j] * volumes) = delta_ij`` without conjugation; the first is 1 when probability
+        is conserved. Signs: left is positive in the first cell where ``|right|`` exceeds half its maximum.
+        ``residual(mode)``: backward error ``|A v - lambda v| / (|A| |v|)``, the larger of right and left.
+        ``gap``: minus the real part of the slowest nonzero eigenvalue (for a transfer operator
+        ``-log|mu| / step`` of the first mode that decays), in 1/time. Which modes are zero follows from the
+        structure (walls that conserve probability, disconnected parts), not from a tolerance.
+
+    Raises
+    ------
+    InvalidInput
+        For unusable arguments.
+    ConvergenceFailure
+        If a returned mode fails the check of its own residual, or modes may have been missed.
+
+    Warns
+    -----
+    AccuracyWarning
+        If the cells are too coarse where the stationary mass lies.
+
+    Notes
+    -----
+    Reversible eigenvalues are Rayleigh quotients in the form of a sum of squares
+    ``sum_ij c_ij (q_i - q_j)^2``, so even exponentially small ones keep relative accuracy.
+
+    Examples
+    --------
+    >>> from solvers import SDE, FokkerPlanck, Grid, eigenmodes
+    >>> ou = SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), convention="ito")
+    >>> modes = eigenmodes(FokkerPlanck(ou, Grid.uniform(x=(-5, 5, 400))), k=3)
+    >>> [round(v, 3) for v in modes.eigenvalue.values.tolist()]
+    [0.0, -1.0, -2.0]
+    """
+    if not isinstance(operator, (FokkerPlanck, TransferOperator)):
+        raise InvalidInput(
+            f"operator is a {type(operator).__name__}; pass a FokkerPlanck or a TransferOperator"
+        )
+    grid = operator.grid
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= grid.size:
+        raise InvalidInput(f"k={k!r} modes of {grid.size} cells; give an integer from 1 to {grid.size}")
+    if not 0 < tol < 1e-2:
+        raise InvalidInput(f"tol={tol!r}; give a relative tolerance between 0 and 0.01")
+    if isinstance(operator, FokkerPlanck):
+        modes = generator_modes(operator.chain, int(k), method, tol)
+        if modes.zeros:
+            operator.warn_if_unresolved(np.real(modes.right[:, 0] / modes.right[:, 0].sum()), stacklevel=3)
+        units, eigenvalue_name = "1/time", "eigenvalue of the generator"
+        gap = _generator_gap(operator, modes, method, tol)
+    else:
+        modes = transfer_modes(operator.matrix, int(k), method, tol)
+        units, eigenvalue_name = "1", f"eigenvalue per step of {operator.step:g}"
+        gap = _transfer_gap(operator, modes, method, tol)
+    _verify(modes, tol, units)
+    return _dataset(operator, modes, gap, units, eigenvalue_name)
+
+
+def _generator_gap(operator: FokkerPlanck, modes: Modes, method: str, tol: float) -> float:
+    if len(modes.values) <= modes.zeros:
+        if operator.grid.size <= modes.zeros:
+            return np.nan
+        modes = generator_modes(operator.chain, modes.zeros + 1, method, tol)
+    return float(-np.real(modes.values[modes.zeros]))
+
+
+def _transfer_gap(operator: TransferOperator, modes: Modes, method: str, tol: float) -> float:
+    if len(modes.values) <= modes.zeros:
+        modes = transfer_modes(operator.matrix, modes.zeros + 1, method, tol)
+    return float(-np.log(np.abs(modes.values[modes.zeros])) / operator.step)
+
+
+def _verify(modes: Modes, tol: float, units: str) -> None:
+    """Refuse modes whose residual, computed afresh, is neither small beside them nor at rounding level."""
+    nonzero = np.abs(modes.values[modes.zeros :])
+    smallest = float(nonzero.min()) if nonzero.size and units != "1" else 1.0
+    scale = np.maximum(np.abs(modes.values), smallest)
+    rounding = 2000 * np.finfo(float).eps * modes.norm
+    error = modes.residual * modes.norm
+    bad = error > np.maximum(10 * tol * scale, rounding)
+    if not np.isfinite(modes.residual).all() or bad.any():
+        worst = int(np.argmax(np.where(np.isfinite(error), error / scale, np.inf)))
+        raise ConvergenceFailure(
+            f"mode {worst} (eigenvalue {modes.values[worst]:.6g}) has residual {error[worst]:.2g}, allowed "
+            f"{max(10 * tol * scale[worst], rounding):.2g}; use a narrower grid, method='dense' on fewer "
+            "cells, or a larger tol"
+        )
+
+
+def _dataset(operator: Any, modes: Modes, gap: float, units: str, eigenvalue_name: str) -> xr.Dataset:
+    grid = operator.grid
+    dims = ("mode", *grid.names)
+    shape = (len(modes.values), *grid.shape)
+    return xr.Dataset(
+        {
+            "eigenvalue": ("mode", modes.values, {"units": units, "long_name": eigenvalue_name}),
+            "right": (
+                dims,
+                modes.right.T.reshape(shape) / grid.volumes,
+                {"units": "1", "long_name": "right eigenvector, as a density"},
+            ),
+            "left": (dims, modes.left.T.reshape(shape), {"units": "1", "long_name": "left eigenvector"}),
+            "residual": (
+                "mode",
+                modes.residual,
+                {"units": "1", "long_name": "backward error of the eigenpair"},
+            ),
+            "gap": ((), gap, {"units": "1/time", "long_name": "decay rate of the slowest decaying mode"}),
+        },
+        coords={
+            "mode": ("mode", np.arange(shape[0]), {"units": "1", "long_name": "mode, slowest first"}),
+            **grid.coordinates(),
+        },
+        attrs=provenance(convention=operator.sde.convention, method=modes.method, zero_modes=modes.zeros),
+    )
