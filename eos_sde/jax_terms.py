@@ -15,10 +15,10 @@ from solvers.sde import SDE
 def diffrax_terms(sde: SDE, brownian: Any, *, solver: Any = None) -> diffrax.MultiTerm:
     """The model as ``MultiTerm(ODETerm, ControlTerm)`` for `diffrax.diffeqsolve`.
 
-    The state is one array of shape (d,). What a diffrax solver converges to is fixed by the solver, not by the
-    terms: `Euler` and the Ito-type SRA/SRK solvers solve the Ito equation; `Heun`, `EulerHeun`, `Midpoint`,
-    `ReversibleHeun` and the other Stratonovich solvers solve the Stratonovich one. Convert the model first,
-    ``sde.to("ito")`` or ``sde.to("stratonovich")``, and pass `solver` to have the match checked.
+    The state is one array of shape (d,). What a diffrax solver converges to is fixed by the solver, not
+    by the terms: `Euler` and the Ito-type SRA and SRK solvers solve the Ito equation; `Heun`, `EulerHeun`,
+    `Midpoint`, `ReversibleHeun` and the other Stratonovich solvers solve the Stratonovich one. Convert the
+    model first, ``sde.to("ito")`` or ``sde.to("stratonovich")``, and pass `solver` to have the match checked.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ def diffrax_terms(sde: SDE, brownian: Any, *, solver: Any = None) -> diffrax.Mul
     Returns
     -------
     diffrax.MultiTerm
-        Parameters are read from the ``args`` of ``diffeqsolve``, or from ``sde.params`` where args is None; so
+        Parameters are read from the ``args`` of ``diffeqsolve``, or from ``sde.params`` where args is None:
         gradients with respect to parameters come from passing them as args.
 
     Raises
     ------
     InvalidInput
-        If the Brownian path has another shape, the convention is Klimontovich (which no diffrax solver reads),
-        or it is not the solver's.
+        If the Brownian path has another shape, the convention is Klimontovich (which no diffrax solver
+        reads), or it is not the solver's.
 
     Examples
     --------
@@ -57,7 +57,9 @@ def diffrax_terms(sde: SDE, brownian: Any, *, solver: Any = None) -> diffrax.Mul
     shape = getattr(getattr(brownian, "shape", None), "shape", None)
     m = sde.noise_dimension
     if shape is not None and tuple(shape) != (m,):
-        raise InvalidInput(f"brownian has shape {tuple(shape)}; the model has {m} Wiener processes: give {(m,)}")
+        raise InvalidInput(
+            f"brownian has shape {tuple(shape)}; the model has {m} Wiener processes: give {(m,)}"
+        )
 
     def drift(t, y, args):
         p = sde.params if args is None else args
@@ -90,7 +92,9 @@ def _check_convention(convention: str, solver: Any) -> None:
     elif isinstance(solver, diffrax.AbstractStratonovichSolver):
         expected = "stratonovich"
     else:
-        raise InvalidInput(f"solver={type(solver).__name__} is no SDE solver; use diffrax.Euler or diffrax.Heun")
+        raise InvalidInput(
+            f"solver={type(solver).__name__} is no SDE solver; use diffrax.Euler or diffrax.Heun"
+        )
     if expected != convention:
         raise InvalidInput(
             f"{type(solver).__name__} solves the {expected} equation, but the model's convention is "

@@ -1,5 +1,6 @@
 """Stochastic stability thresholds: closed forms, exact mean-square thresholds, and root finding on models."""
 
+from eos_sde.thresholds.almost_sure import scalar_almost_sure, sgd_almost_sure
 from eos_sde.thresholds.closed_forms import (
     adam,
     gaussian_least_squares,
@@ -28,6 +29,8 @@ __all__ = [
     "pitchfork_d_bifurcation",
     "pitchfork_moment",
     "pitchfork_p_bifurcation",
+    "scalar_almost_sure",
+    "sgd_almost_sure",
     "sgd_mean_square",
     "sgd_sufficient_bound",
     "sharpness_plateau",

@@ -55,7 +55,7 @@ def locate(
     ----------
     build : callable
         ``build(value)`` returns the model at that value: an SDE or, for "gap" and "escape", a
-        `eos_sde.models.maps.NoisyMap`, whose transfer operator is then used in place of the Fokker-Planck one.
+        `eos_sde.models.maps.NoisyMap`, whose transfer operator then replaces the Fokker-Planck one.
     bracket : (float, float)
         Two values between which the criterion changes sign.
     criterion : {"almost_sure", "moment", "gap", "escape"}
@@ -77,14 +77,14 @@ def locate(
     Returns
     -------
     Threshold
-        Its stderr adds in squares the root tolerance and, divided by the criterion's slope: the sampling error
-        of a simulated exponent, or the discretisation error estimated from a grid of twice the spacing (a
-        third of the difference, for second order).
+        Its stderr adds in squares the root tolerance and, divided by the criterion's slope, the sampling
+        error of a simulated exponent, or the discretisation error estimated from a grid of twice the spacing
+        (a third of the difference, for second order).
 
     Raises
     ------
     InvalidInput
-        If a setting is unknown, missing or out of range, or the criterion does not change sign in the bracket.
+        If a setting is unknown, missing or out of range, or the criterion keeps its sign in the bracket.
 
     Examples
     --------
@@ -142,17 +142,21 @@ class _Crossing:
     source: str
 
 
-def _exponent_crossing(build: Callable[[float], Any], criterion: str, settings: Mapping[str, Any]) -> _Crossing:
+def _exponent_crossing(
+    build: Callable[[float], Any], criterion: str, settings: Mapping[str, Any]
+) -> _Crossing:
     simulation = {name: settings[name] for name in _SIMULATION if name in settings}
     order = finite("p", settings.get("p", 2.0))
     if criterion == "moment" and order == 0:
-        raise InvalidInput("p=0.0 has Lambda(0) = 0 for every model; give another p, or criterion='almost_sure'")
+        raise InvalidInput(
+            "p=0.0 has Lambda(0) = 0 for every model; give another p, or criterion='almost_sure'"
+        )
 
     def excess(value: float, careful: bool) -> tuple[float, float]:  # noqa: ARG001 - one cost either way
         sde = build(value)
         if not isinstance(sde, SDE):
             raise InvalidInput(f"build returned a {type(sde).__name__}; criterion {criterion!r} needs an SDE")
-        at = settings["at"](value) if callable(settings["at"]) else settings["at"]
+        at: Any = settings["at"](value) if callable(settings["at"]) else settings["at"]
         if criterion == "almost_sure":
             result = lyapunov_exponent(sde, at=at, **simulation)
             return float(result["value"]), float(result["stderr"])
@@ -163,7 +167,11 @@ def _exponent_crossing(build: Callable[[float], Any], criterion: str, settings: 
     error_of = "sampling and root tolerance" if simulated else "root tolerance"
     if criterion == "almost_sure":
         return _Crossing(
-            excess, "almost-sure", "the top Lyapunov exponent", error_of, "Arnold 1998, Random Dynamical Systems"
+            excess,
+            "almost-sure",
+            "the top Lyapunov exponent",
+            error_of,
+            "Arnold 1998, Random Dynamical Systems",
         )
     return _Crossing(
         excess, f"moment({order:g})", f"Lambda({order:g})", error_of,
@@ -171,7 +179,9 @@ def _exponent_crossing(build: Callable[[float], Any], criterion: str, settings: 
     )  # fmt: skip
 
 
-def _spectral_crossing(build: Callable[[float], Any], criterion: str, settings: Mapping[str, Any]) -> _Crossing:
+def _spectral_crossing(
+    build: Callable[[float], Any], criterion: str, settings: Mapping[str, Any]
+) -> _Crossing:
     grid, target = settings["grid"], settings.get("target")
     if not (isinstance(grid, Grid) or callable(grid)):
         raise InvalidInput(f"grid is a {type(grid).__name__}; give a Grid, or a function of the parameter")
@@ -187,7 +197,9 @@ def _spectral_crossing(build: Callable[[float], Any], criterion: str, settings: 
     elif settings.get("level") is not None:
         if settings.get("ratio") is not None:
             raise InvalidInput("level and ratio are both given; give one of them")
-        level = positive("level", settings["level"], "give a decay rate; the gap of a model with noise is never 0")
+        level = positive(
+            "level", settings["level"], "give a decay rate; the gap of a model with noise is never 0"
+        )
         what = f"log(gap / {level:g})"
 
         def measure(operator: Any) -> float:
@@ -195,16 +207,20 @@ def _spectral_crossing(build: Callable[[float], Any], criterion: str, settings: 
     else:
         ratio = positive("ratio", settings.get("ratio") or MARGINAL_RATIO)
         if ratio <= 1:
-            raise InvalidInput(f"ratio={ratio} is never crossed, since rates are in ascending order; give one above 1")
+            raise InvalidInput(
+                f"ratio={ratio} is never crossed, since rates are in ascending order; give one above 1"
+            )
         what = f"log(second decay rate / first) - log({ratio:.6g})"
 
         def measure(operator: Any) -> float:
             first, second = _decay_rates(operator)
-            return math.log(max(second, np.finfo(float).tiny) / max(first, np.finfo(float).tiny)) - math.log(ratio)
+            return math.log(max(second, np.finfo(float).tiny) / max(first, np.finfo(float).tiny)) - math.log(
+                ratio
+            )
 
     def excess(value: float, careful: bool) -> tuple[float, float]:
         model = build(value)
-        cells = grid(value) if callable(grid) else grid
+        cells: Any = grid(value) if callable(grid) else grid
         fine = measure(_operator(model, cells, boundary))
         if not careful:
             return fine, 0.0
@@ -262,7 +278,11 @@ def _check_settings(criterion: str, settings: Mapping[str, Any]) -> None:
     known = (*_REQUIRED[criterion], *_OPTIONAL[criterion])
     missing = [name for name in _REQUIRED[criterion] if name not in settings]
     if missing:
-        raise InvalidInput(f"criterion {criterion!r} needs the setting {missing[0]!r}; its settings: {', '.join(known)}")
+        raise InvalidInput(
+            f"criterion {criterion!r} needs the setting {missing[0]!r}; its settings: {', '.join(known)}"
+        )
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise InvalidInput(f"criterion {criterion!r} has no setting {unknown[0]!r}; its settings: {', '.join(known)}")
+        raise InvalidInput(
+            f"criterion {criterion!r} has no setting {unknown[0]!r}; its settings: {', '.join(known)}"
+        )

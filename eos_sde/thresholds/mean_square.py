@@ -21,6 +21,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from eos_sde.models.arguments import count, positive
 from eos_sde.thresholds.result import Threshold
+from solvers import memory
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 _SOURCE = "Mulayoff and Michaeli 2024, arXiv:2306.07850, Theorem 3"
@@ -29,6 +30,7 @@ _DENSE_RANK = (
 )
 _TOLERANCE = 1e-10  # relative residual; the eigenvalue itself is then good to about its square
 _MAX_RESTARTS = 500
+_KRYLOV = 20
 
 
 def sgd_mean_square(
@@ -57,7 +59,8 @@ def sgd_mean_square(
     Raises
     ------
     InvalidInput
-        If the factors are not finite, of the wrong shape or all zero, or the batch size is out of range.
+        If the factors are not finite, of the wrong shape or all zero, the batch size is out of range, or the rank
+        is so large that r x r matrices do not fit in memory.
     ConvergenceFailure
         If Lanczos does not converge.
 
@@ -227,6 +230,8 @@ def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
         j = np.matmul(_root(weights, n, c), j)
     flat = j.reshape(n * c, d)
     wide = n * c <= d
+    side = min(n * c, d)
+    memory.require(4 * 8 * side**2, f"a Gram matrix of side {side}", "give fewer examples or outputs")
     h, vectors = eigh((flat @ flat.T if wide else flat.T @ flat) / n)
     keep = h > h[-1] * max(n * c, d) * np.finfo(float).eps
     if h[-1] <= 0 or not np.any(keep):
@@ -294,6 +299,9 @@ def _largest_eigenvalue(
         matrix = np.array(columns)
         value = float(eigh((matrix + matrix.T) / 2, eigvals_only=True)[-1])
         return value, 0.0, "2/lambda_max, dense"
+    memory.require(
+        8 * (_KRYLOV + 8) * r**2, f"Lanczos on matrices of side {r}", "give fewer examples or outputs"
+    )
     calls = 0
 
     def matvec(v: np.ndarray) -> np.ndarray:
@@ -309,7 +317,7 @@ def _largest_eigenvalue(
             which="LA",
             v0=start.ravel(),
             tol=_TOLERANCE,  # pyright: ignore[reportArgumentType]
-            ncv=20,
+            ncv=_KRYLOV,
             maxiter=_MAX_RESTARTS,
         )
     except ArpackNoConvergence as error:

@@ -24,7 +24,7 @@ class GivenPath(diffrax.AbstractPath):
     t1: float
     table: jax.Array
 
-    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):  # noqa: ARG002 - diffrax's signature
         return self.table[jnp.round(t0 / DT).astype(int)]
 
 
@@ -84,7 +84,9 @@ def test_fields_agree_in_every_reading(sde):
         np.testing.assert_allclose(matrix, scalar, rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize("sde", EVERY, ids=lambda sde: ",".join(sde.names) + str(len(sde.params)))
+@pytest.mark.parametrize(
+    "sde", [EVERY[0], EVERY[4], EVERY[6]], ids=["multiplicative", "degenerate", "general"]
+)
 def test_euler_on_one_brownian_path(sde):
     start = 0.3 + 0.1 * np.arange(sde.dimension)
     table = increments(7, 1, STEPS, sde.noise_dimension, DT)
@@ -137,7 +139,7 @@ def test_refusals():
         diffrax_terms(sde, one, solver=diffrax.Heun())
     with pytest.raises(InvalidInput, match="Euler solves the ito equation"):
         diffrax_terms(sde.to("stratonovich"), one, solver=diffrax.Euler())
-    with pytest.raises(InvalidInput, match="Klimontovich|klimontovich"):
+    with pytest.raises(InvalidInput, match="convention='klimontovich'"):
         diffrax_terms(sde.to("klimontovich"), one)
     with pytest.raises(InvalidInput, match="no SDE solver"):
         diffrax_terms(sde, one, solver=diffrax.Dopri5())

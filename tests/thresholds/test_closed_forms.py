@@ -60,7 +60,7 @@ def test_gaussian_least_squares_fixtures(batch, value):
 def test_gaussian_least_squares_is_where_the_second_moments_stop_shrinking(batch):
     s = np.array([1.0, 2.0, 0.01, 5.0])
     eta = float(thresholds.gaussian_least_squares(s, batch_size=batch))
-    # E v+_j = (1 - eta s_j)^2 v_j + (eta^2/B)(s_j^2 v_j + s_j sum_k s_k v_k), v the diagonal of the covariance
+    # E v+_j = (1 - eta s_j)^2 v_j + (eta^2/B)(s_j^2 v_j + s_j sum_k s_k v_k), v = diagonal of the covariance
     matrix = np.diag((1 - eta * s) ** 2 + eta**2 / batch * s**2) + eta**2 / batch * np.outer(s, s)
     assert radius(matrix) == pytest.approx(1.0, abs=1e-12)
     shrunk = thresholds.gaussian_least_squares(np.append(7e3 * s, 0.0), batch_size=batch)

@@ -1,0 +1,78 @@
+"""Almost-sure thresholds against closed forms."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from eos_sde import thresholds
+from eos_sde.thresholds.almost_sure import _batches
+from solvers import InvalidInput
+
+
+def test_gaussian_curvature_reference(reference):
+    item = reference["sgd_gauss_s0.5"]
+    threshold = thresholds.scalar_almost_sure(1.0, item["parameters"]["s"] ** 2)
+    assert float(threshold) == pytest.approx(item["value"][0], rel=1e-10)
+    assert float(thresholds.scalar_almost_sure(4.0, 4.0)) == pytest.approx(item["value"][0] / 4, rel=1e-10)
+    assert thresholds.scalar_almost_sure(4.0, 0.0) == 0.5
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_two_examples_and_one_weight(replacement):
+    # Curvatures 1 and 3, batch 1: log|1 - eta| + log|1 - 3 eta| = 0 first at eta = 4/3; mean-square at 0.8.
+    jacobian = np.sqrt([[1.0], [3.0]])
+    settings = {"batch_size": 1, "replacement": replacement}
+    threshold = thresholds.sgd_almost_sure(jacobian, seed=2, **settings)
+    assert abs(float(threshold) - 4 / 3) < 4 * threshold.stderr  # false-alarm rate 6e-5
+    # Sampling error by hand: the logs +-log 3 at the root, over 0.8 * 4000 * 32 steps, over the slope 2.
+    slope = 0.5 * (1 / (4 / 3 - 1) + 3 / (4 - 1))
+    assert threshold.stderr == pytest.approx(math.log(3) / math.sqrt(3200 * 32) / slope, rel=0.4)
+    assert float(thresholds.sgd_mean_square(jacobian, **settings)) == pytest.approx(0.8)
+    assert threshold.stderr < 0.1 * (4 / 3 - 0.8)  # the mean-square threshold would be rejected
+
+
+def test_above_the_mean_square_threshold_and_reproducible():
+    jacobian = np.random.default_rng(0).normal(size=(12, 2, 6))
+    mean_square = thresholds.sgd_mean_square(jacobian, batch_size=2)
+    threshold = thresholds.sgd_almost_sure(jacobian, batch_size=2, seed=0, steps=1000, copies=8)
+    again = thresholds.sgd_almost_sure(jacobian, batch_size=2, seed=0, steps=1000, copies=8)
+    assert float(threshold) > float(mean_square) + 4 * threshold.stderr
+    assert (threshold.value, threshold.stderr) == (again.value, again.stderr)
+
+
+def test_full_batch_is_the_deterministic_edge():
+    jacobian = np.random.default_rng(0).normal(size=(5, 4))
+    edge = thresholds.sgd_mean_square(jacobian, batch_size=5)
+    assert float(thresholds.sgd_almost_sure(jacobian, batch_size=5, seed=0)) == pytest.approx(float(edge))
+
+
+def test_batches_without_replacement_are_uniform_subsets():
+    # 10 subsets of 3 out of 5, 20000 draws: chi-square with 9 degrees of freedom, 27.9 at false-alarm 1e-3.
+    drawn = np.sort(_batches(5, 3, False, 4, (2, 10_000)).reshape(-1, 3), axis=1)
+    tallies = [np.sum(np.all(drawn == subset, axis=1)) for subset in itertools.combinations(range(5), 3)]
+    assert sum(tallies) == 20_000
+    assert np.sum((np.array(tallies) - 2000) ** 2 / 2000) < 27.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"batch_size": 9}, "batch_size=9"),
+        ({"batch_size": 1, "seed": -1}, "seed=-1"),
+        ({"batch_size": 1, "steps": 3}, "steps=3"),
+        ({"batch_size": 1, "copies": 1}, "copies=1"),
+        ({"batch_size": 1, "steps": 10**15}, "lower steps or copies"),
+    ],
+)
+def test_refusals(settings, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        thresholds.sgd_almost_sure(np.eye(3), **{"seed": 0, **settings})
+
+
+def test_scalar_refusals():
+    with pytest.raises(InvalidInput, match="mean=0"):
+        thresholds.scalar_almost_sure(0.0, 1.0)
+    with pytest.raises(InvalidInput, match="variance=-1"):
+        thresholds.scalar_almost_sure(1.0, -1.0)
