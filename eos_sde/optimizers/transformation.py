@@ -140,6 +140,9 @@ def scale_by_caeo(
         def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any]:
             product = hessian_product(loss, params)
             sharpness, residual, new = estimator.update(product, params, state.curvature)
+            # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
+            sound = jnp.isfinite(sharpness)
+            new = jax.tree.map(lambda fresh, old: jnp.where(sound, fresh, old), new, state.curvature)
             staleness = jnp.zeros((), jnp.int32)
             return jnp.asarray(sharpness, dtype), jnp.asarray(residual, dtype), staleness, new
 
@@ -219,6 +222,11 @@ def caeo(
     ------
     InvalidInput
         At once for settings that cannot be used; in ``update`` if params or `value_fn` is missing.
+
+    Notes
+    -----
+    Where the Hessian is not finite, neither are the updates: chain ``optax.zero_nans()`` behind to skip such
+    steps (``optax.apply_if_finite`` looks at gradients only).
 
     Warnings
     --------

@@ -80,7 +80,15 @@ class Flat(NamedTuple):
     cast: Callable[[Params], Params]
 
     def operator(self, hvp: Product) -> Callable[[jax.Array], jax.Array]:
-        """Return `hvp` on flat vectors: products in the dtypes of the leaves, sums in the working dtype."""
+        """Return `hvp` on flat vectors: products in the dtypes of the leaves, sums in the working dtype.
+
+        Raises
+        ------
+        InvalidInput
+            If the tree has no leaves (optax initialises with such placeholders, so `flat_view` takes them).
+        """
+        if self.dimension == 0:
+            raise InvalidInput("params holds no numbers, so the loss has no curvature; pass the parameters.")
         return lambda vector: self.ravel(hvp(self.cast(self.unravel(vector))))
 
     def random_unit(self, key: jax.Array) -> jax.Array:
@@ -99,7 +107,7 @@ def flat_view(params: Params) -> Flat:
     Raises
     ------
     InvalidInput
-        If a leaf is not real floating point, or there is nothing to differentiate by.
+        If a leaf is not real floating point.
     """
     leaves = jax.tree.leaves(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -109,8 +117,6 @@ def flat_view(params: Params) -> Flat:
                 "for real floating-point parameters, so split complex ones and keep integers out of params."
             )
     dimension = sum(jnp.size(leaf) for leaf in leaves)
-    if dimension == 0:
-        raise InvalidInput("params holds no numbers, so the loss has no curvature; pass the parameters.")
     dtype = jnp.result_type(jnp.float32, *leaves)
     likes = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
     unravel = ravel_pytree(likes)[1]
@@ -121,7 +127,7 @@ def flat_view(params: Params) -> Flat:
     def cast(tree: Params) -> Params:
         return jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), tree, params)
 
-    roundoff = max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in leaves)
+    roundoff = max((float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in leaves), default=0.0)
     return Flat(dimension, dtype, roundoff, ravel, unravel, cast)
 
 

@@ -30,17 +30,23 @@ class _Ritz(NamedTuple):
 
 def _top_ritz(operator: Any, start: jax.Array, order: int) -> _Ritz:
     """Return the largest Ritz pair of one Lanczos run with full reorthogonalisation."""
-    result = decomp.tridiag_sym(order, materialize=False, reortho="full", custom_vjp=False)(operator, start)
+    # the Arnoldi form of tridiag_sym(reortho="full"), which alone shows the true lengths below the diagonal
+    arnoldi = decomp.hessenberg(order, reortho="full", custom_vjp=False)
+    result = arnoldi(operator, start)
     basis: Any = result.Q_tall
-    diagonal, offdiagonal = result.J_small
-    # When the Krylov space is exactly invariant the library goes on from 0/0. What came before is complete:
-    # cut there, and give the empty rows a decoupled value below the first Rayleigh quotient.
-    sound = jnp.cumprod(jnp.isfinite(diagonal).at[0].set(True)).astype(bool)
-    offdiagonal = jnp.where(sound[1:], offdiagonal, 0.0)
-    scale = jnp.max(jnp.abs(jnp.where(sound, diagonal, 0.0)))
-    scale += jnp.max(jnp.abs(offdiagonal), initial=0.0)
+    projected: Any = result.J_small
+    diagonal, lengths = jnp.diag(projected), jnp.diag(projected, -1)
+    # The Krylov space is invariant where a length is rounding (or 0): the library goes on from normalised
+    # rounding noise (or 0/0), not orthogonal to what came before, which is complete: cut there. The empty
+    # rows get a decoupled value below the first Rayleigh quotient, so that none becomes the largest.
+    scale = jnp.max(jnp.where(jnp.isfinite(diagonal), jnp.abs(diagonal), 0.0))
+    scale = jnp.maximum(scale, jnp.max(jnp.where(jnp.isfinite(lengths), lengths, 0.0), initial=0.0))
+    negligible = ROUNDING * jnp.finfo(scale.dtype).eps * scale
+    going_on = (lengths > negligible) & jnp.isfinite(diagonal[1:])
+    sound = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(going_on).astype(bool)])
     below = diagonal[0] - jnp.where(scale > 0, scale, 1.0)
     diagonal = jnp.where(sound, diagonal, below)
+    offdiagonal = jnp.where(sound[1:], lengths, 0.0)
     basis = jnp.where(sound[:, None], basis, 0.0)
     last = jnp.where(sound[-1], jnp.linalg.norm(result.residual), 0.0)
     small = jnp.diag(diagonal) + jnp.diag(offdiagonal, 1) + jnp.diag(offdiagonal, -1)
