@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from solvers import statistics as results
-from solvers.kernels import advancing, advancing_until, exits_at_start, run_blocks
+from solvers.exit_times import met_at_start
+from solvers.kernels import advancing, advancing_until, run_blocks
 from solvers.request import Request, checked
 from solvers.wiener import BLOCK
 
@@ -147,9 +148,13 @@ class _Run:
     def __init__(self, request: Request, progress: Callable[[float], Any] | None):
         self.request, self.progress = request, progress
         sde, d, times = request.sde, request.sde.dimension, request.saves.size
-        self.model = sde.compiled()
-        build = advancing if request.stop is None else advancing_until
-        self.advance = build(request.scheme, d, sde.noise_dimension, sde.noise)
+        drift, diffusion, p = sde.compiled()
+        model = (request.scheme, d, sde.noise_dimension, sde.noise, drift, diffusion, type(p), len(p))
+        self.parameters = np.array(p, dtype=float)
+        if request.stop is None:
+            self.advance = advancing(*model)
+        else:
+            self.advance = advancing_until(*model, request.stop.condition)
         self.final = np.empty((request.paths, d))
         self.diverged = np.full(request.paths, -1, dtype=np.int64)
         self.exits = np.full(request.paths, np.nan)
@@ -221,11 +226,12 @@ class _Run:
         diverged = np.full(blocks * BLOCK, -1, dtype=np.int64)
         exits = np.full(blocks * BLOCK, np.nan)
         states = self.states[first : first + count]
-        drift, diffusion, p = self.model
-        stop, gaps, gap_components = drift, np.empty((0, 2)), np.empty(0, dtype=np.int64)
+        gaps, gap_components = np.empty((0, 2)), np.empty(0, dtype=np.int64)
         if request.stop is not None:
-            stop, gaps, gap_components = request.stop
-            exits_at_start(d)(stop, p, request.t0, x, exits, gaps, gap_components)
+            gaps, gap_components = request.stop.gaps, request.stop.components
+            here = request.start if len(request.start) == 1 else request.start[first : first + count]
+            met = met_at_start(request.stop, request.t0, here, request.sde.params)
+            exits[:count] = np.where(met, request.t0, np.nan)
         with self.histograms.borrowed() as counts:
             leg = 2 * max(1, _WORK // (2 * blocks * BLOCK * d))  # even: normals come in pairs of steps
             for step in range(0, request.steps, leg):
@@ -235,10 +241,7 @@ class _Run:
                 first_save = int(np.searchsorted(request.saves, step, side="right" if step else "left"))
                 run_blocks(
                     self.advance,
-                    drift,
-                    diffusion,
-                    stop,
-                    p,
+                    self.parameters,
                     np.uint64(request.seed),
                     (request.t0, request.dt),
                     (first, request.paths, step, min(step + leg, request.steps), first_save),

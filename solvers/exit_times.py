@@ -31,14 +31,18 @@ class StopRule(NamedTuple):
 
     Attributes
     ----------
+    function : callable
+        As the user wrote it.
     condition : dispatcher
-        ``condition(t, y, p)`` -> bool.
+        ``condition(t, y, p)`` -> bool for the kernels; never true with gaps, which then decide alone, so that
+        a new level compiles nothing.
     gaps : ndarray (g, 2)
         Open intervals that a path leaves by stopping; no rows when the condition is not a set of levels.
     components : ndarray of int (g,)
         The component each gap is about.
     """
 
+    function: Callable[..., Any]
     condition: Any
     gaps: np.ndarray
     components: np.ndarray
@@ -93,9 +97,25 @@ def stop_rule(stop: Callable[..., Any], sde: SDE) -> StopRule:
         If it is no function of (t, y, p, xp), or cannot be traced symbolically.
     """
     function = plain_function(stop, "stop")
-    condition = _condition(_Keyed(purity_key(stop, "stop"), function))
+    keyed = _Keyed(purity_key(stop, "stop"), function)
     gaps, components = _gaps(function, sde)
-    return StopRule(condition, gaps, components)
+    return StopRule(function, never if components.size else _condition(keyed), gaps, components)
+
+
+def met_at_start(rule: StopRule, t0: float, start: np.ndarray, p: Any) -> np.ndarray:
+    """Which of the starts (n, d) meet the condition or lie on one of its levels."""
+    met = np.broadcast_to(np.asarray(rule.function(t0, tuple(start.T), p, np), dtype=bool), len(start)).copy()
+    for c in np.unique(rule.components):
+        low, high = rule.gaps[rule.components == c].T
+        value = start[:, c, None]
+        met |= ~((low < value) & (value < high)).any(axis=1)
+    return met
+
+
+@njit
+def never(_t, _y, _p):
+    """A stop condition that never holds."""
+    return False
 
 
 @lru_cache(maxsize=256)

@@ -3,17 +3,32 @@
 A block is `wiener.BLOCK` paths in flat arrays ``x[component * BLOCK + i]`` that stay in the first-level
 cache; constant widths and strides let LLVM vectorise. Blocks are cut at absolute path numbers and always
 computed in full, so that neither threads nor chunks nor the number of paths can change a bit of any path.
+
+Only the pass that moves a block by one step contains the user's model. It is called through a pointer, once
+per 256 paths, so that everything else is compiled once per process.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import cfunc, float64, int64, njit, types, uint64
 
 from solvers.exit_times import crossing_fraction
 from solvers.schemes import FLAGS, Scheme, algebra
 from solvers.wiener import BLOCK, fill_normals
+
+_FLOATS = float64[::1]
+ADVANCE = types.void(
+    float64,  # t
+    float64,  # dt
+    _FLOATS,  # x (d * BLOCK), in and out
+    _FLOATS,  # increments (m * BLOCK)
+    _FLOATS,  # parameters of the model
+    types.Tuple((uint64, int64, int64)),  # seed, number of the first path, number of the step
+    types.Tuple((_FLOATS, float64[:, ::1], int64[::1])),  # exit times, gaps, their components
+)
+"""Signature of the pass that moves a block by one step."""
 
 
 @njit(fastmath=FLAGS, error_model="numpy")
@@ -80,17 +95,15 @@ def mark_diverged(x, d, count, step, diverged):
 
 
 @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
-def run_blocks(
-    advance, drift, diffusion, stop, p, seed, times, window, noises, saves, x, sums, states, grid, events
-):
+def run_blocks(advance, parameters, seed, times, window, noises, saves, x, sums, states, grid, events):
     """Carry the blocks in x from one step to another.
 
     Parameters
     ----------
-    advance : dispatcher
+    advance : function pointer
         From `advancing` or `advancing_until`: moves one block by one step.
-    drift, diffusion, stop, p
-        The compiled model, the stop condition and the parameters.
+    parameters : float array
+        Of the model.
     seed : uint64
     times : (t0, dt)
     window : (first path in x, paths in the whole run, first step, last step, first index into saves)
@@ -133,7 +146,7 @@ def run_blocks(
                     fill_normals(seed, start, taken // 2, noises, scale, z, words)
                 dw = z[(taken % 2) * noises * BLOCK : (taken % 2 + 1) * noises * BLOCK]
                 keys = (seed, start, taken)
-                advance(drift, diffusion, stop, p, t0 + taken * dt, dt, block, dw, keys, events_here)
+                advance(t0 + taken * dt, dt, block, dw, parameters, keys, events_here)
                 mark_diverged(block, d, count, step, diverged_here)
             if save < saves.size and saves[save] == step:
                 if mean.shape[0] > 0:
@@ -147,22 +160,41 @@ def run_blocks(
                 save += 1
 
 
-@cache
-def advancing(scheme: Scheme, d: int, m: int, noise: str) -> Any:
-    """The pass that moves all paths of a block by one step."""
+def _unpacking(kind: type, count: int) -> Any:
+    """Compiled code from the flat parameters to the tuple or named tuple that the model reads."""
+    entries = ", ".join(f"values[{k}]" for k in range(count))
+    made = f"kind({entries})" if hasattr(kind, "_fields") else f"({entries},)" if count else "()"
+    scope: dict[str, Any] = {"kind": kind}
+    exec(compile(f"def unpack(values):\n    return {made}\n", "<parameters>", "exec"), scope)
+    return njit(forceinline=True)(scope["unpack"])
+
+
+@lru_cache(maxsize=256)
+def advancing(
+    scheme: Scheme, d: int, m: int, noise: str, drift: Any, diffusion: Any, kind: type, count: int
+) -> Any:
+    """The pass that moves all paths of a block by one step.
+
+    `drift` and `diffusion` are compiled; `kind` is the type of their parameters and `count` how many.
+    """
     ops = algebra(d, m, noise, BLOCK)
     step, load, load_noise, store = scheme.build(ops), ops.load, ops.load_noise, ops.store
 
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def advance(drift, diffusion, _stop, p, t, dt, x, dw, _keys, _events):
+    unpack = _unpacking(kind, count)
+
+    @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
+    def advance(t, dt, x, dw, parameters, _keys, _events):
+        p = unpack(parameters)
         for i in range(BLOCK):
             store(x, i, step(drift, diffusion, p, t, dt, load(x, i), load_noise(dw, i)))
 
     return advance
 
 
-@cache
-def advancing_until(scheme: Scheme, d: int, m: int, noise: str) -> Any:
+@lru_cache(maxsize=256)
+def advancing_until(
+    scheme: Scheme, d: int, m: int, noise: str, drift: Any, diffusion: Any, kind: type, count: int, stop: Any
+) -> Any:
     """The pass that moves the paths of a block that have not met the stop condition, and looks for exits.
 
     With gaps (the stop condition is a set of levels) the exit is sought inside the step by a Brownian bridge
@@ -172,8 +204,11 @@ def advancing_until(scheme: Scheme, d: int, m: int, noise: str) -> Any:
     step, load, load_noise, store = scheme.build(ops), ops.load, ops.load_noise, ops.store
     variances = ops.variances
 
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def advance(drift, diffusion, stop, p, t, dt, x, dw, keys, events):
+    unpack = _unpacking(kind, count)
+
+    @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
+    def advance(t, dt, x, dw, parameters, keys, events):
+        p = unpack(parameters)
         seed, start, number = keys
         exits, gaps, gap_components = events
         for i in range(BLOCK):
@@ -211,27 +246,3 @@ def advancing_until(scheme: Scheme, d: int, m: int, noise: str) -> Any:
                 x[component * BLOCK + i] = level
 
     return advance
-
-
-@cache
-def exits_at_start(d: int) -> Any:
-    """The pass that marks paths which meet the stop condition, or lie on a level, before the first step."""
-    load = algebra(d, d, "diagonal", BLOCK).load
-
-    @njit(error_model="numpy")
-    def mark(stop, p, t0, x, exits, gaps, gap_components):
-        for b in range(x.shape[0]):
-            for i in range(BLOCK):
-                y = load(x[b], i)
-                exited = stop(t0, y, p)
-                for c in range(d):
-                    watched, inside = False, False
-                    for g in range(gap_components.size):
-                        if gap_components[g] == c:
-                            watched = True
-                            inside = inside or gaps[g, 0] < y[c] < gaps[g, 1]
-                    exited = exited or (watched and not inside)
-                if exited:
-                    exits[b * BLOCK + i] = t0
-
-    return mark

@@ -34,7 +34,7 @@ _U11, _U32 = np.uint64(11), np.uint64(32)
 
 @cache
 def threefry(rounds: int) -> Any:
-    """Threefry-2x64, ``(c0, c1, k0, k1) -> (x0, x1)``, written out: LLVM does not vectorise a loop of rounds."""
+    """Threefry-2x64, ``(c0, c1, k0, k1) -> (x0, x1)``, written out: LLVM vectorises no loop of rounds."""
     lines = [
         "def threefry(c0, c1, k0, k1):",
         "    k2 = k0 ^ k1 ^ PARITY",
