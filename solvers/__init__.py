@@ -1,5 +1,7 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
+from solvers.convergence import estimate_order
+from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
     ConvergenceFailure,
@@ -9,6 +11,7 @@ from solvers.errors import (
 )
 from solvers.evolution import evolve
 from solvers.fokker_planck import FokkerPlanck
+from solvers.given_noise import drive
 from solvers.grid import Grid
 from solvers.lyapunov import lyapunov_exponent, moment_lyapunov_exponent
 from solvers.observables import (
@@ -33,13 +36,16 @@ __all__ = [
     "MissingConvention",
     "TransferOperator",
     "committor",
+    "drive",
     "effective_potential",
     "eigenmodes",
     "escape_rate",
+    "estimate_order",
     "evolve",
     "from_potential",
     "lyapunov_exponent",
     "mean_first_passage_time",
     "moment_lyapunov_exponent",
+    "simulate",
     "stationary_density",
 ]
