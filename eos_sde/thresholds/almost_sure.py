@@ -84,8 +84,8 @@ def sgd_almost_sure(
     """Learning rate at which a typical run of SGD at an interpolating minimum stops converging.
 
     The top Lyapunov exponent of the product of I - eta H_batch on the range of H, by simulation of
-    independent copies with the same batches at every learning rate, is followed upwards from the mean-square threshold,
-    below which it is negative, to its zero.
+    independent copies with the same batches at every learning rate, is followed upwards from the
+    mean-square threshold, below which it is negative, to its zero.
 
     Parameters
     ----------

@@ -14,14 +14,18 @@ from scipy.optimize import brentq
 from eos_sde.models.arguments import finite, positive
 from eos_sde.models.maps import NoisyMap
 from eos_sde.thresholds.result import Threshold
-from solvers.errors import AccuracyWarning, InvalidInput
-from solvers.fokker_planck import FokkerPlanck
-from solvers.grid import Grid
-from solvers.lyapunov import lyapunov_exponent, moment_lyapunov_exponent
-from solvers.observables import escape_rate
-from solvers.sde import SDE
-from solvers.spectrum import eigenmodes
-from solvers.transfer import TransferOperator
+from solvers import (
+    SDE,
+    AccuracyWarning,
+    FokkerPlanck,
+    Grid,
+    InvalidInput,
+    TransferOperator,
+    eigenmodes,
+    escape_rate,
+    lyapunov_exponent,
+    moment_lyapunov_exponent,
+)
 
 MARGINAL_RATIO = 3.254225852436075
 """Ratio of the second decay rate to the first of dA = -C A^3 dt + s dW, for any C and s.

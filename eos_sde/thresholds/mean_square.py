@@ -59,8 +59,8 @@ def sgd_mean_square(
     Raises
     ------
     InvalidInput
-        If the factors are not finite, of the wrong shape or all zero, the batch size is out of range, or the rank
-        is so large that r x r matrices do not fit in memory.
+        If the factors are not finite, of the wrong shape or all zero, the batch size is out of range, or the
+        rank is so large that r x r matrices do not fit in memory.
     ConvergenceFailure
         If Lanczos does not converge.
 

@@ -10,8 +10,7 @@ from scipy.optimize import brentq
 from eos_sde import models, thresholds
 from eos_sde.models import maps
 from eos_sde.thresholds import locate
-from solvers import SDE, InvalidInput
-from solvers.grid import Grid
+from solvers import SDE, Grid, InvalidInput
 
 
 def pitchfork(a, convention="stratonovich"):
