@@ -1,0 +1,177 @@
+"""Calibration: what the reduced models need to know of a network at given weights, each with its error."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from threadpoolctl import threadpool_limits
+
+from eos_sde.bridge.central_flow import per_example_modes
+from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.spectrum import top_modes
+from eos_sde.bridge.tasks import Task
+from solvers.errors import InvalidInput
+from solvers.provenance import provenance
+
+_GROUPS = 10
+
+
+@partial(jax.jit, static_argnames="task")
+def _projected(task: Task, theta, modes):
+    return per_example_modes(task, theta, modes)
+
+
+@partial(jax.jit, static_argnames="task")
+def _line_derivatives(task: Task, theta, direction):
+    """First to fourth derivative of each example's loss along a line, shape (4, n)."""
+
+    def along(s):
+        return task.per_example_loss(theta + s * direction)
+
+    derivatives = []
+    function = along
+    for _ in range(4):
+        function = partial(lambda f, s: jax.jvp(f, (s,), (jnp.ones_like(s),))[1], function)
+        derivatives.append(function)
+    return jnp.stack([f(jnp.zeros((), theta.dtype)) for f in derivatives])
+
+
+@partial(jax.jit, static_argnames="task")
+def _group_gradients(task: Task, theta, direction, order):
+    """Per group of examples: gradients of the loss and of the curvature along the direction."""
+    groups = order.reshape(_GROUPS, -1)
+
+    def one(rows):
+        def loss(w):
+            return task.loss(w, task.x[rows], task.y[rows])
+
+        def curvature(w):
+            slope = partial(jax.jvp, loss, tangents=(direction,))
+            return jax.jvp(lambda v: slope((v,))[1], (w,), (direction,))[1]
+
+        return jax.grad(loss)(theta), jax.grad(curvature)(theta)
+
+    return jax.lax.map(one, groups)
+
+
+@double_precision
+def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, seed: int = 0) -> xr.Dataset:
+    """Measure the coefficients of the reduced models at given weights.
+
+    With u the top Hessian eigenvector, S(w) = u' H(w) u the curvature along it and L the full-batch loss:
+
+    - ``alpha = -grad L . grad S`` and ``beta = |grad S|^2``, both without their parts along u: progressive
+      sharpening and self-stabilization (Damian, Nichani and Lee, arXiv:2209.15594);
+    - ``slope``, ``curvature``, ``third``, ``fourth``: derivatives of L along u;
+    - ``per_example_variance``: population variance over the examples of the gradient along u, and
+      ``curvature_variance`` of the second derivative along u;
+    - ``noise_covariance``: covariance of the batch gradient in the span of the top k eigenvectors,
+      (n - B)/(B (n - 1)) times that of one example.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    params : Array
+        Weights, shape (d,).
+    batch_size : int
+        B, from 1 to n, drawn without replacement.
+    k : int
+        Number of eigenpairs.
+    seed : int
+        Of the random grouping of the examples for the jackknife.
+
+    Returns
+    -------
+    Dataset
+        ``eigenvalue(mode)`` largest first with ``eigenvalue_residual(mode)`` (a bound on its error),
+        ``eigenvector(mode, weight)`` and the quantities above. Each has a ``*_stderr``: the sampling error
+        over the examples as draws from their population; from per-example values where the quantity is a
+        mean over examples, else by a jackknife over ten groups. For the given training set itself the
+        quantities are exact to rounding.
+
+    Raises
+    ------
+    InvalidInput
+        If the weights are not finite or of the wrong size, or B or k are out of range.
+    """
+    theta = jnp.asarray(params, dtype=jnp.float64)
+    n = task.n
+    if theta.shape != (task.size,) or not bool(jnp.all(jnp.isfinite(theta))):
+        raise InvalidInput(
+            f"params must be {task.size} finite weights of {task.name}; got shape {theta.shape}"
+        )
+    if not 1 <= batch_size <= n:
+        raise InvalidInput(f"batch_size={batch_size} must be from 1 to the {n} examples of {task.name}")
+    with threadpool_limits(1, "blas"):
+        eigenvalues, modes, residuals = top_modes(task, theta, k)
+        gradients, _ = _projected(task, theta, modes)
+        direction = modes[:, 0]
+        line = np.asarray(_line_derivatives(task, theta, direction))
+        alpha, beta = _sharpening(task, theta, direction, seed)
+    gradients = np.asarray(gradients)
+    centred = gradients - gradients.mean(axis=0)
+    products = centred[:, :, None] * centred[:, None, :]
+    p = (n - batch_size) / (batch_size * (n - 1))
+    values: dict[str, tuple] = {
+        "eigenvalue": ("mode", np.asarray(eigenvalues), "1/time", "Hessian eigenvalue, largest first"),
+        "eigenvalue_residual": ("mode", np.asarray(residuals), "1/time", "residual of the eigenpair"),
+        "eigenvector": (("mode", "weight"), np.asarray(modes).T, "1", "Hessian eigenvector"),
+        "noise_covariance": (
+            ("mode", "mode2"), p * products.mean(axis=0), "loss^2/weight^2", "covariance of the batch gradient",
+        ),
+        "noise_covariance_stderr": (
+            ("mode", "mode2"), p * products.std(axis=0) / n**0.5, "loss^2/weight^2", "its standard error",
+        ),
+    }  # fmt: skip
+
+    def scalar(name: str, value: float, stderr: float, units: str, text: str) -> None:
+        values[name] = ((), value, units, text)
+        values[f"{name}_stderr"] = ((), stderr, units, f"standard error of the {text}")
+
+    for row, name, units in zip(
+        line,
+        ("slope", "curvature", "third", "fourth"),
+        ("weight^-1", "weight^-2", "weight^-3", "weight^-4"),
+        strict=True,
+    ):
+        scalar(name, row.mean(), row.std() / n**0.5, units, f"{name} of the loss along the top eigenvector")
+    scalar("alpha", *alpha, "1/time^2", "progressive sharpening -grad L . grad S across the top eigenvector")
+    scalar("beta", *beta, "weight^-6", "|grad S|^2 across the top eigenvector")
+    for name, sample, text in (
+        ("per_example_variance", line[0], "variance over examples of the gradient along the top eigenvector"),
+        ("curvature_variance", line[1], "variance over examples of the curvature along the top eigenvector"),
+    ):
+        squares = (sample - sample.mean()) ** 2
+        scalar(name, squares.mean(), squares.std() / n**0.5, "1", text)
+    return xr.Dataset(
+        {
+            name: (dims, value, {"units": units, "long_name": text})
+            for name, (dims, value, units, text) in values.items()
+        },
+        attrs=provenance(
+            task=task.name, examples=n, batch_size=batch_size, loss=float(task.loss(theta)), seed=seed
+        ),
+    )
+
+
+def _sharpening(task: Task, theta, direction, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Alpha and beta with jackknife errors over groups of examples."""
+    usable = task.n - task.n % _GROUPS
+    if usable < 2 * _GROUPS:
+        raise InvalidInput(f"{task.name} has {task.n} examples; calibration needs at least {2 * _GROUPS}")
+    order = np.random.default_rng(seed).permutation(task.n)[:usable]
+    loss, sharp = (np.asarray(g) for g in _group_gradients(task, theta, direction, jnp.asarray(order)))
+    u = np.asarray(direction)
+    loss, sharp = (rows - np.outer(rows @ u, u) for rows in (loss, sharp))
+
+    def both(weights: np.ndarray) -> tuple[float, float]:
+        g, s = weights @ loss, weights @ sharp
+        return -float(g @ s), float(s @ s)
+
+    whole = both(np.full(_GROUPS, 1 / _GROUPS))
+    left_out = np.array([both((1 - np.eye(_GROUPS)[i]) / (_GROUPS - 1)) for i in range(_GROUPS)])
+    errors = np.sqrt((_GROUPS - 1) * left_out.var(axis=0))
+    return (whole[0], float(errors[0])), (whole[1], float(errors[1]))
