@@ -209,7 +209,7 @@ def _spectral_crossing(
         def measure(operator: Any) -> float:
             return math.log(max(float(eigenmodes(operator, k=2)["gap"]), np.finfo(float).tiny) / level)
     else:
-        ratio = positive("ratio", settings.get("ratio") or MARGINAL_RATIO)
+        ratio = positive("ratio", MARGINAL_RATIO if settings.get("ratio") is None else settings["ratio"])
         if ratio <= 1:
             raise InvalidInput(
                 f"ratio={ratio} is never crossed, since rates are in ascending order; give one above 1"

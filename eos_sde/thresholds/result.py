@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, SupportsFloat
 
 from solvers.errors import InvalidInput
 
@@ -63,20 +62,28 @@ class Threshold:
         return self.value
 
     def __eq__(self, other: Any) -> bool:
-        if not isinstance(other, (Threshold, Real)):
-            return NotImplemented
-        return self.value == float(other)
+        number = _number(other)
+        return NotImplemented if number is None else self.value == number
 
     def __lt__(self, other: Any) -> bool:
-        if not isinstance(other, (Threshold, Real)):
-            return NotImplemented
-        return self.value < float(other)
+        number = _number(other)
+        return NotImplemented if number is None else self.value < number
 
     def __hash__(self) -> int:
         return hash(self.value)
 
     def __str__(self) -> str:
         return f"{with_error(self.value, self.stderr)} ({self.criterion}, {self.method})"
+
+
+def _number(other: Any) -> float | None:
+    """A number, 0-d array or Threshold as a float; None for anything else."""
+    if not isinstance(other, SupportsFloat):
+        return None
+    try:
+        return float(other)
+    except TypeError:  # arrays of several elements: left to their own comparison
+        return None
 
 
 def with_error(value: float, stderr: float) -> str:

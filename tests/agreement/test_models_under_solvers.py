@@ -42,7 +42,7 @@ def test_stationary_variances_along_the_ladder(eta_h):
     rule = maps.quadratic_map(eta, h, s)
     reach = 7 * math.sqrt(exact["matched_linear"])
     operator = TransferOperator(rule.as_sde(), Grid.uniform(x=(-reach, reach, 200)), step=rule.dt)
-    # Spreading over the source cell and rounding to the target's centre add (1 + (1 - eta h)^2) cell^2/12 a step.
+    # Spreading over the source cell and rounding to centres add (1 + (1 - eta h)^2) cell^2/12 a step.
     added = (1 + (1 - eta_h) ** 2) * (2 * reach / 200) ** 2 / (12 * (eta * s) ** 2)
     assert variance(operator) == pytest.approx(exact["matched_linear"] * (1 + added), rel=0.05 * added)
 

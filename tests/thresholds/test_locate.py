@@ -177,6 +177,7 @@ def flip(mu):
         ({"criterion": "gap", "grid": GRID, "level": 0.1, "ratio": 3.0}, "both given"),
         ({"criterion": "gap", "grid": GRID, "level": 0.0}, "level=0.0"),
         ({"criterion": "gap", "grid": GRID, "ratio": 0.5}, "ratio=0.5"),
+        ({"criterion": "gap", "grid": GRID, "ratio": 0.0}, "ratio=0.0"),
         ({"criterion": "gap", "grid": (-1, 1, 10)}, "grid is a tuple"),
         ({"criterion": "escape", "grid": GRID, "horizon": -1.0}, "horizon=-1.0"),
         ({"criterion": "gap", "grid": GRID, "bracket": (-0.2, -0.1)}, "does not change sign"),

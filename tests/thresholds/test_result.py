@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from eos_sde.thresholds import Threshold
 from solvers import InvalidInput
@@ -37,6 +39,9 @@ def test_it_compares_as_a_float_and_is_frozen():
     assert threshold >= make(0.4)
     assert threshold != make(0.4)
     assert threshold != "0.463"
+    assert np.float64(0.4) < threshold < np.array(0.5)
+    assert (np.array([0.4, 0.5]) < threshold).tolist() == [True, False]
+    assert xr.DataArray(0.4) < threshold
     assert len({threshold, make()}) == 1
     assert "source='a paper'" in repr(threshold)
     with pytest.raises(AttributeError):
