@@ -76,9 +76,11 @@ class FokkerPlanck:
     without noise it is first order (upwind).
 
     Correlated noise (``noise="general"`` in two dimensions) adds jumps between diagonal neighbours
-    (Kushner and Dupuis 2001, sec. 5.3), nonnegative where D11 / h1 >= |D12| / h2 and D22 / h2 >= |D12| / h1;
-    elsewhere, or on non-uniform axes, second-order central differences, with a warning. Diagonal jumps out of
-    an absorbing wall are killed a full cell away, which is first order.
+    (Kushner and Dupuis 2001, sec. 5.3) and hybrid central fluxes across faces. All rates are nonnegative
+    where D11 / h1 >= |D12| / h2 and D22 / h2 >= |D12| / h1; spacings with h1 / h2 = sqrt(D11 / D22) leave most
+    to the faces and are most accurate. Elsewhere, or on non-uniform axes, cross terms are second-order
+    central differences, with a warning. Diagonal jumps out of an absorbing wall are killed a full cell away,
+    which is first order.
 
     Parameters
     ----------
@@ -141,6 +143,9 @@ class FokkerPlanck:
         self.flux = flux
         self._coefficients = Coefficients(sde, grid)
         self._corners = self._choose_cross_terms()
+        self.face_flux, self._excess = fluxes.FLUXES[flux], fluxes.excess_diffusion
+        if self._corners == "positive":
+            self.face_flux, self._excess = fluxes.hybrid, fluxes.hybrid_excess_diffusion
         self.faces = [self._interior_faces(axis) for axis in range(grid.d)]
         self._wall_loss = np.zeros(grid.size)
         self._wall_pressure: dict[tuple[str, str], np.ndarray] = {}
@@ -225,7 +230,7 @@ class FokkerPlanck:
             self._coefficients.refuse_unclosed(axis)
         diffusion, lift = self._coefficients.face_arguments(axis, position, low, high, periodic=True)
         distance = np.broadcast_to(_along(high - low, axis, grid.d), diffusion.shape)
-        forward, backward = fluxes.FLUXES[self.flux](diffusion, distance, lift)
+        forward, backward = self.face_flux(diffusion, distance, lift)
         return Faces(
             axis=axis,
             first=first,
@@ -252,7 +257,7 @@ class FokkerPlanck:
             )
             distance = abs(wall - center)
             if kind == "absorbing":
-                outward, _ = fluxes.FLUXES[self.flux](diffusion, np.full_like(lift, distance), lift)
+                outward, _ = self.face_flux(diffusion, np.full_like(lift, distance), lift)
                 edge_cells = _part(cells, axis, slice(0, 1) if side == 0 else slice(-1, None))
                 self._wall_loss[edge_cells.ravel()] += (outward / grid.widths[name][side]).ravel()
                 continue
@@ -299,9 +304,7 @@ class FokkerPlanck:
                 continue
             weight = np.where(diffusive, masses[face.first] + masses[face.second], 0.0)
             peclet = np.where(diffusive, face.peclet, 0.0)
-            excess = fluxes.excess_diffusion(peclet) / (
-                1.0 + face.split / np.where(diffusive, face.diffusion, 1.0)
-            )
+            excess = self._excess(peclet) / (1.0 + face.split / np.where(diffusive, face.diffusion, 1.0))
             mean = float(np.sum(weight * excess) / max(weight.sum(), 1e-300))
             if mean > 0.05:
                 name = self.grid.names[face.axis]

@@ -87,7 +87,9 @@ class Grid:
                 raise InvalidInput(f"axis {name} has cells={cells!r}; give an integer >= 2")
             if not (np.isfinite([low, high]).all() and low < high):
                 raise InvalidInput(f"axis {name} goes from {low} to {high}; give finite low < high")
-            edges[name] = np.linspace(low, high, int(cells) + 1)
+            values = np.linspace(low, high, int(cells) + 1)
+            # an edge meant to be 0 must be 0: noise may vanish there, and then nothing crosses it
+            edges[name] = np.where(np.abs(values) < 1e-13 * (high - low), 0.0, values)
         return cls(**edges)
 
     def coords(self) -> tuple[np.ndarray, ...]:

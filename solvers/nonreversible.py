@@ -73,9 +73,10 @@ def nonreversible_modes(chain: Chain, k: int, method: str, tol: float) -> Triple
     balance, null_right = np.ones(n), None
     if len(chain.closed_classes) == 1:
         null_right = stationary_masses(chain)
-        balance = _balance(null_right, np.ones(n))
+        balance = _balance(_positive(chain, null_right), np.ones(n))
     elif not chain.closed_classes:
-        balance = _balance(*_slowest_pair(chain))
+        right, left = _slowest_pair(chain)
+        balance = _balance(_positive(chain, right), _positive(chain, left))
     matrix = sps.csc_array(sps.diags_array(1 / balance) @ generator @ sps.diags_array(balance))
     if method == "dense":
         values, y, z = _dense(matrix, _slowest_first)
@@ -111,6 +112,19 @@ def _left(adjoint: sps.csr_array, values: np.ndarray, z: np.ndarray, balance: np
         reliable = np.abs(z[:, a]) > RELIABLE * np.abs(z[:, a]).max()
         left[:, a] = extend_left(adjoint, complex(value), z[:, a] / balance, reliable)
     return left
+
+
+def _positive(chain: Chain, vector: np.ndarray) -> np.ndarray:
+    """Itself if positive; else (signed cross terms) the largest size nearby, above the sign noise."""
+    if vector.min() > 0:
+        return vector
+    size = np.maximum(np.abs(vector), 10 * max(-float(vector.min()), 1e-300))
+    for _ in range(2):
+        wide = size.copy()
+        np.maximum.at(wide, chain.first, size[chain.second])
+        np.maximum.at(wide, chain.second, size[chain.first])
+        size = wide
+    return size
 
 
 def _balance(right: np.ndarray, left: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 import scipy.sparse as sps
 import xarray as xr
 
-from solvers import fluxes
 from solvers.chain import Chain
 from solvers.eigensolvers import generator_modes, transfer_modes
 from solvers.errors import InvalidInput
@@ -290,7 +289,6 @@ def _killed(
 
 def _edge_rates(fp, face, regions, insides, removed, rates) -> None:
     grid, name = fp.grid, fp.grid.names[face.axis]
-    flux = fluxes.FLUXES[fp.flux]
     first, second = face.first.ravel(), face.second.ravel()
     index = np.unravel_index(first, grid.shape)
     fixed = [grid.centers[n][i] for n, i in zip(grid.names, index, strict=True)]
@@ -315,7 +313,7 @@ def _edge_rates(fp, face, regions, insides, removed, rates) -> None:
                 near, far = np.where(hit, near, middle), np.where(hit, middle, far)
             share = np.maximum(far, _NEAREST)
             lift = (face.lift.ravel()[at] if forward else -face.lift.ravel()[at]) * share
-            outward, _ = flux(face.diffusion.ravel()[at], distance[at] * share, lift)
+            outward, _ = fp.face_flux(face.diffusion.ravel()[at], distance[at] * share, lift)
             width = grid.widths[name][np.unravel_index(cell[at], grid.shape)[face.axis]]
             np.add.at(rate, cell[at], outward / width)
 
