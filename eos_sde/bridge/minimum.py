@@ -81,7 +81,8 @@ def find_minimum(
     if residuals >= task.size or residuals > _MAX_RESIDUALS:
         raise InvalidInput(
             f"examples={task.n} give {residuals} residuals for {task.size} weights: interpolation needs fewer "
-            f"residuals than weights and at most {_MAX_RESIDUALS}"
+            f"of "
+            f"them than weights and at most {_MAX_RESIDUALS}"
         )
 
     def residual(theta: jax.Array) -> jax.Array:

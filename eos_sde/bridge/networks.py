@@ -23,12 +23,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 
+_GAIN = 0.8
+
 
 class MLP(eqx.Module):
     """Fully connected network on batches.
 
-    Weights are drawn from a normal distribution of variance 1/fan_in (LeCun), biases start at zero; the
-    last layer is linear.
+    Weights are drawn from a normal distribution of variance 0.64/fan_in, biases start at zero; the last
+    layer is linear. The gain of 0.8 (LeCun's is 1) starts the tasks beyond the edge 2/eta, and mostly below
+    4/eta, from where gradient descent catapults back instead of diverging.
 
     Attributes
     ----------
@@ -48,7 +51,8 @@ class MLP(eqx.Module):
         keys = jax.random.split(key, len(layers) - 1)
         sizes = list(pairwise(layers))
         self.weights = [
-            jax.random.normal(k, (m, n), jnp.float64) / m**0.5 for k, (m, n) in zip(keys, sizes, strict=True)
+            _GAIN * jax.random.normal(k, (m, n), jnp.float64) / m**0.5
+            for k, (m, n) in zip(keys, sizes, strict=True)
         ]
         self.biases = [jnp.zeros(n, jnp.float64) for _, n in sizes]
         self.activation = activation
@@ -134,7 +138,7 @@ def network(build: Callable[[jax.Array], eqx.Module], description: str) -> Netwo
 
 
 def mlp(layers: Sequence[int], activation: str = "tanh") -> Network:
-    """Multilayer perceptron, LeCun normal weights and zero biases.
+    """Multilayer perceptron, initialised as `MLP` says.
 
     Parameters
     ----------

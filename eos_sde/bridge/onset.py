@@ -68,9 +68,9 @@ def measure_onset(
     mean factor estimates exp of the moment Lyapunov exponent Lambda(2) per step.
     "almost-sure": the mean of log|J delta| grows: what a typical run does.
 
-    Populations are independent; their scatter gives the standard error of a growth rate. After the bisection the
-    onset is the root of a weighted straight line through the growth rates near it, and its
-    standard error combines that of the root with the width of the last bracket (uniform: width / sqrt 12).
+    Populations are independent; their scatter gives the standard error of a growth rate. After the
+    bisection the onset is the root of a weighted straight line through the growth rates near it, and
+    its standard error combines that of the root with the width of the last bracket (uniform: width / sqrt 12).
 
     Parameters
     ----------
@@ -311,9 +311,7 @@ def _check(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= task.n:
         raise InvalidInput(f"batch_size={batch_size!r} must be an integer from 1 to {task.n}, the examples")
     if minimum.theta.shape != (task.size,):
-        raise InvalidInput(
-            f"minimum has {minimum.theta.size} weights but the task has {task.size}: find it again"
-        )
+        raise InvalidInput(f"minimum has {minimum.theta.size} weights, the task {task.size}: find it again")
     if bracket is not None and not 0 < bracket[0] < bracket[1] < np.inf:
         raise InvalidInput(f"bracket={bracket} must be two increasing positive learning rates")
     if populations < 3:
