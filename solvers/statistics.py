@@ -106,7 +106,7 @@ def dataset(
             f"{bad.sum()} of {request.paths} paths diverged, the first by t={first:.6g}; they are part of "
             "the statistics and marked in `diverged`: reduce dt or check the model",
             AccuracyWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     attrs = provenance(
         title="ensemble of SDE paths",

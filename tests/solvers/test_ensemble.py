@@ -320,13 +320,23 @@ def test_progress_ends_at_one_and_an_interrupt_leaves_no_thread():
 
 
 def test_new_parameters_compile_nothing():
-    simulate(OU.sde, 0.0, t1=0.1, dt=0.1, paths=5, seed=0)
-    from solvers.kernels import run_blocks
+    from solvers.kernels import advancing
 
-    before = len(run_blocks.signatures)
+    simulate(OU.sde, 0.0, t1=0.1, dt=0.1, paths=5, seed=0)
+    before = advancing.cache_info().misses
     simulate(OU.sde.replace(k=0.7), 1.0, t1=0.2, dt=0.05, paths=9, seed=1, threads=1)
     simulate(problems.ornstein_uhlenbeck().sde, 1.0, t1=0.2, dt=0.05, paths=9, seed=1)
-    assert len(run_blocks.signatures) == before
+    assert advancing.cache_info().misses == before
+
+
+def test_new_levels_compile_nothing():
+    from solvers.kernels import advancing_until
+
+    settings = {"t1": 0.2, "dt": 0.1, "paths": 5, "seed": 0}
+    simulate(OU.sde, 0.0, stop=lambda t, y, p, xp: y[0] > 1.0, **settings)
+    before = advancing_until.cache_info().misses
+    simulate(OU.sde, 0.0, stop=lambda t, y, p, xp: xp.abs(y[0]) > 2.0, **settings)
+    assert advancing_until.cache_info().misses == before
 
 
 def test_no_warning_on_a_plain_run():
