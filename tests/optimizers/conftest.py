@@ -9,6 +9,15 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 
+@pytest.fixture(autouse=True, scope="package")
+def quick_compilation():
+    """Compile with few optimisations: compiling tiny programs is most of the time of these tests."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 class Problem(NamedTuple):
     """A loss, a point, and the eigenvalues of the Hessian there, ascending."""
 

@@ -166,7 +166,10 @@ def test_error_bound_makes_the_rate_careful(mlp):
     assert float(careful.learning_rate) == pytest.approx(1.9 / (careful.sharpness + careful.residual))
 
 
-@pytest.mark.parametrize("name", curvature.ESTIMATORS)
+@pytest.mark.parametrize(
+    "name",
+    ["lanczos", *(pytest.param(n, marks=pytest.mark.slow) for n in curvature.ESTIMATORS if n != "lanczos")],
+)
 def test_every_estimator_drives_a_network(name, mlp):
     optimizer = caeo(0.05, curvature=curvature.ESTIMATORS[name]())
     params, state, _ = train(optimizer, mlp.params, 20, loss=mlp.loss)
@@ -244,7 +247,15 @@ def test_buffers_can_be_donated():
     assert float(state.learning_rate) == pytest.approx(0.19)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        jnp.bfloat16,
+        jnp.float32,
+        pytest.param(jnp.float16, marks=pytest.mark.slow),
+        pytest.param(jnp.float64, marks=pytest.mark.slow),
+    ],
+)
 def test_dtypes_are_kept_and_nothing_compiles_twice(dtype):
     optimizer = caeo(0.5)
     params = jnp.array([1.0, -1.0, 0.5], dtype)
