@@ -80,9 +80,8 @@ def find_minimum(
     residuals = task.n * task.outputs
     if residuals >= task.size or residuals > _MAX_RESIDUALS:
         raise InvalidInput(
-            f"examples={task.n} give {residuals} residuals for {task.size} weights: interpolation needs fewer "
-            f"of "
-            f"them than weights and at most {_MAX_RESIDUALS}"
+            f"examples={task.n} give {residuals} residuals for {task.size} weights: "
+            f"interpolation needs fewer of them than weights, and at most {_MAX_RESIDUALS}"
         )
 
     def residual(theta: jax.Array) -> jax.Array:

@@ -70,7 +70,7 @@ def measure_onset(
 
     Populations are independent; their scatter gives the standard error of a growth rate. After the
     bisection the onset is the root of a weighted straight line through the growth rates near it, and
-    its standard error combines that of the root with the width of the last bracket (uniform: width / sqrt 12).
+    its standard error combines that of the root with the last bracket (uniform: width / sqrt 12).
 
     Parameters
     ----------
@@ -345,12 +345,14 @@ def _dataset(
             "eta_low": scalar(low, "time", "last learning rate found stable"),
             "eta_high": scalar(high, "time", "last learning rate found unstable"),
             "relative_to_edge": scalar(eta * scale, "1", "onset over 2/sharpness"),
-            "relative_to_edge_stderr": scalar(stderr * scale, "1", "standard error of onset over 2/sharpness"),
+            "relative_to_edge_stderr": scalar(stderr * scale, "1", "its standard error"),
             "sharpness": scalar(minimum.sharpness, "1/time", "largest Hessian eigenvalue at the minimum"),
             "tried_eta": tried([g.eta for g in history], "time", "learning rate tried"),
             "growth": tried([g.value for g in history], "1", "growth rate of the second moment per step"),
             "growth_stderr": tried([g.stderr for g in history], "1", "standard error of the growth rate"),
             "steps": tried([g.steps for g in history], "1", "SGD steps taken by each replica"),
         },
-        attrs=provenance(task=task.name, description=task.description, method="bisection, real SGD", **settings),
+        attrs=provenance(
+            task=task.name, description=task.description, method="bisection, real SGD", **settings
+        ),
     )  # fmt: skip

@@ -1,0 +1,139 @@
+"""Tasks: their losses by hand, their networks in numpy, and double precision without the user's help."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eos_sde.bridge import interpolation_task, load_task, record, tasks
+from solvers.errors import InvalidInput
+
+
+def numpy_mlp(task, theta, x):
+    """Outputs by hand; the order of the flat vector is taken from the network itself."""
+    arrays = task.network.unravel(jnp.asarray(theta))
+    hidden = np.asarray(x)
+    for w, b in zip(arrays.weights[:-1], arrays.biases[:-1], strict=True):
+        hidden = np.tanh(hidden @ np.asarray(w) + np.asarray(b))
+    return hidden @ np.asarray(arrays.weights[-1]) + np.asarray(arrays.biases[-1])
+
+
+def test_names_and_sizes():
+    assert tasks() == ("fashion-mlp", "digits-mlp")
+    digits, fashion = load_task("digits-mlp"), load_task("fashion-mlp")
+    assert digits.size == 64 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
+    assert fashion.size == 196 * 24 + 24 + 24 * 24 + 24 + 24 * 10 + 10
+    assert (digits.n, digits.eta, fashion.n, fashion.eta) == (1000, 0.2, 1000, 0.1)
+    assert "1000 examples" in digits.description
+
+
+@pytest.mark.parametrize("name", tasks())
+def test_half_squared_error_by_hand(name):
+    task = load_task(name, examples=20)
+    theta = task.init(3)
+    outputs = numpy_mlp(task, theta, task.x)
+    per_example = 0.5 * np.sum((outputs - np.asarray(task.y)) ** 2, axis=1)
+    assert np.allclose(task.per_example_loss(theta), per_example, rtol=1e-13)
+    assert np.isclose(task.loss(theta), per_example.mean(), rtol=1e-13)
+    assert np.isclose(task.loss(theta, task.x[:5], task.y[:5]), per_example[:5].mean(), rtol=1e-13)
+
+
+def test_cross_entropy_by_hand():
+    task = load_task("digits-mlp", examples=20, loss="cross-entropy")
+    theta = task.init(0)
+    outputs = numpy_mlp(task, theta, task.x)
+    picked = outputs[np.arange(20), np.argmax(task.y, axis=1)]
+    expected = np.mean(np.log(np.exp(outputs).sum(axis=1)) - picked)
+    assert np.isclose(task.loss(theta), expected, rtol=1e-13)
+
+
+def test_pooling_is_the_mean_of_squares():
+    fine, coarse = (load_task("fashion-mlp", examples=10, pool=p) for p in (1, 2))
+    squares = np.asarray(fine.x).reshape(10, 14, 2, 14, 2).mean(axis=(2, 4))
+    assert np.allclose(coarse.x, squares.reshape(10, -1), rtol=0, atol=1e-15)
+
+
+def test_centred_inputs_have_no_mean():
+    task = load_task("digits-mlp", examples=50, centre=True)
+    assert np.abs(np.asarray(task.x).mean(axis=0)).max() < 1e-15
+
+
+def test_scalar_targets_are_parities():
+    task = interpolation_task("digits-mlp")
+    assert task.y.shape == (100, 1)
+    assert np.array_equal(np.asarray(task.y)[:10, 0], np.tile([1.0, -1.0], 5))
+    assert task.size == 64 * 32 + 32 + 32 + 1
+
+
+def test_seed_gives_the_same_bits_and_other_seeds_others():
+    task = load_task("digits-mlp", examples=10)
+    assert np.array_equal(task.init(1), task.init(1))
+    assert not np.array_equal(task.init(1), task.init(2))
+
+
+def test_first_layer_has_the_stated_variance():
+    task = load_task("fashion-mlp", examples=10)
+    first = np.asarray(task.network.unravel(task.init(0)).weights[0])
+    # 4704 normal entries: the sample variance scatters by sqrt(2/4704) = 2 %; 4 of that, false alarm 6e-5
+    assert np.isclose(first.var() * 196, 0.64, rtol=0.083)
+
+
+def test_accuracy_counts():
+    task = load_task("digits-mlp", examples=30)
+    theta = task.init(0)
+    right = np.argmax(numpy_mlp(task, theta, task.x_test), axis=1) == np.argmax(task.y_test, axis=1)
+    assert np.isclose(task.accuracy(theta), right.mean())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "mnist-mlp"}, "choose one of fashion-mlp, digits-mlp"),
+        ({"name": "digits-mlp", "width": 3}, "width=3 is not a setting of digits-mlp"),
+        ({"name": "digits-mlp", "loss": "hinge"}, "loss='hinge'"),
+        ({"name": "digits-mlp", "outputs": "two"}, "outputs='two'"),
+        ({"name": "digits-mlp", "activation": "sine"}, "activation='sine'"),
+        ({"name": "digits-mlp", "examples": 0}, "examples=0 must be a positive integer"),
+        ({"name": "digits-mlp", "examples": 2000}, "examples=2000 must lie between 1 and 1500"),
+        ({"name": "fashion-mlp", "pool": 3}, "pool=3 must divide"),
+        ({"name": "fashion-mlp", "hidden": (0,)}, "must be positive integers"),
+        ({"name": "fashion-mlp", "eta": -0.1}, "eta=-0.1"),
+        ({"name": "fashion-mlp", "loss": "cross-entropy", "outputs": "scalar"}, "needs outputs='one-hot'"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(settings, message):
+    with pytest.raises(InvalidInput, match=message) as caught:
+        load_task(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_task_functions_are_differentiable_and_vmappable():
+    task = load_task("digits-mlp", examples=10)
+    thetas = jnp.stack([task.init(0), task.init(1)])
+    gradients = jax.jit(jax.vmap(jax.grad(task.loss)))(thetas)
+    assert gradients.shape == (2, task.size)
+    assert gradients.dtype == jnp.float64
+
+
+def test_double_precision_without_the_flag():
+    """A process that never set the flag gets the same bits as this one, which has it on."""
+    code = (
+        "import numpy as np, jax.numpy as jnp; from eos_sde.bridge import load_task, record\n"
+        "task = load_task('digits-mlp', examples=20, hidden=(4,)); theta = task.init(0)\n"
+        "data = record(task, 'sgd', steps=3, seed=0, batch_size=2)\n"
+        "assert jnp.ones(1).dtype == jnp.float32\n"
+        "assert theta.dtype == task.x.dtype == task.loss(theta).dtype == np.float64\n"
+        "print(float(task.loss(theta)).hex(), float(data.sharpness[0, -1]).hex())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    task = load_task("digits-mlp", examples=20, hidden=(4,))
+    data = record(task, "sgd", steps=3, seed=0, batch_size=2)
+    here = [float(task.loss(task.init(0))).hex(), float(data.sharpness[0, -1]).hex()]
+    assert run.stdout.split() == here
