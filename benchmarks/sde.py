@@ -211,10 +211,10 @@ def main() -> None:
             cells.append(f"{cost:>14.2f} ns {cost / own:>8.1f} x")
         print(f"{peer:38}" + "".join(f"{cell:>28}" for cell in cells))
     print(
-        "\nThe limit: a normal needs half of a 13-round Threefry call (about 40 integer operations) and half of\n"
-        "a logarithm, a root and a sine-cosine pair (about 45 floating-point operations). With 4 lanes (AVX2)\n"
-        "and 2 to 3 operations per cycle that is 8 to 10 cycles, about 3 ns at 3 GHz; with 8 lanes and native\n"
-        "rotations (AVX-512) about half. The step costs 0.3 to 1 ns. (Operations counted by hand.)"
+        "\nThe limit: a normal needs half of a 13-round Threefry call (some 40 integer operations) and half\n"
+        "of a logarithm, a root and a sine-cosine pair (some 45 floating-point operations). With 4 lanes\n"
+        "(AVX2) and 2 to 3 operations per cycle that is 8 to 10 cycles, some 3 ns at 3 GHz; with 8 and\n"
+        "native rotations (AVX-512) half of it. The step costs 0.3 to 1 ns. (Counted by hand.)"
     )
 
 
