@@ -108,6 +108,7 @@ def find_minimum(
     derivative = jax.jit(jax.jacrev(residual))
     theta = train(task.init(seed))
     r, jacobian, damping = residual(theta), derivative(theta), 1e-2
+    loss = np.inf
     for _ in range(_MAX_ITERATIONS):
         loss = float(r @ r) / (2 * task.n)
         if loss < tolerance or damping > _MAX_DAMPING:

@@ -190,7 +190,7 @@ class _Cloud:
         moment = np.sum((delta @ self.sketch.T) ** 2, axis=1)
         parents, state = np.arange(total), jnp.asarray(delta)
         rates: list[NDArray[np.float64]] = []
-        mean, stderr = np.nan, np.inf
+        mean, stderr, block = np.nan, np.inf, 0
         for block in range(1, (_BURN_IN + horizon) // _BLOCK + 1):
             batches = draw_batches(words, _BLOCK * total, examples=self.examples, batch_size=self.batch_size)
             state, after = self._advance(

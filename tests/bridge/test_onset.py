@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eos_sde.bridge import find_minimum, interpolation_task, load_task, measure_onset
-from eos_sde.bridge.onset import _rate, _resample
+from eos_sde.bridge.minimum import find_minimum
+from eos_sde.bridge.onset import _rate, _resample, measure_onset
+from eos_sde.bridge.tasks import interpolation_task, load_task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 EXAMPLES = 12
@@ -60,7 +61,7 @@ def test_mean_square_onset_is_the_predicted_one(task, minimum, batch_size):
     assert np.isclose(float(onset.eta), predicted, rtol=0.03)
     assert float(onset.eta_low) < float(onset.eta_high)
     # negative control: the deterministic edge is not the answer
-    assert float(onset.relative_to_edge) < 0.97
+    assert 1 - float(onset.relative_to_edge) > 4 * float(onset.relative_to_edge_stderr)
 
 
 def test_same_seed_same_bits(task, minimum):
@@ -71,9 +72,9 @@ def test_same_seed_same_bits(task, minimum):
 
 
 def test_typical_runs_outlast_the_mean_square(task, minimum):
-    """Lambda(2)/2 >= Lambda(0)' by convexity: almost-sure stability is lost later."""
-    onset = measure_onset(task, minimum, batch_size=1, seed=0, criterion="almost-sure", tolerance=0.05)
-    assert float(onset.eta) > 1.02 * predicted_mean_square(minimum.jacobian[:, 0], 1)
+    """Lambda(p)/p grows with p, so almost-sure stability is lost later; at batch 4 visibly so."""
+    onset = measure_onset(task, minimum, batch_size=4, seed=0, criterion="almost-sure")
+    assert float(onset.eta) > 1.01 * predicted_mean_square(minimum.jacobian[:, 0], 4)
 
 
 def test_rate_recovers_the_mean_of_lognormal_growth():

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from eos_sde.bridge import load_task, make_rule, record
 from eos_sde.bridge.batches import draw_batches, stream
+from eos_sde.bridge.record import record
+from eos_sde.bridge.rules import make_rule
+from eos_sde.bridge.tasks import load_task
 from solvers.errors import AccuracyWarning, InvalidInput
 
 

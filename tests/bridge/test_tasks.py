@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eos_sde.bridge import interpolation_task, load_task, record, tasks
+from eos_sde.bridge.record import record
+from eos_sde.bridge.tasks import interpolation_task, load_task, tasks
 from solvers.errors import InvalidInput
 
 
