@@ -31,6 +31,8 @@ class Chain:
         A typical slow rate (diffusion across the whole grid), to place spectral shifts.
     linear : bool
         Whether the states form one line, so that the generator is tridiagonal.
+    joined : bool
+        Whether the weights of all states are tied together, by pairs whose rates may underflow to zero.
     extra : sparse array or None
         Transport that is not a set of rates (signed cross terms); columns sum to zero.
     """
@@ -44,6 +46,7 @@ class Chain:
     log_weights: np.ndarray | None
     rate_scale: float
     linear: bool = False
+    joined: bool = True
     extra: sps.csr_array | None = field(default=None)
 
     @cached_property
@@ -76,7 +79,9 @@ class Chain:
     @cached_property
     def closed_classes(self) -> list[np.ndarray]:
         """Sets of states that communicate and are never left: one zero eigenvalue each."""
-        count, label = csgraph.connected_components(self.generator.T, directed=True, connection="strong")
+        graph = self.generator.copy()
+        graph.eliminate_zeros()  # a stored zero would count as a connection
+        count, label = csgraph.connected_components(graph, directed=True, connection="strong")
         if count == 1:
             return [] if np.any(self.loss > 0) else [np.arange(self.size)]
         leaves = np.zeros(count, dtype=bool)
@@ -120,6 +125,7 @@ class Chain:
             log_weights=weights,
             rate_scale=self.rate_scale,
             linear=self.linear,
+            joined=self.joined,
             extra=extra,
         )
 

@@ -13,7 +13,7 @@ from solvers.nonreversible import nonreversible_modes, stochastic_modes
 from solvers.reversible import reversible_modes
 
 _DENSE = 100
-_DENSE_TRANSFER = 600
+_DENSE_TRANSFER = 300
 
 
 @dataclass

@@ -77,7 +77,7 @@ class FokkerPlanck:
 
     Correlated noise (``noise="general"`` in two dimensions) adds jumps between diagonal neighbours
     (Kushner and Dupuis 2001, sec. 5.3) and hybrid central fluxes across faces. All rates are nonnegative
-    where D11 / h1 >= |D12| / h2 and D22 / h2 >= |D12| / h1; spacings with h1 / h2 = sqrt(D11 / D22) leave most
+    where D11 / h1 >= |D12| / h2 and D22 / h2 >= |D12| / h1; spacings h1 / h2 = sqrt(D11 / D22) leave most
     to the faces and are most accurate. Elsewhere, or on non-uniform axes, cross terms are second-order
     central differences, with a warning. Diagonal jumps out of an absorbing wall are killed a full cell away,
     which is first order.
@@ -180,6 +180,7 @@ class FokkerPlanck:
             log_weights=log_weights,
             rate_scale=self._rate_scale(),
             linear=grid.d == 1 and self.boundary[grid.names[0]][0] != "periodic",
+            joined=not any(np.isnan(f.peclet).any() for f in self.faces),
             extra=extra,
         )
 

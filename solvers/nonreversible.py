@@ -28,6 +28,9 @@ def stationary_masses(chain: Chain) -> np.ndarray:
     ConvergenceFailure
         If the equations do not determine it to 1e-6.
     """
+    if chain.log_weights is not None and chain.joined and not np.any(chain.loss):
+        weights = np.exp(chain.log_weights)
+        return weights / weights.sum()
     classes = chain.closed_classes
     if len(classes) != 1:
         reason = (
@@ -36,9 +39,6 @@ def stationary_masses(chain: Chain) -> np.ndarray:
             else (f"the grid falls into {len(classes)} parts that exchange no probability")
         )
         raise InvalidInput(f"there is no unique stationary density: {reason}")
-    if chain.log_weights is not None and len(classes[0]) == chain.size:
-        weights = np.exp(chain.log_weights)
-        return weights / weights.sum()
     generator = chain.generator
     # A few resolvent steps find a state that carries mass; pinned there, the rest solves an M-matrix system.
     shift = 1e-3 * chain.rate_scale
@@ -54,7 +54,7 @@ def stationary_masses(chain: Chain) -> np.ndarray:
     result = np.ones(chain.size)
     result[rest] = -factor(system, symmetric=False).solve(column)
     result /= result.sum()
-    flow = float(np.abs(generator @ result).sum() / np.abs(generator.diagonal() @ result))
+    flow = float(np.abs(generator @ result).sum() / max(np.abs(generator.diagonal() @ result), 1e-300))
     if not flow < 1e-6:
         raise ConvergenceFailure(
             f"the stationary density is undetermined: net flow {flow:.2g} of the exchange"

@@ -25,7 +25,7 @@ class TransferOperator:
     ``matrix[i, j]`` is the probability that a point spread uniformly over cell j lands in cell i: exact over
     the target cell (differences of the normal distribution function), by Gauss-Legendre quadrature over the
     source cell. What remains is the projection on piecewise constant densities (Ulam's method), which acts
-    like additional noise of variance h^2/12 per step: second order in the cell size h. With step = eta and
+    like additional noise of variance (1 + f'^2) h^2/12 per step: second order in the cell size h. With step = eta and
     gradient noise this is SGD itself, the edge at eta h = 2 included, not an approximation to it.
 
     Stratonovich and Klimontovich models are converted to Ito first, since Euler-Maruyama is an Ito scheme.

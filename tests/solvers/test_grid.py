@@ -1,0 +1,76 @@
+"""Grids and walls."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solvers import Grid, InvalidInput
+from solvers.boundary import walls
+
+
+def test_uniform_grid_has_named_axes():
+    grid = Grid.uniform(x=(-1, 1, 4), y=(0, 3, 3))
+    assert grid.names == ("x", "y")
+    assert grid.shape == (4, 3)
+    assert grid.size == 12
+    assert grid.d == 2
+    np.testing.assert_allclose(grid.centers["x"], [-0.75, -0.25, 0.25, 0.75])
+    np.testing.assert_allclose(grid.volumes, 0.5)
+    assert [mesh.shape for mesh in grid.coords()] == [(4, 3), (4, 3)]
+    assert grid == Grid(x=grid.edges["x"], y=grid.edges["y"])
+
+
+def test_an_edge_meant_to_be_zero_is_zero():
+    assert 0.0 in Grid.uniform(x=(-0.3, 0.6, 9)).edges["x"]
+
+
+@given(st.lists(st.floats(1e-3, 10), min_size=2, max_size=30), st.floats(-5, 5))
+def test_volumes_fill_the_box(widths, start):
+    edges = start + np.concatenate([[0], np.cumsum(widths)])
+    grid = Grid(x=edges, y=[0.0, 1.0, 3.0])
+    # sums of <= 60 products, each rounded once
+    np.testing.assert_allclose(grid.volumes.sum(), 3 * (edges[-1] - edges[0]), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Grid(), "at least one axis"),
+        (lambda: Grid(x=[0.0, 1.0]), "2 cells"),
+        (lambda: Grid(x=[0.0, 1.0, 1.0]), "must increase"),
+        (lambda: Grid(x=[0.0, np.nan, 1.0]), "finite"),
+        (lambda: Grid(x=["a", "b", "c"]), "not numbers"),
+        (lambda: Grid.uniform(x=(1, 0, 10)), "low < high"),
+        (lambda: Grid.uniform(x=(0, 1, 1)), "integer >= 2"),
+        (lambda: Grid.uniform(x=(0, 1, 10.0)), "integer >= 2"),
+        (lambda: Grid.uniform(x=(0, 1)), "triple"),
+    ],
+)
+def test_unusable_axes_are_refused(make, words):
+    with pytest.raises(InvalidInput, match=words):
+        make()
+
+
+def test_walls_are_spelt_out():
+    assert walls("reflecting", ("x", "y")) == {
+        "x": ("reflecting", "reflecting"),
+        "y": ("reflecting", "reflecting"),
+    }
+    assert walls({"y": ("absorbing", "reflecting")}, ("x", "y"))["x"] == ("reflecting", "reflecting")
+    assert walls({"x": "periodic"}, ("x",)) == {"x": ("periodic", "periodic")}
+
+
+@pytest.mark.parametrize(
+    ("boundary", "words"),
+    [
+        ("open", "unknown"),
+        ({"z": "reflecting"}, "axis 'z'"),
+        ({"x": ("periodic", "reflecting")}, "both sides"),
+        ({"x": ("reflecting",)}, "pair"),
+        (3, "neither"),
+    ],
+)
+def test_unknown_walls_are_refused(boundary, words):
+    with pytest.raises(InvalidInput, match=words):
+        walls(boundary, ("x",))

@@ -1,0 +1,113 @@
+"""Transfer operators: mass, exact discrete spectra, conventions."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solvers import (
+    SDE,
+    AccuracyWarning,
+    Grid,
+    InvalidInput,
+    TransferOperator,
+    eigenmodes,
+    escape_rate,
+    stationary_density,
+)
+from tests.operators import discrete_ou, multiplicative
+
+
+@pytest.mark.parametrize(("step", "half", "first"), [(0.3, 1.5, 0), (1.5, 6.0, 4)])
+def test_discrete_ornstein_uhlenbeck(reference, step, half, first):
+    mu1, mu2, mu3, variance = reference["discrete_ou"]["value"][first : first + 4]
+    grid = Grid.uniform(x=(-half, half, 400))
+    transfer = TransferOperator(discrete_ou(step), grid, step=step)
+    sums = np.asarray(transfer.matrix.sum(axis=0)).ravel()
+    np.testing.assert_allclose(sums, 1, atol=1e-14)
+    modes = eigenmodes(transfer, k=4)
+    # spreading by the cells leaves Hermite eigenvalues alone; what remains is quadrature and truncation
+    np.testing.assert_allclose(modes.eigenvalue, [1, mu1, mu2, mu3], atol=1e-6)
+    np.testing.assert_allclose(float(modes.gap), -np.log(abs(mu1)) / step, rtol=1e-6)
+    density = stationary_density(transfer)
+    x, h = grid.centers["x"], grid.widths["x"][0]
+    found = float((density * x**2 * grid.volumes).sum())
+    # (1 + f'^2) h^2/12 per step, summed geometrically
+    spread = (1 + mu1**2) * h**2 / 12 / (1 - mu1**2)
+    assert abs(found - variance - spread) < 1e-3 * spread
+
+
+def test_beyond_the_edge_the_phase_flips():
+    transfer = TransferOperator(discrete_ou(1.5), Grid.uniform(x=(-6, 6, 200)), step=1.5)
+    left = eigenmodes(transfer, k=2).left.values[1].real
+    assert left[20] * left[180] < 0
+    assert eigenmodes(transfer, k=2).eigenvalue.values[1].real < 0
+
+
+def test_two_dimensional_kernel_is_the_product():
+    step = 0.3
+    sde = SDE(
+        lambda t, y, p, xp: (-y[0], -2 * y[1]),
+        lambda t, y, p, xp: (0.6, 0.8),
+        names=("x", "y"),
+        convention="ito",
+    )
+    transfer = TransferOperator(sde, Grid.uniform(x=(-2.3, 2.3, 40), y=(-2.3, 2.3, 34)), step=step)
+    np.testing.assert_allclose(np.asarray(transfer.matrix.sum(axis=0)).ravel(), 1, atol=1e-13)
+    values = eigenmodes(transfer, k=4).eigenvalue.values
+    np.testing.assert_allclose(values, [1, 0.7, 0.49, 0.4], atol=2e-4)  # the box ends at 5 deviations
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.floats(-2, 2), min_size=3, max_size=3),
+    st.floats(0.5, 2),
+    st.floats(0.1, 0.6),
+    st.sampled_from(["reflecting", "absorbing", "periodic"]),
+)
+def test_random_kernels_are_stochastic(c, noise, step, wall):
+    sde = SDE(
+        lambda t, y, p, xp: (p[0] + p[1] * xp.sin(np.pi * y[0]) + p[2] * xp.cos(np.pi * y[0]),),
+        lambda t, y, p, xp: (p[3] * (1 + 0.2 * xp.sin(np.pi * y[0])),),
+        params=(*c, noise),
+        convention="ito",
+    )
+    matrix = TransferOperator(sde, Grid.uniform(x=(-1, 1, 25)), step=step, boundary=wall).matrix
+    sums = np.asarray(matrix.sum(axis=0)).ravel()
+    assert matrix.data.min() >= 0
+    if wall == "absorbing":
+        assert sums.max() < 1
+    else:
+        np.testing.assert_allclose(sums, 1, atol=1e-14)
+
+
+def test_conventions_differ_as_their_ito_forms():
+    grid = Grid.uniform(x=(-3, 3, 150))
+    kernels = {
+        c: TransferOperator(multiplicative(c), grid, step=0.1).matrix.toarray()
+        for c in ("ito", "stratonovich")
+    }
+    again = TransferOperator(multiplicative("stratonovich").to("ito"), grid, step=0.1).matrix.toarray()
+    np.testing.assert_allclose(kernels["stratonovich"], again, atol=1e-14)
+    assert np.abs(kernels["ito"] - kernels["stratonovich"]).max() > 1e-3  # negative control
+
+
+def test_escape_from_an_interval_is_the_decay_of_the_kernel():
+    grid = Grid.uniform(x=(-0.5, 0.5, 200))
+    transfer = TransferOperator(discrete_ou(0.3), grid, step=0.3, boundary="absorbing")
+    result = escape_rate(transfer)
+    dense = np.linalg.eigvals(transfer.matrix.toarray())
+    np.testing.assert_allclose(float(result.rate), -np.log(np.abs(dense).max()) / 0.3, rtol=1e-9)
+    np.testing.assert_allclose(float((result.quasi_stationary * grid.volumes).sum()), 1, rtol=1e-12)
+
+
+def test_unusable_input_is_refused():
+    grid = Grid.uniform(x=(-1, 1, 20))
+    with pytest.raises(InvalidInput, match="step=0"):
+        TransferOperator(discrete_ou(0.3), grid, step=0)
+    with pytest.raises(InvalidInput, match="same names"):
+        TransferOperator(discrete_ou(0.3), Grid.uniform(z=(-1, 1, 20)), step=0.1)
+    with pytest.raises(InvalidInput, match="no stationary density"):
+        stationary_density(TransferOperator(discrete_ou(0.3), grid, step=0.3, boundary="absorbing"))
+    with pytest.warns(AccuracyWarning, match="as wide as the noise"):
+        TransferOperator(discrete_ou(1e-3), grid, step=1e-3)
