@@ -1,6 +1,7 @@
 """Provenance attributes for datasets: what made them, with which versions and which seed."""
 
 import platform
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -21,11 +22,18 @@ def provenance(**details: Any) -> dict[str, Any]:
     dict
         ``creator``, ``versions`` and the details, in types that NetCDF and Zarr can hold.
     """
-    versions = [f"python {platform.python_version()}"]
-    versions += [f"{name} {metadata.version(name)}" for name in _PACKAGES]
     stored = {
         key: int(value) if isinstance(value, bool) else value
         for key, value in details.items()
         if value is not None
     }
-    return {"creator": f"eos-sde {metadata.version('eos-sde')}", "versions": ", ".join(versions), **stored}
+    return {**_versions(), **stored}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    return {
+        "creator": f"eos-sde {metadata.version('eos-sde')}",
+        "versions": f"python {platform.python_version()}, {packages}",
+    }

@@ -410,6 +410,6 @@ def _dispatcher(keyed: _Keyed, d: int, width: int | None) -> Any:
     )
     body = ", ".join(entry.format(i) for i in range(d))
     source = f"def read(t, y, p):\n    r = function(t, y, p, scalar)\n    return ({body},)\n"
-    scope: dict[str, Any] = {"function": njit(fastmath=flags)(keyed.function), "scalar": scalar}
+    scope: dict[str, Any] = {"function": njit(fastmath=flags, error_model="numpy")(keyed.function), "scalar": scalar}
     exec(compile(source, "<compiled model>", "exec"), scope)
-    return njit(fastmath=flags)(scope["read"])
+    return njit(fastmath=flags, error_model="numpy")(scope["read"])

@@ -1,23 +1,19 @@
-"""Real networks against the continuous theory: tasks, records, calibration, prediction, replay."""
+"""The bridge: real networks on real data, calibrated, predicted, trained, and compared with theory."""
 
-from eos_sde.bridge.datasets import ImageSet, load_dataset
-from eos_sde.bridge.minimum import Minimum, find_minimum
-from eos_sde.bridge.onset import measure_onset
+from eos_sde.bridge.calibrate import calibrate
+from eos_sde.bridge.central_flow import stochastic_central_flow
+from eos_sde.bridge.predict import predict
 from eos_sde.bridge.record import record
-from eos_sde.bridge.rules import make_rule
-from eos_sde.bridge.tasks import Task, interpolation_task, load_task, task_defaults, tasks
+from eos_sde.bridge.replay import replay
+from eos_sde.bridge.tasks import Task, load_task, tasks
 
 __all__ = [
-    "ImageSet",
-    "Minimum",
     "Task",
-    "find_minimum",
-    "interpolation_task",
-    "load_dataset",
+    "calibrate",
     "load_task",
-    "make_rule",
-    "measure_onset",
+    "predict",
     "record",
-    "task_defaults",
+    "replay",
+    "stochastic_central_flow",
     "tasks",
 ]

@@ -100,52 +100,36 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
     theta = jnp.asarray(params, dtype=jnp.float64)
     n = task.n
     if theta.shape != (task.size,) or not bool(jnp.all(jnp.isfinite(theta))):
-        raise InvalidInput(
-            f"params must be {task.size} finite weights of {task.name}; got shape {theta.shape}"
-        )
+        raise InvalidInput(f"params must be {task.size} finite weights of {task.name}, got {theta.shape}")
     if not 1 <= batch_size <= n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to the {n} examples of {task.name}")
     with threadpool_limits(1, "blas"):
         eigenvalues, modes, residuals = top_modes(task, theta, k)
-        gradients, _ = _projected(task, theta, modes)
+        gradients, matrices = _projected(task, theta, modes)
+        curvatures = np.einsum("nii->ni", np.asarray(matrices))
         direction = modes[:, 0]
-        line = np.asarray(_line_derivatives(task, theta, direction))
+        line = line_statistics(task, theta, direction)
         alpha, beta = _sharpening(task, theta, direction, seed)
     gradients = np.asarray(gradients)
     centred = gradients - gradients.mean(axis=0)
     products = centred[:, :, None] * centred[:, None, :]
     p = (n - batch_size) / (batch_size * (n - 1))
+    square, across = ("mode", "mode2"), "of the batch gradient in the eigenvectors"
     values: dict[str, tuple] = {
         "eigenvalue": ("mode", np.asarray(eigenvalues), "1/time", "Hessian eigenvalue, largest first"),
         "eigenvalue_residual": ("mode", np.asarray(residuals), "1/time", "residual of the eigenpair"),
+        "eigenvalue_stderr": ("mode", curvatures.std(axis=0) / n**0.5, "1/time", "standard error"),
         "eigenvector": (("mode", "weight"), np.asarray(modes).T, "1", "Hessian eigenvector"),
-        "noise_covariance": (
-            ("mode", "mode2"), p * products.mean(axis=0), "loss^2/weight^2", "covariance of the batch gradient",
-        ),
-        "noise_covariance_stderr": (
-            ("mode", "mode2"), p * products.std(axis=0) / n**0.5, "loss^2/weight^2", "its standard error",
-        ),
-    }  # fmt: skip
-
-    def scalar(name: str, value: float, stderr: float, units: str, text: str) -> None:
+        "noise_covariance": (square, p * products.mean(axis=0), "1/weight^2", f"covariance {across}"),
+        "noise_covariance_stderr": (square, p * products.std(axis=0) / n**0.5, "1/weight^2", "its error"),
+    }
+    scalars = line | {
+        "alpha": (*alpha, "1/time^2", "progressive sharpening -grad L . grad S across the top eigenvector"),
+        "beta": (*beta, "1/weight^6", "|grad S|^2 across the top eigenvector"),
+    }
+    for name, (value, stderr, units, text) in scalars.items():
         values[name] = ((), value, units, text)
-        values[f"{name}_stderr"] = ((), stderr, units, f"standard error of the {text}")
-
-    for row, name, units in zip(
-        line,
-        ("slope", "curvature", "third", "fourth"),
-        ("weight^-1", "weight^-2", "weight^-3", "weight^-4"),
-        strict=True,
-    ):
-        scalar(name, row.mean(), row.std() / n**0.5, units, f"{name} of the loss along the top eigenvector")
-    scalar("alpha", *alpha, "1/time^2", "progressive sharpening -grad L . grad S across the top eigenvector")
-    scalar("beta", *beta, "weight^-6", "|grad S|^2 across the top eigenvector")
-    for name, sample, text in (
-        ("per_example_variance", line[0], "variance over examples of the gradient along the top eigenvector"),
-        ("curvature_variance", line[1], "variance over examples of the curvature along the top eigenvector"),
-    ):
-        squares = (sample - sample.mean()) ** 2
-        scalar(name, squares.mean(), squares.std() / n**0.5, "1", text)
+        values[f"{name}_stderr"] = ((), stderr, units, f"standard error of {text}")
     return xr.Dataset(
         {
             name: (dims, value, {"units": units, "long_name": text})
@@ -155,6 +139,42 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
             task=task.name, examples=n, batch_size=batch_size, loss=float(task.loss(theta)), seed=seed
         ),
     )
+
+
+@double_precision
+def line_statistics(task: Task, theta: jax.Array, direction: jax.Array) -> dict[str, tuple]:
+    """Derivatives of the loss along a line, and the spread of the first two over the examples.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    theta, direction : Array
+        Weights and unit vector, shape (d,).
+
+    Returns
+    -------
+    dict
+        ``slope``, ``curvature``, ``third``, ``fourth``, ``per_example_variance`` (of the slope),
+        ``curvature_variance``: (value, standard error over the examples, units, description).
+    """
+    derivatives = np.asarray(_line_derivatives(task, jnp.asarray(theta), jnp.asarray(direction)))
+    root = task.n**0.5
+    statistics: dict[str, tuple] = {}
+    for order, (row, name) in enumerate(
+        zip(derivatives, ("slope", "curvature", "third", "fourth"), strict=True), 1
+    ):
+        text = f"derivative {order} of the loss along the top eigenvector"
+        statistics[name] = (row.mean(), row.std() / root, f"1/weight^{order}", text)
+    for row, name, what in (
+        (derivatives[0], "per_example_variance", "gradient"),
+        (derivatives[1], "curvature_variance", "curvature"),
+    ):
+        squares = (row - row.mean()) ** 2
+        text = f"variance over examples of the {what} along the top eigenvector"
+        units = "1/weight^2" if what == "gradient" else "1/weight^4"
+        statistics[name] = (squares.mean(), squares.std() / root, units, text)
+    return statistics
 
 
 def _sharpening(task: Task, theta, direction, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:

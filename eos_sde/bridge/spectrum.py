@@ -127,12 +127,14 @@ def top_modes(
     """
     if not 1 <= modes < task.size / 5:
         raise InvalidInput(f"k={modes} modes of {task.size} weights; choose from 1 to {(task.size - 1) // 5}")
-    block = random_block(task.size, modes) if block is None else block
-    for _ in range(20):
-        values, block, residuals = _improve(task, theta, block, 10)
+    vectors = random_block(task.size, modes) if block is None else block
+    for attempt in range(20):
+        values, vectors, residuals = _improve(task, theta, vectors, 10)
         if residuals[0] <= tol * jnp.abs(values[0]):
-            return values, block, residuals
-    raise ConvergenceFailure(
-        f"the top eigenvector has residual {residuals[0]:.2e} after 200 iterations, above {tol:g} of the "
-        f"eigenvalue {values[0]:.4g}; raise k to separate a cluster, or tol"
-    )
+            return values, vectors, residuals
+        if attempt == 19:
+            raise ConvergenceFailure(
+                f"the top eigenvector has residual {residuals[0]:.2e} after 200 iterations, above {tol:g} of the "
+                f"eigenvalue {values[0]:.4g}; raise k to separate a cluster, or tol"
+            )
+    raise AssertionError("unreachable")

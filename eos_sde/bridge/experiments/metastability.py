@@ -1,0 +1,169 @@
+"""Experiment 4: phase flips of the oscillation beyond the edge, or escape from a basin before it."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from eos_sde.bridge.calibrate import line_statistics
+from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
+from eos_sde.bridge.experiments.line import line_minimum, sgd_on_line, tabulate_line
+from eos_sde.bridge.predict import Phases, phases
+from eos_sde.bridge.tasks import Task
+from eos_sde.models import flip_normal_form
+from solvers import FokkerPlanck, simulate, stationary_density
+
+_GROUPS = 20
+
+
+def run(
+    task: Task,
+    start: np.ndarray,
+    calibration: xr.Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    barrier: float = 3.0,
+    paths: int = 20_000,
+    replicas: int = 1_000,
+    progress: Callable[[float], None],
+) -> Outcome:
+    """Rate from the Fokker-Planck operator against the transfer operator, a simulation, and the network's line.
+
+    The network is restricted to the line along its top eigenvector through the checkpoint, at the minimum on
+    that line; the learning rate is where the barrier between the two phases of the oscillation is `barrier`
+    noise units. The rate is the slowest relaxation rate: of the mean phase, or of the number still in the
+    basin.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    start : array
+        Weights of the checkpoint, shape (d,).
+    calibration : Dataset
+        At the checkpoint: its top eigenvector is the line.
+    batch_size : int
+        B.
+    seed, paths, replicas : int
+        Of the simulation of the normal form, and of SGD on the line.
+    barrier : float
+        Kramers exponent.
+    progress : callable
+        Called with the fraction done.
+
+    Returns
+    -------
+    Outcome
+        Three rows, and the densities of the amplitude.
+    """
+    direction = calibration["eigenvector"].values[0]
+    scale = 4.0 / math.sqrt(float(calibration["eigenvalue"][0]))
+    bottom = np.asarray(start) + line_minimum(task, start, direction, scale) * direction
+    statistics = line_statistics(task, jnp.asarray(bottom), jnp.asarray(direction))
+    p = (task.n - batch_size) / (batch_size * (task.n - 1))
+    form = phases(
+        curvature=statistics["curvature"][0],
+        third=statistics["third"][0],
+        fourth=statistics["fourth"][0],
+        gradient_variance=p * statistics["per_example_variance"][0],
+        barrier=barrier,
+    )
+    progress(0.3)
+    # second order in the cells: a third of the difference between two grids estimates the error
+    predicted, discrete = form.rate(discrete=False), form.rate(discrete=True)
+    error = abs(predicted - form.rate(discrete=False, cells=300)) / 3
+    discrete_error = abs(discrete - form.rate(discrete=True, cells=300)) / 3
+    times = np.unique(np.round(np.array([0.5, 1.0, 1.5]) / predicted).astype(int))
+    inside = form.edge
+    begin = inside if form.kind == "phase flip" else 0.0
+    stop = None if form.kind == "phase flip" else _leaves(inside)
+    sde = flip_normal_form(form.mu, form.C, form.s)
+    simulated = simulate(
+        sde,
+        begin,
+        t1=float(times[-1]),
+        dt=1.0,
+        paths=paths,
+        seed=seed,
+        save_at=times.astype(float),
+        save_paths=True,
+        stop=stop,
+        allow_unstable_step=True,
+    )
+    progress(0.5)
+    amplitudes = simulated["state"].values[:, :, 0]
+    reach = form.grid().edges["A"][-1] * (1.5 if form.kind == "phase flip" else 1.0)
+    line = tabulate_line(task, bottom, direction, reach)
+    on_line = sgd_on_line(
+        line, np.full(replicas, begin), eta=form.eta, batch_size=batch_size, save=times, seed=seed
+    )
+    progress(0.9)
+    if form.kind == "escape":
+        gone = simulated["exit_time"].values[:, None] <= times
+        amplitudes = np.where(gone, np.nan, amplitudes)
+    rows = [
+        Row(
+            "metastability",
+            f"{form.kind} rate: {what}",
+            "Fokker-Planck, normal form",
+            predicted,
+            error,
+            *rate,
+            "1/step",
+        )
+        for what, rate in (
+            ("transfer operator of the map", (discrete, discrete_error)),
+            ("simulation of the map", _relaxation(amplitudes, times, form)),
+            ("network SGD on the line", _relaxation(on_line, times, form)),
+        )
+    ]
+    operator = FokkerPlanck(sde, form.grid(), boundary="reflecting") if form.kind == "phase flip" else None
+    density = stationary_density(operator).values if operator is not None else np.full(600, np.nan)
+    axis = form.grid().centers["A"]
+    counts, _ = np.histogram(on_line[:, -1], bins=form.grid(60).edges["A"], density=True)
+    progress(1.0)
+    paths_ = xr.Dataset(
+        {
+            "metastability_density": variable(
+                "amplitude", density, "1/weight", "stationary density, normal form"
+            ),
+            "metastability_histogram": variable(
+                "amplitude_bin", counts, "1/weight", "SGD on the line, last step"
+            ),
+        },
+        coords={
+            "amplitude": variable("amplitude", axis, "weight", "two-step amplitude"),
+            "amplitude_bin": variable("amplitude_bin", form.grid(60).centers["A"], "weight", "bin centre"),
+        },
+        attrs={f"metastability_{key}": value for key, value in form._asdict().items()}
+        | {"metastability_steps": int(times[-1])},
+    )
+    return Outcome(rows, paths_)
+
+
+def _leaves(edge: float) -> Callable[..., object]:
+    def leaves(t, y, p, xp):  # noqa: ARG001 - a model function's signature
+        return xp.abs(y[0]) > edge
+
+    return leaves
+
+
+def _relaxation(amplitudes: np.ndarray, times: np.ndarray, form: Phases) -> tuple[float, float]:
+    """Decay rate between the first and last saved step, and its jackknife error over groups of paths."""
+    if form.kind == "phase flip":
+        signal = np.sign(np.nan_to_num(amplitudes, nan=0.0))
+    else:
+        signal = np.where(np.isnan(amplitudes) | (np.abs(amplitudes) > form.edge), 0.0, 1.0)
+        signal = np.minimum.accumulate(signal, axis=1)
+    sums = np.array([group.sum(axis=0) for group in np.array_split(signal, _GROUPS)])
+
+    def rate(total: np.ndarray) -> float:
+        first, last = total[0], total[-1]
+        return math.log(first / last) / (times[-1] - times[0]) if first > 0 and last > 0 else math.nan
+
+    whole = rate(sums.sum(axis=0))
+    left_out = np.array([rate(sums.sum(axis=0) - one) for one in sums])
+    return whole, float(np.sqrt((_GROUPS - 1) * left_out.var()))

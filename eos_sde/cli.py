@@ -1,0 +1,167 @@
+"""The command line: `eos-sde replay`, `eos-sde tasks`, `eos-sde models`."""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from solvers.errors import InvalidInput
+
+app = typer.Typer(
+    name="eos-sde",
+    help="The edge of stability of stochastic training: continuous theory held against real networks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+
+
+@app.command()
+def replay(
+    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "fashion-mlp",
+    rule: Annotated[str, typer.Option(help="gd, sgd or caeo: which experiments to run.")] = "caeo",
+    eta: Annotated[float | None, typer.Option(help="Learning rate; the task's own by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch size B; 8 B is used beside it.")] = 8,
+    delta: Annotated[
+        list[float] | None, typer.Option(help="Margin of CAEO; may be repeated. [0.1, 0.5]")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="SGD steps to forecast after the checkpoint.")] = 600,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for replay.nc and replay.png.")] = Path("replay"),
+    as_json: _JSON = False,
+) -> None:
+    """Train a real network and hold the continuous predictions against it: table, dataset, figure.
+
+    Example: eos-sde replay --task digits-mlp --batch 16 --out digits
+    """
+    from eos_sde import bridge, plots, report
+
+    dataset_path, figure_path = out / "replay.nc", out / "replay.png"
+    _make_folder(out)
+
+    def keep(dataset: Any) -> None:
+        partial = dataset_path.with_suffix(".part")
+        dataset.to_netcdf(partial, engine="h5netcdf")
+        partial.replace(dataset_path)
+
+    with _progress() as advance:
+        dataset = bridge.replay(
+            task, rule, steps=steps, seed=seed, eta=eta, batch_size=batch,
+            deltas=tuple(delta) if delta else (0.1, 0.5), progress=advance, keep=keep,
+        )  # fmt: skip
+    plots.save(plots.replay_figure(dataset), figure_path)
+    if as_json:
+        sys.stdout.write(report.as_json(dataset, dataset=str(dataset_path), figure=str(figure_path)) + "\n")
+        return
+    console = Console()
+    console.print(dataset.attrs["description"])
+    console.print(report.as_table(dataset))
+    console.print(f"dataset: {dataset_path}\nfigure:  {figure_path}", soft_wrap=True)
+
+
+@app.command()
+def tasks(as_json: _JSON = False) -> None:
+    """List the tasks: real networks on real data."""
+    from eos_sde import bridge
+
+    described = {name: bridge.load_task(name).description for name in bridge.tasks()}
+    _list(described, as_json)
+
+
+@app.command()
+def models(as_json: _JSON = False) -> None:
+    """List the models of training at the edge of stability."""
+    from eos_sde.models import catalogue
+
+    described = {
+        name: f"{model.description} ({', '.join(model.parameters)})" for name, model in catalogue().items()
+    }
+    _list(described, as_json)
+
+
+def _list(described: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(described, indent=1) + "\n")
+        return
+    width = max(map(len, described))
+    for name, text in described.items():
+        sys.stdout.write(f"{name:{width}}  {text}\n")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"out={folder} cannot be made a folder ({error.strerror}); choose another"
+        ) from error
+
+
+@contextmanager
+def _progress():
+    """A bar on a terminal's standard error, nothing in a pipe."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        console=console, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        bars: dict[str, Any] = {}
+
+        def advance(name: str, fraction: float) -> None:
+            if name not in bars:
+                for earlier in bars.values():
+                    bar.update(earlier, completed=1.0)
+                bars[name] = bar.add_task(name, total=1.0)
+            bar.update(bars[name], completed=fraction)
+
+        yield advance
+        for one in bars.values():
+            bar.update(one, completed=1.0)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"eos-sde: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Instead of the process's own.
+
+    Returns
+    -------
+    int
+        Exit status: 0, 2 for bad input (with one sentence on standard error), 130 when interrupted.
+    """
+    show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            result = app(arguments, standalone_mode=False)
+        except click.exceptions.Exit as leaving:
+            return leaving.exit_code
+        except InvalidInput as error:
+            _say(str(error))
+            return 2
+        except click.ClickException as error:
+            _say(error.format_message())
+            return 2
+        except (KeyboardInterrupt, click.Abort):
+            _say("interrupted; the experiments that were finished are kept in the output folder")
+            return 130
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Figures: the replay on one page, predicted against measured."""
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, safe for the colour-blind
+_GREY = "#777777"
+
+
+def replay_figure(dataset: xr.Dataset) -> Figure:
+    """One page: each experiment of a replay as a panel, theory as lines, the network as points.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `bridge.replay`; panels whose experiment was not run are left out.
+
+    Returns
+    -------
+    Figure
+        To be saved or shown.
+    """
+    panels = [
+        (name, draw)
+        for name, draw in (
+            ("minimum_measured", _minimum),
+            ("plateau_sharpness", _plateau),
+            ("fluctuations_variance", _fluctuations),
+            ("metastability_density", _metastability),
+            ("caeo_sharpness", _caeo_sharpness),
+            ("caeo_learning_rate", _caeo_rate),
+        )
+        if name in dataset
+    ]
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5.2 * columns, 4.3 * lines + 0.6), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (_, draw) in zip(axes, panels, strict=False):
+        draw(axis, dataset)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"Continuous theory against a real network: {dataset.attrs['description']}", fontsize=11)
+    return figure
+
+
+def _rows(dataset: xr.Dataset, experiment: str) -> xr.Dataset:
+    names = [name for name, variable in dataset.data_vars.items() if variable.dims == ("quantity",)]
+    return dataset[names].isel(quantity=np.flatnonzero(dataset["experiment"].values == experiment))
+
+
+def _title(axis: Axes, question: str) -> None:
+    axis.set_title(question, fontsize=10, loc="left")
+
+
+def _minimum(axis: Axes, dataset: xr.Dataset) -> None:
+    batch = dataset["onset_batch"].values
+    axis.axhline(1, color=_GREY, ls=":", lw=1)
+    axis.text(batch[0], 1.012, "gradient descent: 2 / sharpness", color=_GREY, fontsize=8)
+    axis.plot(batch, dataset["minimum_predicted"], "o-", mfc="none", ms=9, color=_COLOURS[0],
+              label="predicted from per-example Jacobians")  # fmt: skip
+    axis.errorbar(batch, dataset["minimum_measured"], dataset["minimum_measured_stderr"], fmt="k.", capsize=3,
+                  label="measured by bisection of real SGD")  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_xticks(batch, [str(b) for b in batch[:-1]] + [f"{batch[-1]}\n(all)"], minor=False)
+    axis.minorticks_off()
+    axis.set(xlabel="batch size", ylabel="largest stable learning rate × sharpness / 2", ylim=(0, 1.15))
+    axis.legend(fontsize=8, loc="lower right", frameon=False)
+    _title(axis, "At which learning rate does a minimum lose its stability?")
+
+
+def _plateau(axis: Axes, dataset: xr.Dataset) -> None:
+    eta = dataset.attrs["plateau_eta"]
+    step = dataset["plateau_step"].values
+    table = _rows(dataset, "plateau")
+    published = np.char.startswith(table["model"].values.astype(str), "published")
+    laws = table["predicted"].values[published]
+    for i, batch in enumerate(dataset["plateau_batch"].values):
+        colour = _COLOURS[i % len(_COLOURS)]
+        runs = eta * dataset["plateau_sharpness"].isel(plateau_batch=i).values
+        axis.plot(step, runs.T, color=colour, alpha=0.3, lw=0.9)
+        axis.plot(
+            step, runs.mean(axis=0), ".", ms=4, color=colour, label=f"SGD, batch {batch} (mean; runs thin)"
+        )
+        axis.plot(step, eta * dataset["plateau_flow"].isel(plateau_batch=i), color=colour, lw=2.2,
+                  label="stochastic central flow")  # fmt: skip
+        if np.isfinite(laws[i]):
+            axis.axhline(laws[i], color=colour, ls="--", lw=1, label="published small-noise law")
+    axis.axhline(2, color=_GREY, ls=":", lw=1)
+    axis.text(step[-1], 2.015, "deterministic edge", ha="right", color=_GREY, fontsize=8)
+    axis.set(xlabel="SGD steps since the checkpoint", ylabel="learning rate × sharpness")
+    axis.set_ylim(min(0.8, axis.get_ylim()[0]), 2.6)
+    axis.legend(fontsize=7.5, frameon=False, ncols=2, loc="upper left")
+    _title(axis, "Where does the sharpness settle? (forecast from one checkpoint)")
+
+
+def _fluctuations(axis: Axes, dataset: xr.Dataset) -> None:
+    table = _rows(dataset, "fluctuations")
+    models, measured = table["model"].values, float(table["measured"][0])
+    place = np.arange(models.size)[::-1]
+    error = float(table["measured_stderr"][0]) / measured
+    axis.axvspan(1 - 2 * error, 1 + 2 * error, color="k", alpha=0.12, lw=0, label="measured, ± 2 s.e.")
+    axis.axvline(1, color="k", lw=1)
+    axis.errorbar(table["predicted"] / measured, place, xerr=2 * table["predicted_stderr"] / measured, fmt="o",
+                  color=_COLOURS[0], capsize=3, label="predicted, ± 2 s.e.")  # fmt: skip
+    axis.set_yticks(place, models)
+    axis.set(xlabel="predicted variance / measured variance", xlim=(0, None), ylim=(-0.6, models.size - 0.1))
+    axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.62))
+    product = dataset.attrs["fluctuations_eta"] * dataset.attrs["calibration_sharpness"]
+    _title(
+        axis,
+        f"Which model knows the fluctuation of SGD?\n(along the top eigenvector, η·sharpness = {product:.2f})",
+    )
+
+
+def _metastability(axis: Axes, dataset: xr.Dataset) -> None:
+    flip = dataset.attrs["metastability_kind"] == "phase flip"
+    centre = dataset["amplitude_bin"].values
+    axis.bar(centre, dataset["metastability_histogram"], width=centre[1] - centre[0], color=_COLOURS[1], alpha=0.45,
+             label="network SGD on the line")  # fmt: skip
+    what = "stationary density" if flip else "quasi-stationary density"
+    axis.plot(dataset["amplitude"], dataset["metastability_density"], color=_COLOURS[0], lw=2,
+              label=f"Fokker-Planck, {what}")  # fmt: skip
+    table = _rows(dataset, "metastability")
+    text = [
+        f"{'flip' if flip else 'escape'} rate per step",
+        f"Fokker-Planck   {float(table['predicted'][0]):.3g}",
+    ]
+    for name, value, error in zip(
+        ("transfer operator", "simulated map", "network SGD"), table["measured"].values,
+        table["measured_stderr"].values, strict=True,
+    ):  # fmt: skip
+        text.append(
+            f"{name}   {value:.3g} ± {error:.1g}" if error > 1e-3 * abs(value) else f"{name}   {value:.3g}"
+        )
+    axis.text(0.98, 0.98, "\n".join(text), transform=axis.transAxes, ha="right", va="top", fontsize=8)
+    axis.set(xlabel="two-step amplitude (−1)ᵏ xₖ along the top eigenvector", ylabel="density")
+    axis.set_ylim(0, 1.45 * axis.get_ylim()[1])
+    axis.legend(fontsize=8, frameon=False, loc="upper left")
+    question = (
+        "How long does the oscillation keep its phase"
+        if flip
+        else "How long does the weight stay in its basin"
+    )
+    _title(axis, f"{question} at η·sharpness = {2 + dataset.attrs['metastability_mu']:.2f}?")
+
+
+def _paths(axis: Axes, dataset: xr.Dataset, name: str) -> None:
+    step = dataset["caeo_step"].values
+    for i, delta in enumerate(dataset["caeo_delta"].values):
+        colour = _COLOURS[i % len(_COLOURS)]
+        axis.plot(step, dataset[f"{name}_predicted"].isel(caeo_delta=i), color=colour, lw=2,
+                  label=f"reduced model, δ = {delta:g}")  # fmt: skip
+        axis.plot(step, dataset[name].isel(caeo_delta=i), ".", color=colour, label=f"network, δ = {delta:g}")
+    axis.set(xlabel="CAEO steps since the checkpoint")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _caeo_sharpness(axis: Axes, dataset: xr.Dataset) -> None:
+    _paths(axis, dataset, "caeo_sharpness")
+    axis.set_ylabel("sharpness")
+    _title(axis, "CAEO: does the sharpness run away as the reduced model says?")
+
+
+def _caeo_rate(axis: Axes, dataset: xr.Dataset) -> None:
+    _paths(axis, dataset, "caeo_learning_rate")
+    axis.set_ylabel("learning rate")
+    _title(axis, "CAEO: and does the learning rate follow it down?")
+
+
+def save(figure: Any, path: Any) -> None:
+    """Write a figure as PNG, PDF or SVG, by the ending of the path."""
+    figure.savefig(path, dpi=130)

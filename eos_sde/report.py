@@ -1,0 +1,117 @@
+"""The replay's table, for people and for machines."""
+
+import json
+import math
+from typing import Any
+
+import xarray as xr
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+_TITLES = {
+    "minimum": "1. A trained minimum: the largest stable learning rate",
+    "plateau": "2. Training: where sharpness and loss settle under SGD",
+    "fluctuations": "3. Fluctuation along the top eigenvector",
+    "metastability": "4. Metastability along the top eigenvector",
+    "caeo": "5. CAEO: the path of sharpness and learning rate",
+}
+_COLOURS = {"agrees": "green", "close": "yellow", "off": "red"}
+
+
+def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """The table of a replay as plain records; numbers that do not exist are None.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `bridge.replay`.
+
+    Returns
+    -------
+    list of dict
+        With the keys experiment, quantity, model, units, predicted, predicted_stderr, measured,
+        measured_stderr, verdict.
+    """
+    names = [name for name, variable in dataset.data_vars.items() if variable.dims == ("quantity",)]
+    table = dataset[names]
+    records = []
+    for i in range(table.sizes["quantity"]):
+        record = {name: table[name].values[i].item() for name in ("quantity", *names)}
+        records.append(
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in record.items()
+            }
+        )
+    return records
+
+
+def as_json(dataset: xr.Dataset, **files: str) -> str:
+    """The table, the provenance and the names of the files written, as one JSON document."""
+    return json.dumps({**_plain(dataset.attrs), "files": files, "rows": rows(dataset)}, indent=1)
+
+
+def _plain(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {str(key): value.item() if hasattr(value, "item") else value for key, value in attrs.items()}
+
+
+def as_table(dataset: xr.Dataset) -> Group:
+    """The table for a terminal, one block per experiment, with what disagrees said plainly."""
+    records = rows(dataset)
+    blocks: list[Any] = []
+    for experiment in dict.fromkeys(record["experiment"] for record in records):
+        table = Table(
+            title=_TITLES[experiment], title_justify="left", title_style="bold", expand=False, pad_edge=False
+        )
+        for heading in ("quantity", "theory"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("predicted", "measured", "difference", "verdict"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for record in (r for r in records if r["experiment"] == experiment):
+            table.add_row(
+                f"{record['quantity']} [{record['units']}]" if record["units"] != "1" else record["quantity"],
+                record["model"],
+                number(record["predicted"], record["predicted_stderr"]),
+                number(record["measured"], record["measured_stderr"]),
+                _difference(record),
+                Text(record["verdict"], style=_COLOURS.get(record["verdict"], "magenta")),
+            )
+        blocks += [table, ""]
+    counts = {word: sum(r["verdict"] == word for r in records) for word in _COLOURS}
+    blocks.append(
+        f"{counts['agrees']} of {len(records)} predictions agree within two standard errors, {counts['close']} more "
+        f"within 5 %, {counts['off']} are off: there the theory in that row fails on this network."
+    )
+    return Group(*blocks)
+
+
+def _difference(record: dict[str, Any]) -> str:
+    if record["predicted"] is None or not record["measured"]:
+        return "-"
+    return f"{100 * (record['predicted'] / record['measured'] - 1):+.1f} %"
+
+
+def number(value: float | None, stderr: float | None) -> str:
+    """A value with its error, to two digits of the error: 0.4630(21); plainly where the error is 0 or unknown.
+
+    Parameters
+    ----------
+    value, stderr : float or None
+        None or NaN where they do not exist.
+
+    Returns
+    -------
+    str
+        For a table.
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    if not stderr or not math.isfinite(stderr) or stderr < 1e-5 * abs(value):
+        return f"{value:.5g}"
+    exponent = math.floor(math.log10(max(abs(value), stderr)))
+    scaled = -3 <= exponent < 5
+    factor = 1.0 if scaled else 10.0**exponent
+    digits = max(0, 1 - math.floor(math.log10(stderr / factor)))
+    text = f"{value / factor:.{digits}f} ± {stderr / factor:.{digits}f}"
+    return text if scaled else f"({text})e{exponent}"
