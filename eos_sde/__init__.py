@@ -1,1 +1,39 @@
-"""The edge of stability of stochastic training."""
+"""The edge of stability of stochastic training: models, thresholds, the CAEO optimizer, and the bridge.
+
+Subpackages and the names below are imported when first used: `import eos_sde` is quick and does not import JAX.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eos_sde import bridge, models, thresholds
+    from eos_sde.optimizers import caeo, curvature, scale_by_caeo
+
+__version__ = version("eos-sde")
+
+_WHERE = {
+    "bridge": "eos_sde.bridge",
+    "jax_terms": "eos_sde.jax_terms",
+    "models": "eos_sde.models",
+    "optimizers": "eos_sde.optimizers",
+    "plots": "eos_sde.plots",
+    "report": "eos_sde.report",
+    "thresholds": "eos_sde.thresholds",
+}
+_OPTIMIZERS = ("caeo", "curvature", "scale_by_caeo")
+
+__all__ = ["bridge", "caeo", "curvature", "models", "scale_by_caeo", "thresholds"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return import_module(_WHERE[name])
+    if name in _OPTIMIZERS:
+        return getattr(import_module("eos_sde.optimizers"), name)
+    raise AttributeError(f"module 'eos_sde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE, *_OPTIMIZERS})
