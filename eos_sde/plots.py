@@ -133,8 +133,8 @@ def _metastability(axis: Axes, dataset: xr.Dataset) -> None:
         f"Fokker-Planck   {float(table['predicted'][0]):.3g}",
     ]
     for name, value, error in zip(
-        ("transfer operator", "simulated map", "network SGD"), table["measured"].values,
-        table["measured_stderr"].values, strict=True,
+        ("transfer operator", "simulated map", "network SGD"), table["measured"].values[:3],
+        table["measured_stderr"].values[:3], strict=True,
     ):  # fmt: skip
         text.append(
             f"{name}   {value:.3g} ± {error:.1g}" if error > 1e-3 * abs(value) else f"{name}   {value:.3g}"
@@ -157,9 +157,14 @@ def _paths(axis: Axes, dataset: xr.Dataset, name: str) -> None:
         colour = _COLOURS[i % len(_COLOURS)]
         axis.plot(step, dataset[f"{name}_predicted"].isel(caeo_delta=i), color=colour, lw=2,
                   label=f"reduced model, δ = {delta:g}")  # fmt: skip
-        axis.plot(step, dataset[name].isel(caeo_delta=i), ".", color=colour, label=f"network, δ = {delta:g}")
+        axis.plot(step, dataset[f"{name}_flow"].isel(caeo_delta=i), color=colour, lw=1.2, ls="--",
+                  label="gradient flow, capped rate")  # fmt: skip
+        shown = dataset[name].isel(caeo_delta=i)
+        axis.plot(step[1:], shown[1:], ".", color=colour, label=f"network, δ = {delta:g}")
     axis.set(xlabel="CAEO steps since the checkpoint")
-    axis.legend(fontsize=8, frameon=False)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.35 * (high - low))
+    axis.legend(fontsize=7.5, frameon=False, ncols=2, loc="upper center")
 
 
 def _caeo_sharpness(axis: Axes, dataset: xr.Dataset) -> None:

@@ -16,7 +16,7 @@ _TITLES = {
     "metastability": "4. Metastability along the top eigenvector",
     "caeo": "5. CAEO: the path of sharpness and learning rate",
 }
-_COLOURS = {"agrees": "green", "close": "yellow", "off": "red"}
+_COLOURS = {"agrees": "green", "close": "green", "within its error": "yellow", "off": "red"}
 
 
 def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
@@ -70,8 +70,8 @@ def as_table(dataset: xr.Dataset) -> Group:
             table.add_column(heading, justify="right", no_wrap=True)
         for record in (r for r in records if r["experiment"] == experiment):
             table.add_row(
-                f"{record['quantity']} [{record['units']}]" if record["units"] != "1" else record["quantity"],
-                record["model"],
+                Text(_named(record)),
+                Text(record["model"]),
                 number(record["predicted"], record["predicted_stderr"]),
                 number(record["measured"], record["measured_stderr"]),
                 _difference(record),
@@ -80,10 +80,15 @@ def as_table(dataset: xr.Dataset) -> Group:
         blocks += [table, ""]
     counts = {word: sum(r["verdict"] == word for r in records) for word in _COLOURS}
     blocks.append(
-        f"{counts['agrees']} of {len(records)} predictions agree within two standard errors, {counts['close']} more "
-        f"within 5 %, {counts['off']} are off: there the theory in that row fails on this network."
+        f"Of {len(records)} comparisons, {counts['agrees']} agree within two standard errors of the measurement, "
+        f"{counts['close']} more within 5 %, {counts['within its error']} only within the error of the calibration, "
+        f"and {counts['off']} are off: there the theory named in the row fails on this network."
     )
     return Group(*blocks)
+
+
+def _named(record: dict[str, Any]) -> str:
+    return record["quantity"] if record["units"] == "1" else f"{record['quantity']} [{record['units']}]"
 
 
 def _difference(record: dict[str, Any]) -> str:

@@ -1,19 +1,31 @@
 """The bridge: real networks on real data, calibrated, predicted, trained, and compared with theory."""
 
 from eos_sde.bridge.calibrate import calibrate
-from eos_sde.bridge.central_flow import stochastic_central_flow
+from eos_sde.bridge.central_flow import caeo_flow, stochastic_central_flow
+from eos_sde.bridge.datasets import load_dataset
+from eos_sde.bridge.minimum import Minimum, find_minimum
+from eos_sde.bridge.onset import measure_onset
 from eos_sde.bridge.predict import predict
 from eos_sde.bridge.record import record
 from eos_sde.bridge.replay import replay
-from eos_sde.bridge.tasks import Task, load_task, tasks
+from eos_sde.bridge.rules import make_rule
+from eos_sde.bridge.tasks import Task, interpolation_task, load_task, task_defaults, tasks
 
 __all__ = [
+    "Minimum",
     "Task",
+    "caeo_flow",
     "calibrate",
+    "find_minimum",
+    "interpolation_task",
+    "load_dataset",
     "load_task",
+    "make_rule",
+    "measure_onset",
     "predict",
     "record",
     "replay",
     "stochastic_central_flow",
+    "task_defaults",
     "tasks",
 ]

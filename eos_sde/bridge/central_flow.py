@@ -30,6 +30,7 @@ from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.tasks import Task
+from eos_sde.optimizers.rule import learning_rate
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
@@ -274,6 +275,73 @@ def stochastic_central_flow(
     return _flow_dataset(
         task, rows, theta, stopped, eta=eta, batch_size=batch_size, modes=modes, stride=stride
     )
+
+
+@threadpool_limits.wrap(1, "blas")
+@double_precision
+def caeo_flow(
+    task: Task, start: jax.Array, *, eta: float, delta: float, steps: int, modes: int = 8, stride: int = 5
+) -> xr.Dataset:
+    """Forecast full-batch CAEO from a checkpoint: gradient flow at the capped rate.
+
+    With delta > 0 the iterate does not oscillate, so no fluctuation acts on the averaged path:
+    ``dw/dk = -eta_k grad L``, ``eta_k = min(eta, (2 - delta)/sharpness)``.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    start : Array
+        Weights of the checkpoint, shape (d,).
+    eta, delta : float
+        Base learning rate, and margin above 0.
+    steps : int
+        Steps to forecast, a multiple of `stride`.
+    modes, stride : int
+        Hessian modes that are relaxed exactly, and steps of the rule per step of the flow.
+
+    Returns
+    -------
+    Dataset
+        ``sharpness`` and ``learning_rate`` over ``step``.
+
+    Raises
+    ------
+    InvalidInput
+        If delta is not positive (the iterate then oscillates), or steps is no multiple of stride.
+    """
+    if not 0 < delta < 2:
+        raise InvalidInput(f"delta={delta} must lie between 0 and 2: without a margin the iterate oscillates")
+    if steps < 1 or steps % stride:
+        raise InvalidInput(f"steps={steps} must be a positive multiple of stride={stride}")
+    theta = jnp.asarray(start, dtype=jnp.float64)
+    block = top_modes(task, theta, modes, tol=1e-3)[1]
+    rows = []
+    for reached in range(0, steps + 1, stride):
+        gradient, eigenvalues, vectors, block = _gradient_and_modes(task, theta, block)
+        rate = float(learning_rate(eta, float(eigenvalues[0]), delta))
+        rows.append((reached, float(eigenvalues[0]), rate))
+        theta = _advance(theta, -gradient, eigenvalues, vectors, rate, stride)
+    step, sharpness, rates = np.array(rows).T
+    return xr.Dataset(
+        {
+            "sharpness": ("step", sharpness, {"units": "1/time", "long_name": "sharpness"}),
+            "learning_rate": (
+                "step",
+                rates,
+                {"units": "time", "long_name": "learning rate of the next step"},
+            ),
+        },
+        coords={
+            "step": ("step", step.astype(int), {"units": "1", "long_name": "steps since the checkpoint"})
+        },
+        attrs=provenance(task=task.name, method="gradient flow at the capped rate", eta=eta, delta=delta),
+    )
+
+
+@partial(jax.jit, static_argnames="task")
+def _gradient_and_modes(task: Task, theta, block):
+    return jax.grad(task.loss)(theta), *follow_modes(task, theta, block)
 
 
 def _flow_dataset(task: Task, rows, theta, stopped: str, **details) -> xr.Dataset:

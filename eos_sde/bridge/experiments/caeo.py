@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from eos_sde.bridge.central_flow import caeo_flow
 from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
 from eos_sde.bridge.predict import caeo_path
 from eos_sde.bridge.record import record
@@ -23,10 +24,11 @@ def run(
     every: int = 5,
     progress: Callable[[float], None],
 ) -> Outcome:
-    """Run CAEO with full-batch gradients from the checkpoint, and the reduced model from its calibration.
+    """Run CAEO with full-batch gradients from the checkpoint, against two continuous models.
 
-    The reduced model holds the progressive sharpening alpha at its value at the checkpoint. Compared are the
-    sharpness and the learning rate a third of the way and at the end.
+    The reduced model holds the progressive sharpening alpha at its value at the checkpoint; the gradient flow at
+    the capped rate follows the whole network. Compared are the sharpness and the learning rate a third of the way
+    and at the end.
 
     Parameters
     ----------
@@ -48,10 +50,10 @@ def run(
     Returns
     -------
     Outcome
-        Four rows per delta, and the paths.
+        Eight rows per delta, and the paths.
     """
     rows: list[Row] = []
-    curves: dict[str, list[np.ndarray]] = {name: [] for name in ("s", "r", "ps", "pr")}
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in ("s", "r", "ps", "pr", "fs", "fr")}
     axis = np.arange(0, steps + 1, every)
     early = int(axis[len(axis) // 3])
     for i, delta in enumerate(deltas):
@@ -69,36 +71,41 @@ def run(
             batches_measured=1,
             progress=lambda k, i=i: progress((i + k / steps) / len(deltas)),
         ).isel(replica=0)
+        flow = caeo_flow(task, start, eta=eta, delta=delta, steps=steps, stride=every)
         for step in (early, steps):
-            here, there = model.sel(step=step), network.sel(step=step)
+            there = network.sel(step=step)
             # the rate after `step` updates answers the sharpness before the last of them
             before = model.sel(step=step - 1)
-            rows += [
-                Row(
-                    "caeo",
-                    f"sharpness after {step} steps, delta {delta:g}",
-                    "reduced model",
-                    float(here["sharpness"]),
-                    float(here["sharpness_stderr"]),
-                    float(there["sharpness"]),
-                    float(there["sharpness_residual"]),
-                    "1/time",
+            residual = float(there["sharpness_residual"])
+            rate = float(there["learning_rate"])
+            sharpness = (float(there["sharpness"]), residual, "1/time")
+            learning_rate = (rate, rate * residual / float(there["sharpness"]), "time")
+            named = f"after {step} steps, delta {delta:g}"
+            for model_name, predicted_s, predicted_r in (
+                (
+                    "reduced model, alpha frozen",
+                    (
+                        float(model["sharpness"].sel(step=step)),
+                        float(model["sharpness_stderr"].sel(step=step)),
+                    ),
+                    (float(before["learning_rate"]), float(before["learning_rate_stderr"])),
                 ),
-                Row(
-                    "caeo",
-                    f"learning rate after {step} steps, delta {delta:g}",
-                    "reduced model",
-                    float(before["learning_rate"]),
-                    float(before["learning_rate_stderr"]),
-                    float(there["learning_rate"]),
-                    float(there["learning_rate"] * there["sharpness_residual"] / there["sharpness"]),
-                    "time",
+                (
+                    "gradient flow at the capped rate",
+                    (float(flow["sharpness"].sel(step=step)), 0.0),
+                    (float(flow["learning_rate"].interp(step=step - 1)), 0.0),
                 ),
-            ]
+            ):
+                rows += [
+                    Row("caeo", f"sharpness {named}", model_name, *predicted_s, *sharpness),
+                    Row("caeo", f"learning rate {named}", model_name, *predicted_r, *learning_rate),
+                ]
         curves["s"].append(network["sharpness"].values)
         curves["r"].append(network["learning_rate"].values)
         curves["ps"].append(model["sharpness"].sel(step=axis).values)
         curves["pr"].append(model["learning_rate"].sel(step=axis).values)
+        curves["fs"].append(flow["sharpness"].sel(step=axis).values)
+        curves["fr"].append(flow["learning_rate"].sel(step=axis).values)
     dims = ("caeo_delta", "caeo_step")
     paths = xr.Dataset(
         {
@@ -108,6 +115,8 @@ def run(
             "caeo_learning_rate_predicted": variable(
                 dims, curves["pr"], "time", "learning rate, reduced model"
             ),
+            "caeo_sharpness_flow": variable(dims, curves["fs"], "1/time", "sharpness, gradient flow"),
+            "caeo_learning_rate_flow": variable(dims, curves["fr"], "time", "learning rate, gradient flow"),
         },
         coords={
             "caeo_delta": variable("caeo_delta", deltas, "1", "margin delta"),

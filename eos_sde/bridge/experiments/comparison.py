@@ -42,24 +42,23 @@ class Row:
         return self.predicted / self.measured - 1 if self.measured else math.nan
 
     @property
-    def z(self) -> float:
-        """Difference in combined standard errors; infinite where both errors are zero and the values differ."""
-        difference = self.predicted - self.measured
-        error = math.hypot(self.predicted_stderr, self.measured_stderr)
-        if error == 0:
-            return 0.0 if difference == 0 else math.copysign(math.inf, difference)
-        return difference / error
-
-    @property
     def verdict(self) -> str:
-        """In words: agrees (within two standard errors), close (within 5 %), or off."""
+        """In words, judged by the error of the measurement first.
+
+        "agrees": within two standard errors of the measurement; "close": within 5 %; "within its error": within
+        two combined standard errors, so that the calibration is too uncertain to tell; else "off".
+        """
         if not math.isfinite(self.measured):
-            return "not measured: the runs diverged"
+            return "not measured"
         if not math.isfinite(self.predicted):
             return "no prediction"
-        if abs(self.z) <= 2:
+        difference = abs(self.predicted - self.measured)
+        if difference <= 2 * np.nan_to_num(self.measured_stderr):
             return "agrees"
-        return "close" if abs(self.deviation) <= 0.05 else "off"
+        if difference <= 0.05 * abs(self.measured):
+            return "close"
+        combined = math.hypot(*np.nan_to_num([self.predicted_stderr, self.measured_stderr]))
+        return "within its error" if difference <= 2 * combined else "off"
 
 
 @dataclass(frozen=True)

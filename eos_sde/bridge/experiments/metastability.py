@@ -9,11 +9,11 @@ import xarray as xr
 
 from eos_sde.bridge.calibrate import line_statistics
 from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
-from eos_sde.bridge.experiments.line import line_minimum, sgd_on_line, tabulate_line
+from eos_sde.bridge.experiments.line import Line, line_minimum, sgd_on_line, tabulate_line
 from eos_sde.bridge.predict import Phases, phases
 from eos_sde.bridge.tasks import Task
-from eos_sde.models import flip_normal_form
-from solvers import FokkerPlanck, simulate, stationary_density
+from eos_sde.models import flip_normal_form, maps
+from solvers import FokkerPlanck, Grid, TransferOperator, eigenmodes, simulate, stationary_density
 
 _GROUPS = 20
 
@@ -76,7 +76,8 @@ def run(
     predicted, discrete = form.rate(discrete=False), form.rate(discrete=True)
     error = abs(predicted - form.rate(discrete=False, cells=300)) / 3
     discrete_error = abs(discrete - form.rate(discrete=True, cells=300)) / 3
-    times = np.unique(np.round(np.array([0.5, 1.0, 1.5]) / predicted).astype(int))
+    first = 0.1 / predicted + 3 / (2 * abs(form.mu))  # the fast relaxation within a phase is over
+    times = np.unique(np.round(np.linspace(first, first + 1.5 / predicted, 31)).astype(int))
     inside = form.edge
     begin = inside if form.kind == "phase flip" else 0.0
     stop = None if form.kind == "phase flip" else _leaves(inside)
@@ -104,6 +105,9 @@ def run(
     if form.kind == "escape":
         gone = simulated["exit_time"].values[:, None] <= times
         amplitudes = np.where(gone, np.nan, amplitudes)
+    network = _relaxation(on_line, times, form)
+    own = _line_rate(line, form, batch_size)
+    own_error = abs(own - _line_rate(line, form, batch_size, cells=300)) / 3
     rows = [
         Row(
             "metastability",
@@ -117,9 +121,20 @@ def run(
         for what, rate in (
             ("transfer operator of the map", (discrete, discrete_error)),
             ("simulation of the map", _relaxation(amplitudes, times, form)),
-            ("network SGD on the line", _relaxation(on_line, times, form)),
+            ("network SGD on the line", network),
         )
     ]
+    rows.append(
+        Row(
+            "metastability",
+            f"{form.kind} rate: network SGD on the line",
+            "transfer operator, the line's own slope and noise",
+            own,
+            own_error,
+            *network,
+            "1/step",
+        )
+    )
     operator = FokkerPlanck(sde, form.grid(), boundary="reflecting") if form.kind == "phase flip" else None
     density = stationary_density(operator).values if operator is not None else np.full(600, np.nan)
     axis = form.grid().centers["A"]
@@ -152,18 +167,61 @@ def _leaves(edge: float) -> Callable[..., object]:
 
 
 def _relaxation(amplitudes: np.ndarray, times: np.ndarray, form: Phases) -> tuple[float, float]:
-    """Decay rate between the first and last saved step, and its jackknife error over groups of paths."""
+    """Decay rate of the mean phase (or of survival) per step, and its jackknife error over groups of paths.
+
+    From the first saved step, when the fast relaxation is over, to the last one at which the signal is still
+    ten standard errors above zero.
+    """
     if form.kind == "phase flip":
         signal = np.sign(np.nan_to_num(amplitudes, nan=0.0))
     else:
         signal = np.where(np.isnan(amplitudes) | (np.abs(amplitudes) > form.edge), 0.0, 1.0)
         signal = np.minimum.accumulate(signal, axis=1)
-    sums = np.array([group.sum(axis=0) for group in np.array_split(signal, _GROUPS)])
+    mean = signal.mean(axis=0)
+    clear = np.flatnonzero(mean > 10 * signal.std(axis=0) / math.sqrt(len(signal)) + 1e-12)
+    last = int(clear[-1]) if clear.size else 0
+    if last == 0 or mean[0] <= 0:
+        return math.nan, math.nan
+    sums = np.array([group[:, [0, last]].sum(axis=0) for group in np.array_split(signal, _GROUPS)])
 
     def rate(total: np.ndarray) -> float:
-        first, last = total[0], total[-1]
-        return math.log(first / last) / (times[-1] - times[0]) if first > 0 and last > 0 else math.nan
+        return math.log(total[0] / total[1]) / (times[last] - times[0])
 
-    whole = rate(sums.sum(axis=0))
-    left_out = np.array([rate(sums.sum(axis=0) - one) for one in sums])
-    return whole, float(np.sqrt((_GROUPS - 1) * left_out.var()))
+    whole = sums.sum(axis=0)
+    left_out = np.array([rate(whole - one) for one in sums])
+    return rate(whole), float(np.sqrt((_GROUPS - 1) * left_out.var()))
+
+
+def _line_rate(line: Line, form: Phases, batch_size: int, cells: int = 600) -> float:
+    """Rate per step by the transfer operator of the line's own map: its slope and its noise, Gaussian.
+
+    The mean slope is fitted by a polynomial of degree 7 and the variance of the batch slope by one of degree 4,
+    over the table, weighted equally.
+    """
+    n = len(line.slopes)
+    p = (n - batch_size) / (batch_size * (n - 1))
+    slope = np.polynomial.Polynomial.fit(line.points, line.slopes.mean(axis=0), 7).convert().coef
+    spread = np.polynomial.Polynomial.fit(line.points, p * line.slopes.var(axis=0), 4).convert().coef
+    params = {f"a{k}": value for k, value in enumerate(slope)} | {f"v{k}": v for k, v in enumerate(spread)}
+    rule = maps.loss_map(_polynomial_loss, form.eta, _polynomial_noise, params=params)
+    reach = float(line.points[-1]) if form.kind == "phase flip" else form.edge
+    walls = "reflecting" if form.kind == "phase flip" else "absorbing"
+    operator = TransferOperator(
+        rule.as_sde(), Grid.uniform(x=(-reach, reach, cells)), step=rule.dt, boundary=walls
+    )
+    values = eigenmodes(operator, 2)["eigenvalue"].values
+    return -math.log(abs(values[1] if form.kind == "phase flip" else values[0]))
+
+
+def _polynomial_loss(t, y, p, xp):  # noqa: ARG001 - a model function's signature
+    x = y[0]
+    slopes = (p.a0, p.a1, p.a2, p.a3, p.a4, p.a5, p.a6, p.a7)
+    total = 0.0 * x
+    for k in range(8):
+        total = total + slopes[k] * x ** (k + 1) / (k + 1)
+    return total
+
+
+def _polynomial_noise(t, y, p, xp):  # noqa: ARG001 - a model function's signature
+    x = y[0]
+    return (xp.sqrt(xp.maximum(p.v0 + x * (p.v1 + x * (p.v2 + x * (p.v3 + x * p.v4))), 0.0)),)
