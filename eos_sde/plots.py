@@ -8,6 +8,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eos_sde.report import number
+
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, safe for the colour-blind
 _GREY = "#777777"
 
@@ -109,7 +111,7 @@ def _fluctuations(axis: Axes, dataset: xr.Dataset) -> None:
     axis.axvline(1, color="k", lw=1)
     axis.errorbar(table["predicted"] / measured, place, xerr=2 * table["predicted_stderr"] / measured, fmt="o",
                   color=_COLOURS[0], capsize=3, label="predicted, ± 2 s.e.")  # fmt: skip
-    axis.set_yticks(place, models)
+    axis.set_yticks(place, [str(model).replace(" + ", " +\n") for model in models])
     axis.set(xlabel="predicted variance / measured variance", xlim=(0, None), ylim=(-0.6, models.size - 0.1))
     axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.62))
     product = dataset.attrs["fluctuations_eta"] * dataset.attrs["calibration_sharpness"]
@@ -123,32 +125,31 @@ def _metastability(axis: Axes, dataset: xr.Dataset) -> None:
     flip = dataset.attrs["metastability_kind"] == "phase flip"
     centre = dataset["amplitude_bin"].values
     axis.bar(centre, dataset["metastability_histogram"], width=centre[1] - centre[0], color=_COLOURS[1], alpha=0.45,
-             label="network SGD on the line")  # fmt: skip
+             label="network SGD\non the line")  # fmt: skip
     what = "stationary density" if flip else "quasi-stationary density"
     axis.plot(dataset["amplitude"], dataset["metastability_density"], color=_COLOURS[0], lw=2,
-              label=f"Fokker-Planck, {what}")  # fmt: skip
+              label=f"Fokker-Planck,\n{what}")  # fmt: skip
     table = _rows(dataset, "metastability")
     text = [
         f"{'flip' if flip else 'escape'} rate per step",
-        f"Fokker-Planck   {float(table['predicted'][0]):.3g}",
+        f"Fokker-Planck, normal form   {float(table['predicted'][0]):.3g}",
     ]
+    names = ("transfer operator, normal form", "simulated normal form", "network SGD on the line")
     for name, value, error in zip(
-        ("transfer operator", "simulated map", "network SGD"), table["measured"].values[:3],
-        table["measured_stderr"].values[:3], strict=True,
-    ):  # fmt: skip
-        text.append(
-            f"{name}   {value:.3g} ± {error:.1g}" if error > 1e-3 * abs(value) else f"{name}   {value:.3g}"
-        )
-    axis.text(0.98, 0.98, "\n".join(text), transform=axis.transAxes, ha="right", va="top", fontsize=8)
+        names, table["measured"].values, table["measured_stderr"].values, strict=False
+    ):
+        text.append(f"{name}   {number(value, error)}")
+    text.append(f"transfer operator, line's own noise   {float(table['predicted'][3]):.3g}")
+    axis.text(0.98, 0.98, "\n".join(text), transform=axis.transAxes, ha="right", va="top", fontsize=7.5)
     axis.set(xlabel="two-step amplitude (−1)ᵏ xₖ along the top eigenvector", ylabel="density")
-    axis.set_ylim(0, 1.45 * axis.get_ylim()[1])
-    axis.legend(fontsize=8, frameon=False, loc="upper left")
+    axis.set_ylim(0, 1.6 * axis.get_ylim()[1])
+    axis.legend(fontsize=7.5, frameon=False, loc="upper left")
     question = (
         "How long does the oscillation keep its phase"
         if flip
         else "How long does the weight stay in its basin"
     )
-    _title(axis, f"{question} at η·sharpness = {2 + dataset.attrs['metastability_mu']:.2f}?")
+    _title(axis, f"{question}\nat η·sharpness = {2 + dataset.attrs['metastability_mu']:.2f}?")
 
 
 def _paths(axis: Axes, dataset: xr.Dataset, name: str) -> None:

@@ -13,7 +13,15 @@ from eos_sde.bridge.experiments.line import Line, line_minimum, sgd_on_line, tab
 from eos_sde.bridge.predict import Phases, phases
 from eos_sde.bridge.tasks import Task
 from eos_sde.models import flip_normal_form, maps
-from solvers import FokkerPlanck, Grid, TransferOperator, eigenmodes, simulate, stationary_density
+from solvers import (
+    FokkerPlanck,
+    Grid,
+    TransferOperator,
+    eigenmodes,
+    escape_rate,
+    simulate,
+    stationary_density,
+)
 
 _GROUPS = 20
 
@@ -135,8 +143,10 @@ def run(
             "1/step",
         )
     )
-    operator = FokkerPlanck(sde, form.grid(), boundary="reflecting") if form.kind == "phase flip" else None
-    density = stationary_density(operator).values if operator is not None else np.full(600, np.nan)
+    if form.kind == "phase flip":
+        density = stationary_density(FokkerPlanck(sde, form.grid(), boundary="reflecting")).values
+    else:
+        density = escape_rate(FokkerPlanck(sde, form.grid(), boundary="absorbing"))["quasi_stationary"].values
     axis = form.grid().centers["A"]
     counts, _ = np.histogram(on_line[:, -1], bins=form.grid(60).edges["A"], density=True)
     progress(1.0)
