@@ -23,8 +23,8 @@ def minimum(a, b):
 
 @njit
 def sign(x):
-    """-1, 0 or 1."""
-    return 1.0 if x > 0 else (-1.0 if x < 0 else 0.0)
+    """-1, 0 or 1; NaN of NaN, as in NumPy."""
+    return 1.0 if x > 0 else (-1.0 if x < 0 else (0.0 if x == 0 else x))
 
 
 @njit

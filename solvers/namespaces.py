@@ -13,7 +13,19 @@ from solvers import scalar
 NAMES = tuple(scalar.__all__)
 """Functions and constants available in every namespace."""
 
-__all__ = ["NAMES", "array", "scalar", "symbolic"]
+__all__ = ["NAMES", "array", "common", "scalar", "symbolic"]
+
+
+class _Common:
+    """NumPy cut down to `NAMES`: a model that can be read here can be read everywhere."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in NAMES:
+            raise AttributeError(f"xp has no {name!r}; a model may use: {', '.join(NAMES)}")
+        return getattr(array, name)
+
+
+common = _Common()
 
 
 class _Symbolic:
@@ -21,9 +33,7 @@ class _Symbolic:
 
     def __getattr__(self, name: str) -> Any:
         if name not in NAMES:
-            raise AttributeError(
-                f"the symbolic namespace has no {name!r}; a model may use: {', '.join(NAMES)}"
-            )
+            raise AttributeError(f"xp has no {name!r}; a model may use: {', '.join(NAMES)}")
         table = _symbolic_table()
         self.__dict__.update(table)
         return table[name]

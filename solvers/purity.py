@@ -14,8 +14,9 @@ import numpy as np
 
 from solvers.errors import ImpureFunction, InvalidInput
 
-_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic, types.CodeType)
 _OPCODES = ("LOAD_GLOBAL", "LOAD_NAME")
+_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def plain_function(function: Any, role: str) -> Callable[..., Any]:
@@ -50,29 +51,51 @@ def _key(function: types.FunctionType, role: str, seen: tuple[types.FunctionType
     if function in seen:
         return ("recursive", function.__code__)
     seen = (*seen, function)
+    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     references: list[tuple[str, Any]] = []
+    for name, cell in closure.items():
+        try:
+            references.append((name, cell.cell_contents))
+        except ValueError as error:  # an empty cell
+            raise InvalidInput(
+                f"{role} uses {name!r} before it is defined; make the model after {name!r}"
+            ) from error
     for code in _codes(function.__code__):
-        for instruction in dis.get_instructions(code):
+        instructions = list(dis.get_instructions(code))
+        for place, instruction in enumerate(instructions):
+            name = instruction.argval
             if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
-                raise ImpureFunction(
-                    f"{role} writes the global {instruction.argval!r}; a model function may only return"
-                )
+                raise ImpureFunction(f"{role} writes the global {name!r}; a model function may only return")
+            if instruction.opname == "LOAD_DEREF" and name in closure:
+                held = closure[name].cell_contents
+                references.append(_attribute(name, held, instructions[place + 1 :]))
             if instruction.opname in _OPCODES:
-                name = instruction.argval
                 if name in function.__globals__:
-                    references.append((name, function.__globals__[name]))
+                    references.append(_attribute(name, function.__globals__[name], instructions[place + 1 :]))
                 elif not hasattr(builtins, name):
                     raise InvalidInput(
                         f"{role} uses the undefined name {name!r}; define it or pass it in params"
                     )
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        references.append((name, cell.cell_contents))
     for position, value in enumerate(function.__defaults__ or ()):
         references.append((f"default {position}", value))
     for name, value in (function.__kwdefaults__ or {}).items():
         references.append((name, value))
     frozen = tuple((name, _freeze(name, value, role, seen)) for name, value in dict(references).items())
     return (function.__code__, frozen)
+
+
+def _attribute(name: str, value: Any, following: list[dis.Instruction]) -> tuple[str, Any]:
+    """What is read: the value, or of a module (or of a package's module) the attribute named next."""
+    module = value
+    for instruction in following:
+        if not isinstance(value, types.ModuleType) or instruction.opname not in _ATTRIBUTES:
+            break
+        if not hasattr(value, instruction.argval):
+            break
+        name, value = f"{name}.{instruction.argval}", getattr(value, instruction.argval)
+    if value is not module and callable(value):  # a library's function: its own references are its business
+        return name, (name, getattr(value, "__code__", None))
+    return name, value
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:
@@ -84,9 +107,11 @@ def _codes(code: types.CodeType) -> list[types.CodeType]:
 
 def _freeze(name: str, value: Any, role: str, seen: tuple[types.FunctionType, ...]) -> Hashable:
     if isinstance(value, _IMMUTABLE):
-        return (type(value).__name__, value)
+        # repr of a number: -0.0 is not 0.0, and NaN is itself
+        return (type(value).__name__, value if isinstance(value, types.CodeType) else repr(value))
     if isinstance(value, tuple):
-        return tuple(_freeze(name, item, role, seen) for item in value)
+        fields = getattr(value, "_fields", None)
+        return (fields, tuple(_freeze(name, item, role, seen) for item in value))
     if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
         return ("named", value.__name__)
     value = getattr(value, "py_func", value)

@@ -6,12 +6,12 @@ import keyword
 import math
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
-from solvers import tangent
+from solvers import namespaces, tangent
 from solvers.errors import InvalidInput, MissingConvention
 from solvers.purity import plain_function, purity_key
 
@@ -91,24 +91,33 @@ class SDE:
         self.convention = convention
         self.noise = noise
         self.potential: Callable[..., Any] | None = None
-        self._key = (purity_key(drift, "drift"), purity_key(diffusion, "diffusion"))
+        self._traced: tuple[Any, tangent.SymbolicSDE] | None = None
+        self._keys()
         self.dimension = len(self.names)
         self.noise_dimension = self._probe()
+
+    def _keys(self) -> tuple[Any, Any]:
+        """What the functions are now: a global number that they read may have been given another value."""
+        return purity_key(self.drift, "drift"), purity_key(self.diffusion, "diffusion")
 
     def _probe(self) -> int:
         """Read the model once on arrays: component counts, shapes, and a sign check of constant noise."""
         d = self.dimension
         y = tuple(_PROBES + 0.1 * i for i in range(d))
         with np.errstate(all="ignore"):
-            _components("drift", _read("drift", self.drift, 0.0, y, self.params), d)
-            rows = _components("diffusion", _read("diffusion", self.diffusion, 0.0, y, self.params), d)
+            values, rows = (
+                _components(role, _read(role, function, 0.0, y, self.params, namespaces.common), d)
+                for role, function in (("drift", self.drift), ("diffusion", self.diffusion))
+            )
+        for name, value in zip(self.names, values, strict=True):
+            _check_numbers("drift", name, value)
         if self.noise == "diagonal":
             for name, value in zip(self.names, rows, strict=True):
                 if isinstance(value, (tuple, list)):
                     raise InvalidInput(
                         f"diffusion returns a tuple for component {name!r}; pass noise='general' for a matrix"
                     )
-                _refuse_negative_constant(name, value, y[0].shape)
+                _refuse_negative_constant(name, _check_numbers("diffusion", name, value))
             return d
         widths = {len(row) if isinstance(row, (tuple, list)) else 0 for row in rows}
         if len(widths) != 1 or 0 in widths:
@@ -116,6 +125,9 @@ class SDE:
                 "diffusion with noise='general' must return one tuple of m entries per component, all of one "
                 f"length; got lengths {sorted(widths)}"
             )
+        for name, row in zip(self.names, rows, strict=True):
+            for value in row:
+                _check_numbers("diffusion", name, value)
         return widths.pop()
 
     def __repr__(self) -> str:
@@ -145,9 +157,10 @@ class SDE:
         same functions always give the same dispatchers, so code compiled over them is compiled once.
         """
         width = None if self.noise == "diagonal" else self.noise_dimension
+        drift_key, diffusion_key = self._keys()
         return (
-            _dispatcher(_Keyed(self._key[0], self.drift), self.dimension, None),
-            _dispatcher(_Keyed(self._key[1], self.diffusion), self.dimension, width),
+            _dispatcher(_Keyed(drift_key, self.drift), self.dimension, None),
+            _dispatcher(_Keyed(diffusion_key, self.diffusion), self.dimension, width),
             self.params,
         )
 
@@ -159,10 +172,12 @@ class SDE:
         InvalidInput
             If the functions cannot be traced.
         """
-        return self._symbolic
+        keys = self._keys()
+        if self._traced is None or self._traced[0] != keys:
+            self._traced = keys, self._trace()
+        return self._traced[1]
 
-    @cached_property
-    def _symbolic(self) -> tangent.SymbolicSDE:
+    def _trace(self) -> tangent.SymbolicSDE:
         import sympy as sp
 
         t = sp.Symbol("t", real=True)
@@ -272,8 +287,8 @@ def from_potential(
     t = sp.Symbol("t", real=True)
     y = tuple(sp.Symbol(name, real=True) for name in shell.names)
     value = sp.sympify(tangent.trace(potential, (t, y, p), "potential"))
-    if isinstance(value, (tuple, list, sp.Tuple)):
-        raise InvalidInput("potential must return one number, got a tuple; return the value itself")
+    if not isinstance(value, sp.Expr):
+        raise InvalidInput(f"potential must return one number, got {value!r}; return the value itself")
     symbols = tangent.SymbolicSDE(t, y, flat, (), ())
     drift = tangent.lambdify_components([-sp.diff(value, component) for component in y], symbols)
     sde = SDE(drift, diffusion, params=params, names=names, convention=convention)
@@ -284,9 +299,11 @@ def from_potential(
 # ---- reading a model -------------------------------------------------------------------------------------
 
 
-def _read(role: str, function: Callable[..., Any], t: float, y: Components, p: Any) -> Any:
+def _read(
+    role: str, function: Callable[..., Any], t: float, y: Components, p: Any, xp: Any = namespaces.array
+) -> Any:
     try:
-        return function(t, y, p, np)
+        return function(t, y, p, xp)
     except ValueError as error:
         if "truth value of an array" in str(error):
             raise InvalidInput(
@@ -296,6 +313,11 @@ def _read(role: str, function: Callable[..., Any], t: float, y: Components, p: A
         raise
     except (AttributeError, IndexError) as error:
         raise InvalidInput(f"{role} failed on arrays: {error}; parameters are {p}") from error
+    except TypeError as error:
+        raise InvalidInput(
+            f"{role} failed on arrays: {error}; write it as {role}(t, y, p, xp) over the tuple y, with the "
+            "functions of xp"
+        ) from error
 
 
 def _components(role: str, value: Any, d: int) -> tuple[Any, ...]:
@@ -305,19 +327,36 @@ def _components(role: str, value: Any, d: int) -> tuple[Any, ...]:
             "write (value,) for one component"
         )
     if len(value) != d:
-        raise InvalidInput(f"{role} returns {len(value)} components, but names gives {d}; make them agree")
+        raise InvalidInput(
+            f"{role} returns a tuple of length {len(value)}, but names gives {d}; make them agree"
+        )
     return tuple(value)
 
 
 def _arrays(y: Components, d: int) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
+    if not isinstance(y, (tuple, list, np.ndarray)) or len(y) != d:
+        raise InvalidInput(f"y={y!r} must be a tuple of {d} components, each a number or an array")
     values = tuple(np.asarray(v, dtype=float) for v in y)
-    if len(values) != d:
-        raise InvalidInput(f"y has {len(values)} components, but the SDE has {d}")
     return values, np.broadcast_shapes(*(v.shape for v in values))
 
 
-def _refuse_negative_constant(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    values = np.broadcast_to(np.asarray(value, dtype=float), shape)
+def _check_numbers(role: str, name: str, value: Any) -> np.ndarray:
+    """What a component returned at the probes; a constant must be finite."""
+    shape = _PROBES.shape
+    if isinstance(value, (str, bytes)) or np.iscomplexobj(value):
+        raise InvalidInput(f"{role} of component {name!r} is {value!r}; return a real number")
+    try:
+        values = np.broadcast_to(np.asarray(value, dtype=float), shape)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"{role} of component {name!r} is {value!r}; return one real number made from numbers and components"
+        ) from error
+    if np.ndim(value) == 0 and not math.isfinite(values[0]):
+        raise InvalidInput(f"{role} of component {name!r} is the constant {values[0]}; give a finite number")
+    return values
+
+
+def _refuse_negative_constant(name: str, values: np.ndarray) -> None:
     if np.all(values == values[0]) and values[0] < 0:
         raise InvalidInput(
             f"diffusion of component {name!r} is the negative constant {values[0]:g}; "
@@ -328,6 +367,8 @@ def _refuse_negative_constant(name: str, value: Any, shape: tuple[int, ...]) -> 
 def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         names = (names,)
+    if not isinstance(names, Sequence):
+        raise InvalidInput(f"names={names!r} must be a tuple of component names, such as ('x',)")
     names = tuple(names)
     if not names or len(set(names)) != len(names):
         raise InvalidInput(f"names={names!r} must be distinct and at least one")
@@ -357,6 +398,13 @@ def _as_params(params: Any) -> Any:
     if isinstance(params, Mapping):
         if not params:
             return ()
+        for name in params:
+            usable = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
+            if not usable or name.startswith("_"):
+                raise InvalidInput(
+                    f"params contains the name {name!r}, which cannot be read as p.name; choose a Python "
+                    "identifier without a leading underscore"
+                )
         return _params_type(tuple(params))(*(_number(k, v) for k, v in params.items()))
     if isinstance(params, (tuple, list)):
         fields = getattr(params, "_fields", None)
@@ -410,6 +458,9 @@ def _dispatcher(keyed: _Keyed, d: int, width: int | None) -> Any:
     )
     body = ", ".join(entry.format(i) for i in range(d))
     source = f"def read(t, y, p):\n    r = function(t, y, p, scalar)\n    return ({body},)\n"
-    scope: dict[str, Any] = {"function": njit(fastmath=flags, error_model="numpy")(keyed.function), "scalar": scalar}
+    scope: dict[str, Any] = {
+        "function": njit(fastmath=flags, error_model="numpy")(keyed.function),
+        "scalar": scalar,
+    }
     exec(compile(source, "<compiled model>", "exec"), scope)
     return njit(fastmath=flags, error_model="numpy")(scope["read"])

@@ -124,10 +124,12 @@ def _printer() -> Any:
             return f"xp.{_FUNCTIONS[name]}({', '.join(self._print(a) for a in expr.args)})"
 
         def _print_Pow(self, expr, rational=False):  # noqa: ARG002 - SymPy's signature
+            import sympy as sp
+
             base, power = self._print(expr.base), expr.exp
-            if power == 0.5:
+            if power in (sp.S.Half, 0.5):  # a Rational and a Float are never equal in SymPy
                 return f"xp.sqrt({base})"
-            if power == -0.5:
+            if power in (-sp.S.Half, -0.5):
                 return f"(1.0/xp.sqrt({base}))"
             if power == -1:
                 return f"(1.0/({base}))"
