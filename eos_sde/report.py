@@ -47,7 +47,7 @@ def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
     return records
 
 
-def as_json(dataset: xr.Dataset, **files: str) -> str:
+def as_json(dataset: xr.Dataset, /, **files: str) -> str:
     """The table, the provenance and the names of the files written, as one JSON document."""
     return json.dumps({**_plain(dataset.attrs), "files": files, "rows": rows(dataset)}, indent=1)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import toms748
+from scipy.optimize import root_scalar
 
 from eos_sde import thresholds
 from eos_sde.models import flip_coefficients, flip_normal_form, matched_linear
@@ -119,7 +119,7 @@ def phases(
         raise InvalidInput(
             f"the noise is too large for a barrier of {barrier:g}: raise the batch size or lower barrier"
         )
-    size = toms748(excess, sizes[0], above[0], xtol=1e-14)
+    size = float(root_scalar(excess, bracket=(sizes[0], above[0]), xtol=1e-14).root)
     eta = (2 + side * size) / curvature
     mu, c = flip_coefficients(eta, curvature, third, fourth)
     kind = "phase flip" if c > 0 else "escape"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def variable(dims, values, units: str, long_name: str) -> xr.Variable:
     return xr.Variable(dims, np.asarray(values), {"units": units, "long_name": long_name})
 
 
-def mean_and_stderr(sample: np.ndarray) -> tuple[float, float]:
+def mean_and_stderr(sample: ArrayLike) -> tuple[float, float]:
     """Mean over independent values and its standard error (NaN for fewer than two finite values)."""
-    sample = np.asarray(sample, dtype=float)
-    sample = sample[np.isfinite(sample)]
+    values = np.asarray(sample, dtype=float)
+    sample = values[np.isfinite(values)]
     if sample.size < 2:
         return (float(sample.mean()) if sample.size else math.nan), math.nan
     return float(sample.mean()), float(sample.std(ddof=1) / math.sqrt(sample.size))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numba import njit
-from scipy.optimize import toms748
+from scipy.optimize import root_scalar
 
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.tasks import Task
@@ -75,7 +75,7 @@ def line_minimum(task: Task, theta, direction, reach: float) -> float:
         one = _slopes(task, jnp.asarray(theta), jnp.asarray(direction), jnp.full(65, s))
         return float(np.asarray(one)[0].mean())
 
-    return float(toms748(exact, points[i], points[i + 1], xtol=1e-12))
+    return float(root_scalar(exact, bracket=(points[i], points[i + 1]), xtol=1e-12).root)
 
 
 @double_precision

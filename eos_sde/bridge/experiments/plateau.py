@@ -84,14 +84,14 @@ def run(
             batches_measured=1,
             progress=lambda k, i=i: progress((2 * i + 1 + k / steps) / total),
         )
-        value, error = mean_and_stderr(eta * measured["sharpness"].sel(step=late).mean("step"))
-        loss, loss_error = mean_and_stderr(measured["loss"].sel(step=late).mean("step"))
+        value, error = mean_and_stderr(eta * measured["sharpness"].sel(step=late).mean("step").values)
+        loss, loss_error = mean_and_stderr(measured["loss"].sel(step=late).mean("step").values)
         what = f"batch {batch_size}"
         stopped = flow.attrs["stopped"]
         tail = eta * flow["iterate_sharpness"].sel(step=late)
         forecast = math.nan if stopped else float(tail.mean())
         # neighbouring points share their slow part: their scatter about a straight line is the sampling error
-        scatter = math.nan if stopped or tail.size < 4 else _scatter(tail.values)
+        scatter = math.nan if stopped else _scatter(tail.values)
         name = stopped or "stochastic central flow"
         rows += [
             Row("plateau", f"eta * sharpness, {what}", name, forecast, scatter, value, error),
@@ -101,7 +101,7 @@ def run(
                 f"mean training loss, {what}",
                 name,
                 math.nan if stopped else float(flow["mean_loss"].sel(step=late).mean()),
-                0.0,
+                math.nan if stopped else _scatter(flow["mean_loss"].sel(step=late).values),
                 loss,
                 loss_error,
             ),
@@ -140,6 +140,8 @@ def run(
 
 
 def _scatter(tail: np.ndarray) -> float:
+    if tail.size < 4:
+        return math.nan
     x = np.arange(tail.size)
     residual = tail - np.polyval(np.polyfit(x, tail, 1), x)
     return float(np.sqrt(np.sum(residual**2) / (tail.size - 2) / tail.size))
