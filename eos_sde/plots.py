@@ -125,10 +125,10 @@ def _metastability(axis: Axes, dataset: xr.Dataset) -> None:
     flip = dataset.attrs["metastability_kind"] == "phase flip"
     centre = dataset["amplitude_bin"].values
     axis.bar(centre, dataset["metastability_histogram"], width=centre[1] - centre[0], color=_COLOURS[1], alpha=0.45,
-             label="network SGD\non the line")  # fmt: skip
+             label="network SGD on the line")  # fmt: skip
     what = "stationary density" if flip else "quasi-stationary density"
     axis.plot(dataset["amplitude"], dataset["metastability_density"], color=_COLOURS[0], lw=2,
-              label=f"Fokker-Planck,\n{what}")  # fmt: skip
+              label=f"Fokker-Planck, {what}")  # fmt: skip
     table = _rows(dataset, "metastability")
     text = [
         f"{'flip' if flip else 'escape'} rate per step",
@@ -140,10 +140,10 @@ def _metastability(axis: Axes, dataset: xr.Dataset) -> None:
     ):
         text.append(f"{name}   {number(value, error)}")
     text.append(f"transfer operator, line's own noise   {float(table['predicted'][3]):.3g}")
-    axis.text(0.98, 0.98, "\n".join(text), transform=axis.transAxes, ha="right", va="top", fontsize=7.5)
+    axis.text(0.99, 0.99, "\n".join(text), transform=axis.transAxes, ha="right", va="top", fontsize=7.5)
     axis.set(xlabel="two-step amplitude (−1)ᵏ xₖ along the top eigenvector", ylabel="density")
-    axis.set_ylim(0, 1.6 * axis.get_ylim()[1])
-    axis.legend(fontsize=7.5, frameon=False, loc="upper left")
+    axis.set_ylim(0, 1.7 * axis.get_ylim()[1])
+    axis.legend(fontsize=7.5, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0.76))
     question = (
         "How long does the oscillation keep its phase"
         if flip

@@ -7,7 +7,7 @@ from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import measure_onset
 from eos_sde.bridge.predict import predict
 from eos_sde.bridge.record import record
-from eos_sde.bridge.replay import replay
+from eos_sde.bridge.replay import checkpoint, replay
 from eos_sde.bridge.rules import make_rule
 from eos_sde.bridge.tasks import Task, interpolation_task, load_task, task_defaults, tasks
 
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "caeo_flow",
     "calibrate",
+    "checkpoint",
     "find_minimum",
     "interpolation_task",
     "load_dataset",
