@@ -177,7 +177,8 @@ def _printer() -> Any:
         def _print_Or(self, expr):
             return "(" + " | ".join(f"({self._print(a)})" for a in expr.args) + ")"
 
-    for name in _FUNCTIONS:  # SymPy dispatches to _print_<name> before _print_Function
+    # SymPy dispatches to _print_<name> before _print_Function, and knows functions that no namespace offers
+    for name in {*_FUNCTIONS, *PythonCodePrinter._kf} - {"Max", "Min"}:
         setattr(NamespacePrinter, f"_print_{name}", NamespacePrinter._print_Function)
     return NamespacePrinter({"fully_qualified_modules": False, "strict": False})
 
