@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from eos_sde.bridge.central_flow import per_example_modes
+from eos_sde.bridge.covariance import per_example_modes
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import top_modes
 from eos_sde.bridge.tasks import Task

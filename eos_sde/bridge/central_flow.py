@@ -3,17 +3,17 @@
 SGD is its average path w plus a fluctuation of covariance Sigma, which the averaged loss feels:
 
     dw/dk = -eta E[grad L(w + delta)],   delta ~ N(0, Sigma)
-    Sigma = (I - eta H) Sigma (I - eta H) + eta^2 p (C + E_i[H_i Sigma H_i] - H Sigma H)
+    Sigma+ = (I - eta H) Sigma (I - eta H) + eta^2 p (C + E_i[H_i Sigma H_i] - H Sigma H)
 
 in units of one step k, with H the Hessian at w, C the covariance of the per-example gradients, H_i the
 per-example Gauss-Newton matrices and p = (n - B)/(B (n - 1)) for batches of B out of n without replacement.
-The second line is the exact stationary covariance of SGD on the quadratic model (Mulayoff and Michaeli,
-arXiv:2306.07850), restricted to the modes whose fluctuations settle within the flow's resolution. The average
-over delta is taken by three-point Gauss-Hermite quadrature along each principal axis of Sigma, which is
-(1/2) grad <Sigma, H> to leading order: the term of the central flow of Cohen et al. (arXiv:2410.24206).
+The second line is exact for SGD on the quadratic model (Mulayoff and Michaeli, arXiv:2306.07850); Sigma is carried
+in the top modes and starts from zero, since a checkpoint is one point. The average over delta is taken by
+three-point Gauss-Hermite quadrature along each principal axis of Sigma, which is (1/2) grad <Sigma, H> to leading
+order: the term of the central flow of Cohen et al. (arXiv:2410.24206).
 
-The flow does not apply where SGD is mean-square unstable (Sigma does not exist), during a catapult, or for
-full-batch training, whose oscillations are not noise; it stops there and says so.
+The flow does not carry the oscillations of full-batch training, which are not noise; and it ends, and says so,
+where the fluctuations outgrow the quadratic model (a catapult, divergence).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
-from eos_sde.bridge.losses import LOSSES
+from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.tasks import Task
@@ -36,98 +36,33 @@ from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 _EXPLICIT = 1.6  # |1 - z| = 0.6: well inside the stability limit 2 of the explicit step
+_OUTGROWN = 10.0  # times the larger of the starting loss and the loss at the averaged weights
 
 
-class _Point(NamedTuple):
-    """What one evaluation of the flow's right-hand side gives."""
+class _Local(NamedTuple):
+    """The quadratic model at the averaged weights."""
 
-    velocity: jax.Array  # (d,), minus the averaged gradient
     eigenvalues: jax.Array  # (k,)
     modes: jax.Array  # (d, k)
     following: jax.Array  # (d, k), a better block for the next point
-    covariance: jax.Array  # (k, k), in the modes
-    radius: jax.Array  # spectral radius of the covariance recursion; >= 1: Sigma does not exist
-    loss: jax.Array  # at w
-    mean_loss: jax.Array  # averaged over the fluctuation
+    covariance: jax.Array  # (k, k), carried along, in these modes
+    recursion: Recursion
 
 
-def per_example_modes(task: Task, theta: jax.Array, modes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Per-example gradients and Gauss-Newton matrices in the span of some directions; traceable.
-
-    Parameters
-    ----------
-    task : Task
-        The training problem.
-    theta : Array
-        Weights, shape (d,).
-    modes : Array
-        Shape (d, k).
-
-    Returns
-    -------
-    gradients, curvatures : Array
-        Shapes (n, k) and (n, k, k).
-    """
-    outputs, push = jax.linearize(task.apply, theta)
-    tangents = jax.vmap(push, 1, 2)(modes)  # (n, c, k)
-    slope = jax.vmap(jax.grad(LOSSES[task.loss_name]))(outputs, task.y)  # (n, c)
-    bend = jax.vmap(jax.hessian(LOSSES[task.loss_name]))(outputs, task.y)  # (n, c, c)
-    gradients = jnp.einsum("nc,nck->nk", slope, tangents)
-    return gradients, jnp.einsum("nci,ncd,ndj->nij", tangents, bend, tangents)
+@partial(jax.jit, static_argnames="task")
+def _local(task: Task, theta, block, covariance, eta, p) -> _Local:
+    eigenvalues, modes, following = follow_modes(task, theta, block)
+    turned = modes.T @ block  # the covariance comes in the coordinates of the block
+    gradients, curvatures = per_example_modes(task, theta, modes)
+    recursion = covariance_recursion(eigenvalues, gradients, curvatures, eta=eta, p=p)
+    return _Local(eigenvalues, modes, following, turned @ covariance @ turned.T, recursion)
 
 
-def stationary_covariance(
-    eigenvalues: jax.Array, gradients: jax.Array, curvatures: jax.Array, *, eta, p, cutoff: float
-) -> tuple[jax.Array, jax.Array]:
-    """Stationary covariance of SGD's fluctuation in the top modes; traceable.
-
-    Parameters
-    ----------
-    eigenvalues : Array
-        Of the Hessian, shape (k,).
-    gradients, curvatures : Array
-        Per example, in the modes: shapes (n, k) and (n, k, k).
-    eta, p : float
-        Learning rate; variance of a batch mean relative to one example.
-    cutoff : float
-        Modes with eta * eigenvalue below it are left out: their fluctuations do not settle.
-
-    Returns
-    -------
-    covariance : Array
-        Shape (k, k).
-    radius : Array
-        Spectral radius of the recursion; from 1 on the covariance does not exist.
-    """
-    n, k = gradients.shape
-    kept = (eta * eigenvalues > cutoff).astype(gradients.dtype)
-    pack = _packing(k)  # (k^2, k (k + 1)/2)
-    mask = pack.T @ jnp.outer(kept, kept).reshape(-1) > 0
-    contraction = 1.0 - eta * eigenvalues
-    flat = curvatures.reshape(n, k * k)
-    second = (flat.T @ flat / n).reshape(k, k, k, k).transpose(0, 2, 1, 3).reshape(k * k, k * k)
-    mean = curvatures.mean(axis=0)
-    full = jnp.diag(jnp.outer(contraction, contraction).reshape(-1))
-    full += eta**2 * p * (second - jnp.kron(mean, mean))
-    recursion = jnp.where(mask[:, None] & mask[None, :], pack.T @ full @ pack, 0.0)
-    centred = gradients - gradients.mean(axis=0)
-    source = jnp.where(mask, pack.T @ (eta**2 * p * (centred.T @ centred / n)).reshape(-1), 0.0)
-    covariance = (pack @ jnp.linalg.solve(jnp.eye(len(source)) - recursion, source)).reshape(k, k)
-    return covariance, jnp.max(jnp.abs(jnp.linalg.eigvalsh(recursion)))
-
-
-def _packing(k: int) -> np.ndarray:
-    """Orthonormal basis of the symmetric k x k matrices, as columns of flattened matrices."""
-    rows, columns = np.triu_indices(k)
-    basis = np.zeros((k, k, rows.size))
-    scale = np.where(rows == columns, 1.0, np.sqrt(0.5))
-    basis[rows, columns, np.arange(rows.size)] = scale
-    basis[columns, rows, np.arange(rows.size)] = scale
-    return basis.reshape(k * k, -1)
-
-
-def _averaged_gradient(task: Task, theta: jax.Array, axes: jax.Array, variances: jax.Array):
-    """E[L] and E[grad L] over N(0, sum_j variances_j axes_j axes_j') by quadrature along each axis."""
+@partial(jax.jit, static_argnames="task")
+def _averaged(task: Task, theta, modes, covariance):
+    """L, E[L] and E[grad L] over the fluctuation, by quadrature along each of its principal axes."""
+    variances, rotation = jnp.linalg.eigh(covariance)
+    axes, variances = modes @ rotation, jnp.maximum(variances, 0.0)
     value_and_grad = jax.value_and_grad(task.loss)
     loss, gradient = value_and_grad(theta)
     steps = (axes * jnp.sqrt(3.0 * variances)).T
@@ -135,18 +70,6 @@ def _averaged_gradient(task: Task, theta: jax.Array, axes: jax.Array, variances:
     pairs = 2 * axes.shape[1]
     mean_loss = loss + (losses.sum() - pairs * loss) / 6
     return loss, mean_loss, gradient + (gradients.sum(axis=0) - pairs * gradient) / 6
-
-
-@partial(jax.jit, static_argnames="task")
-def _evaluate(task: Task, theta, block, eta, p, cutoff) -> _Point:
-    eigenvalues, modes, following = follow_modes(task, theta, block)
-    gradients, curvatures = per_example_modes(task, theta, modes)
-    covariance, radius = stationary_covariance(
-        eigenvalues, gradients, curvatures, eta=eta, p=p, cutoff=cutoff
-    )
-    variances, rotation = jnp.linalg.eigh(covariance)
-    loss, mean_loss, gradient = _averaged_gradient(task, theta, modes @ rotation, jnp.maximum(variances, 0.0))
-    return _Point(-gradient, eigenvalues, modes, following, covariance, radius, loss, mean_loss)
 
 
 @jax.jit
@@ -185,7 +108,6 @@ def stochastic_central_flow(
     steps: int,
     modes: int = 16,
     stride: int = 5,
-    cutoff: float = 0.1,
     save_every: int = 50,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -205,11 +127,9 @@ def stochastic_central_flow(
     steps : int
         SGD steps to forecast.
     modes : int
-        Hessian modes that carry the fluctuation.
+        Hessian modes that carry the fluctuation; 5 modes must be fewer than the weights.
     stride : int
         Steps of SGD per step of the flow at most; fewer where modes outside the block would not relax.
-    cutoff : float
-        Modes with eta * eigenvalue below it do not carry fluctuations.
     save_every : int
         Steps between saved points; a multiple of `stride`.
     seed : int
@@ -245,34 +165,39 @@ def stochastic_central_flow(
     theta = jnp.asarray(start, dtype=jnp.float64)
     p = (task.n - batch_size) / (batch_size * (task.n - 1))
     block = top_modes(task, theta, modes, tol=1e-3)[1]
+    covariance = jnp.zeros((modes, modes))
     key = jax.random.key(seed)
     rows: list[tuple[float, ...]] = []
-    reached, stopped, next_save = 0, "", 0
+    reached, next_save, limit, stopped = 0, 0, np.inf, ""
     while True:
-        point = _evaluate(task, theta, block, eta, p, cutoff)
-        block, radius = point.following, float(point.radius)
-        if not radius < 1.0:
-            stopped = (
-                f"step {reached}: SGD is mean-square unstable here (spectral radius {radius:.3f}), so its "
-                "fluctuations have no stationary covariance"
-            )
-        if stopped or reached >= next_save:
+        local = _local(task, theta, block, covariance, eta, p)
+        covariance, block = local.covariance, local.modes
+        if reached >= next_save:
+            loss, mean_loss, _ = (np.asarray(v) for v in _averaged(task, theta, block, covariance))
+            limit = _OUTGROWN * max(float(loss), rows[0][3] if rows else float(loss))
+            if not mean_loss < limit:
+                stopped = f"step {reached}: the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
+                break
             draw = jax.random.fold_in(key, reached)
-            spread = jnp.full(1, jnp.nan)
-            if not stopped:
-                spread = _iterate_sharpness(task, theta, point.modes, point.covariance, draw)
+            spread = _iterate_sharpness(task, theta, block, covariance, draw)
             rows.append((
-                reached, float(point.eigenvalues[0]), float(spread.mean()), float(point.loss),
-                float(point.mean_loss), float(point.covariance[0, 0]), radius,
+                reached, float(local.eigenvalues[0]), float(spread.mean()), float(loss), float(mean_loss),
+                float(covariance[0, 0]), float(local.recursion.radius),
             ))  # fmt: skip
             next_save += save_every
             if progress is not None:
                 progress(reached)
-        if stopped or reached >= steps:
+        if reached >= steps:
             break
-        stride_now = _stable_stride(point.eigenvalues, eta, min(stride, steps - reached, next_save - reached))
-        theta = _advance(theta, point.velocity, point.eigenvalues, point.modes, eta, stride_now)
-        reached += stride_now
+        ahead = _stable_stride(local.eigenvalues, eta, min(stride, steps - reached, next_save - reached))
+        midway = local.recursion.after(covariance, (ahead + 1) // 2)
+        gradient = _averaged(task, theta, block, midway)[2]
+        theta = _advance(theta, -gradient, local.eigenvalues, block, eta, ahead)
+        # in the coordinates of the modes, which the next block improves
+        covariance = local.recursion.after(covariance, ahead)
+        turned = local.following.T @ block
+        covariance, block = turned @ covariance @ turned.T, local.following
+        reached += ahead
     return _flow_dataset(
         task, rows, theta, stopped, eta=eta, batch_size=batch_size, modes=modes, stride=stride
     )
@@ -372,7 +297,7 @@ def _flow_dataset(task: Task, rows, theta, stopped: str, **details) -> xr.Datase
         "iterate_sharpness": ("1/time", "top Hessian eigenvalue, mean over the fluctuation of the weights"),
         "loss": ("1", "loss at the averaged weights"),
         "mean_loss": ("1", "loss, mean over the fluctuation of the weights"),
-        "top_variance": ("weight^2", "stationary variance along the top eigenvector"),
+        "top_variance": ("weight^2", "variance of the fluctuation along the top eigenvector"),
         "radius": ("1", "spectral radius of the mean-square recursion"),
     }
     variables = {
