@@ -205,7 +205,11 @@ def ito_correction(symbolic: SymbolicSDE, convention: str) -> tuple[Any, ...]:
             sum(sp.diff(sum(sigma[i][k] * sigma[j][k] for k in range(m)), y[j]) for j in range(d))
             for i in range(d)
         ]
-    return tuple(sp.simplify(sp.Rational(1, 2) * term) for term in terms)
+    # Terms that cancel are found by multiplying out; sympy.simplify can take minutes and is not needed.
+    return tuple(
+        sp.Integer(0) if sp.expand_mul(term) == 0 else sp.Rational(1, 2) * term
+        for term in map(sp.sympify, terms)
+    )
 
 
 def jacobian(sde: SDE) -> Callable[[float, Any], np.ndarray]:
