@@ -20,7 +20,17 @@ _GROUPS = 10
 
 @partial(jax.jit, static_argnames="task")
 def _projected(task: Task, theta, modes):
-    return per_example_modes(task, theta, modes)
+    """Per-example gradients in the modes, and second derivatives of each example's loss along each: (n, k)."""
+
+    def bend(direction):
+        def slope(s):
+            line = partial(jax.jvp, lambda r: task.per_example_loss(theta + r * direction))
+            return line((s,), (jnp.ones_like(s),))[1]
+
+        zero = jnp.zeros((), theta.dtype)
+        return jax.jvp(slope, (zero,), (jnp.ones_like(zero),))[1]
+
+    return per_example_modes(task, theta, modes)[0], jax.lax.map(bend, modes.T).T
 
 
 @partial(jax.jit, static_argnames="task")
@@ -40,7 +50,7 @@ def _line_derivatives(task: Task, theta, direction):
 
 @partial(jax.jit, static_argnames="task")
 def _group_gradients(task: Task, theta, direction, order):
-    """Per group of examples: gradients of the loss and of the curvature along the direction."""
+    """Gradients of the loss and of the curvature along the direction: over all examples, and per group."""
     groups = order.reshape(_GROUPS, -1)
 
     def one(rows):
@@ -53,7 +63,7 @@ def _group_gradients(task: Task, theta, direction, order):
 
         return jax.grad(loss)(theta), jax.grad(curvature)(theta)
 
-    return jax.lax.map(one, groups)
+    return one(jnp.arange(task.n)), jax.lax.map(one, groups)
 
 
 @double_precision
@@ -105,12 +115,10 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to the {n} examples of {task.name}")
     with threadpool_limits(1, "blas"):
         eigenvalues, modes, residuals = top_modes(task, theta, k)
-        gradients, matrices = _projected(task, theta, modes)
-        curvatures = np.einsum("nii->ni", np.asarray(matrices))
+        gradients, curvatures = (np.asarray(v) for v in _projected(task, theta, modes))
         direction = modes[:, 0]
         line = line_statistics(task, theta, direction)
         alpha, beta = _sharpening(task, theta, direction, seed)
-    gradients = np.asarray(gradients)
     centred = gradients - gradients.mean(axis=0)
     products = centred[:, :, None] * centred[:, None, :]
     p = (n - batch_size) / (batch_size * (n - 1))
@@ -183,15 +191,19 @@ def _sharpening(task: Task, theta, direction, seed: int) -> tuple[tuple[float, f
     if usable < 2 * _GROUPS:
         raise InvalidInput(f"{task.name} has {task.n} examples; calibration needs at least {2 * _GROUPS}")
     order = np.random.default_rng(seed).permutation(task.n)[:usable]
-    loss, sharp = (np.asarray(g) for g in _group_gradients(task, theta, direction, jnp.asarray(order)))
     u = np.asarray(direction)
-    loss, sharp = (rows - np.outer(rows @ u, u) for rows in (loss, sharp))
 
-    def both(weights: np.ndarray) -> tuple[float, float]:
-        g, s = weights @ loss, weights @ sharp
+    def across(gradients) -> np.ndarray:
+        rows = np.asarray(gradients)
+        return rows - np.multiply.outer(rows @ u, u)
+
+    def both(g: np.ndarray, s: np.ndarray) -> tuple[float, float]:
         return -float(g @ s), float(s @ s)
 
-    whole = both(np.full(_GROUPS, 1 / _GROUPS))
-    left_out = np.array([both((1 - np.eye(_GROUPS)[i]) / (_GROUPS - 1)) for i in range(_GROUPS)])
+    everything, groups = _group_gradients(task, theta, direction, jnp.asarray(order))
+    whole = both(*map(across, everything))
+    loss, sharp = map(across, groups)
+    others = (1 - np.eye(_GROUPS)) / (_GROUPS - 1)
+    left_out = np.array([both(g, s) for g, s in zip(others @ loss, others @ sharp, strict=True)])
     errors = np.sqrt((_GROUPS - 1) * left_out.var(axis=0))
     return (whole[0], float(errors[0])), (whole[1], float(errors[1]))
