@@ -110,6 +110,7 @@ def stochastic_central_flow(
     stride: int = 5,
     save_every: int = 50,
     seed: int = 0,
+    direction: ArrayLike | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
     """Forecast the averaged path of SGD from a checkpoint, without running SGD.
@@ -134,6 +135,8 @@ def stochastic_central_flow(
         Steps between saved points; a multiple of `stride`.
     seed : int
         For the draws at which the sharpness of single iterates is forecast.
+    direction : array, optional
+        Unit vector (d,): the variance of the fluctuation along it is saved.
     progress : callable, optional
         Called with the step reached.
 
@@ -142,7 +145,8 @@ def stochastic_central_flow(
     Dataset
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
         fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``top_variance`` (along the top
-        eigenvector), ``radius`` (of the mean-square recursion). ``final_params(weight)``;
+        eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square
+        recursion; from 1 on SGD is mean-square unstable there). ``final_params(weight)``;
         ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply.
 
     Raises
@@ -167,6 +171,7 @@ def stochastic_central_flow(
     block = top_modes(task, theta, modes, tol=1e-3)[1]
     covariance = jnp.zeros((modes, modes))
     key = jax.random.key(seed)
+    along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
     rows: list[tuple[float, ...]] = []
     reached, next_save, limit, stopped = 0, 0, np.inf, ""
     while True:
@@ -180,9 +185,10 @@ def stochastic_central_flow(
                 break
             draw = jax.random.fold_in(key, reached)
             spread = _iterate_sharpness(task, theta, block, covariance, draw)
+            seen = jnp.full(block.shape[1], jnp.nan) if along is None else along @ block
             rows.append((
                 reached, float(local.eigenvalues[0]), float(spread.mean()), float(loss), float(mean_loss),
-                float(covariance[0, 0]), float(local.recursion.radius),
+                float(covariance[0, 0]), float(seen @ covariance @ seen), float(local.recursion.radius),
             ))  # fmt: skip
             next_save += save_every
             if progress is not None:
@@ -298,6 +304,7 @@ def _flow_dataset(task: Task, rows, theta, stopped: str, **details) -> xr.Datase
         "loss": ("1", "loss at the averaged weights"),
         "mean_loss": ("1", "loss, mean over the fluctuation of the weights"),
         "top_variance": ("weight^2", "variance of the fluctuation along the top eigenvector"),
+        "direction_variance": ("weight^2", "variance of the fluctuation along the given direction"),
         "radius": ("1", "spectral radius of the mean-square recursion"),
     }
     variables = {

@@ -253,8 +253,8 @@ def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) 
     Returns
     -------
     Dataset
-        Over ``quantity``: ``predicted``, ``predicted_stderr`` and ``model``; NaN with the reason in ``model``
-        where a law has no answer.
+        Over ``quantity``: ``predicted``, ``predicted_stderr`` (the sampling error of the calibration over the
+        examples), ``units`` and ``model``; NaN with the reason in ``model`` where a law has no answer.
 
     Raises
     ------
@@ -263,54 +263,79 @@ def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) 
     """
     if rule not in RULES:
         raise InvalidInput(f"rule={rule!r} has no reduced model here: choose one of {', '.join(RULES)}")
+    if not isinstance(calibration, xr.Dataset) or "examples" not in calibration.attrs:
+        raise InvalidInput(
+            "calibration is not a dataset from bridge.calibrate; make one at the weights in question"
+        )
     if not (eta > 0 and math.isfinite(eta)):
         raise InvalidInput(f"eta={eta} must be a positive learning rate")
     n = calibration.attrs["examples"]
     if not 1 <= batch_size <= n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {n}")
-    h = float(calibration["eigenvalue"][0])
-    error = float(calibration["eigenvalue_residual"][0])
-    rows: list[tuple[str, float, float, str]] = [
-        ("edge", 2 / h, 2 * error / h**2, "2/sharpness (gradient descent)")
+    h, error = (float(calibration[name][0]) for name in ("eigenvalue", "eigenvalue_stderr"))
+    rows: list[tuple[str, float, float, str, str]] = [
+        ("edge", 2 / h, 2 * error / h**2, "time", "2/sharpness (gradient descent)")
     ]
 
-    def attempt(name: str, compute: Callable[[], Mapping[str, tuple[float, float]]]) -> None:
+    def attempt(name: str, units: str, compute: Callable[[], Mapping[str, tuple[float, float]]]) -> None:
         try:
-            rows.extend((f"{name} ({model})", *pair, model) for model, pair in compute().items())
+            rows.extend((f"{name} ({model})", *pair, units, model) for model, pair in compute().items())
         except InvalidInput as reason:
-            rows.append((name, math.nan, math.nan, str(reason)))
+            rows.append((name, math.nan, math.nan, units, str(reason)))
 
     if rule != "gd" and batch_size < n:
-        attempt("top variance", lambda: stationary_variances(calibration, eta=eta, batch_size=batch_size))
+        attempt(
+            "top variance",
+            "weight^2",
+            lambda: stationary_variances(calibration, eta=eta, batch_size=batch_size),
+        )
 
         def plateau() -> dict[str, tuple[float, float]]:
             law = thresholds.sharpness_plateau(calibration, eta=eta, batch_size=batch_size)
             return {law.method: (law.value, law.stderr)}
 
-        attempt("sharpness plateau", plateau)
-
-        def flips() -> dict[str, tuple[float, float]]:
-            p = (n - batch_size) / (batch_size * (n - 1))
-            form = phases(
-                curvature=float(calibration["curvature"]),
-                third=float(calibration["third"]),
-                fourth=float(calibration["fourth"]),
-                gradient_variance=p * float(calibration["per_example_variance"]),
-            )
-            return {f"{form.kind}, Fokker-Planck, eta={form.eta:.4g}": (form.rate(discrete=False), 0.0)}
-
-        attempt("metastability", flips)
-    names, predicted, stderr, models = zip(*rows, strict=True)
+        attempt("sharpness plateau", "1/time", plateau)
+        attempt("metastability", "1/step", lambda: _calibrated_rate(calibration, batch_size))
+    names, predicted, stderr, units, models = zip(*rows, strict=True)
+    columns = {
+        "predicted": (np.array(predicted), "predicted value"),
+        "predicted_stderr": (np.array(stderr), "its error: the sampling error of the calibration"),
+        "units": (list(units), "units of both"),
+        "model": (list(models), "model or reason"),
+    }
     return xr.Dataset(
         {
-            "predicted": (
-                "quantity",
-                np.array(predicted),
-                {"units": "mixed", "long_name": "predicted value"},
-            ),
-            "predicted_stderr": ("quantity", np.array(stderr), {"units": "mixed", "long_name": "its error"}),
-            "model": ("quantity", list(models), {"units": "1", "long_name": "model or reason"}),
+            name: ("quantity", values, {"units": "see units" if i < 2 else "1", "long_name": text})
+            for i, (name, (values, text)) in enumerate(columns.items())
         },
         coords={"quantity": list(names)},
         attrs=provenance(rule=rule, eta=eta, batch_size=batch_size, task=calibration.attrs["task"]),
     )
+
+
+def _calibrated_rate(calibration: xr.Dataset, batch_size: int) -> dict[str, tuple[float, float]]:
+    """The Fokker-Planck rate at the learning rate of barrier 3, and its error at that learning rate.
+
+    First order: the rate is differentiated by the calibrated coefficients, taken as independent.
+    """
+    n = calibration.attrs["examples"]
+    p = (n - batch_size) / (batch_size * (n - 1))
+    names = ("curvature", "third", "fourth", "per_example_variance")
+    values = {name: float(calibration[name]) for name in names}
+    form = phases(
+        curvature=values["curvature"],
+        third=values["third"],
+        fourth=values["fourth"],
+        gradient_variance=p * values["per_example_variance"],
+    )
+    rate = form.rate(discrete=False)
+    variance = 0.0
+    for name in names:
+        error = float(calibration[f"{name}_stderr"])
+        step = 1e-4 * max(abs(values[name]), error)
+        moved = values | {name: values[name] + step}
+        mu, c = flip_coefficients(form.eta, moved["curvature"], moved["third"], moved["fourth"])
+        s = form.eta * math.sqrt(p * moved["per_example_variance"])
+        other = form._replace(mu=mu, C=c, s=s, edge=math.sqrt(mu / c)).rate(discrete=False)
+        variance += ((other - rate) / step * error) ** 2
+    return {f"{form.kind}, Fokker-Planck, eta={form.eta:.4g}": (rate, math.sqrt(variance))}

@@ -125,6 +125,10 @@ def record(
     AccuracyWarning
         If runs diverged.
     """
+    if not isinstance(task, Task):
+        raise InvalidInput(f"task={task!r} is not a Task; make one with load_task(name)")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvalidInput(f"seed={seed!r} must be an integer of at least 0")
     eta = task.eta if eta is None else eta
     transformation = (
         _named(rule, eta, delta, tuple(options.items()))

@@ -26,8 +26,9 @@ OUTPUTS = ("one-hot", "scalar")
 class Task:
     """A training problem: loss(theta) = mean over examples of per_example_loss.
 
-    All functions are pure JAX of a flat float64 vector, compute in double precision whatever the user's
-    JAX settings, and may be jitted, differentiated and vmapped.
+    All functions are pure JAX of a flat float64 vector and compute in double precision whatever the user's JAX
+    settings. They may be jitted, differentiated and vmapped; a transformation of the user's own runs under the
+    user's settings, so enable ``jax_enable_x64`` (or use ``with jax.enable_x64():``) around it.
 
     Attributes
     ----------

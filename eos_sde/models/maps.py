@@ -23,6 +23,15 @@ from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 from solvers.sde import SDE
 
+__all__ = [
+    "NoisyMap",
+    "caeo_map",
+    "line_map",
+    "loss_map",
+    "quadratic_map",
+    "self_stabilization_map",
+]
+
 
 @dataclass(frozen=True)
 class NoisyMap:

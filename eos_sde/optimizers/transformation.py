@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eos_sde.optimizers import rule
@@ -88,10 +89,15 @@ def scale_by_caeo(
     InvalidInput
         At once for settings that cannot be used; in ``update`` if params or `value_fn` is missing.
     """
+    for name, value in (("learning_rate", learning_rate), ("delta", delta)):
+        if value is None:
+            raise InvalidInput(f"{name} must be a number, got None.")
     if not _traced(learning_rate):
         rule.validate(learning_rate=learning_rate)
     if not _traced(delta):
         rule.validate(delta=delta)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise InvalidInput(f"seed must be an integer, got {seed!r}.")
     if not _traced(refresh) and (refresh < 1 or int(refresh) != refresh):
         raise InvalidInput(f"refresh must be a positive whole number of updates, got {refresh!r}.")
     estimator = lanczos() if curvature is None else curvature
@@ -129,7 +135,7 @@ def scale_by_caeo(
                 "caeo needs params in update(grads, state, params, value_fn=loss): "
                 "the curvature of the loss is measured there."
             )
-        if value_fn is None:
+        if not callable(value_fn):
             raise InvalidInput(
                 "caeo needs value_fn in update(grads, state, params, value_fn=loss): the loss as a "
                 "function of the parameters, whose Hessian it measures."

@@ -99,6 +99,10 @@ def locate(
     >>> abs(float(onset)) < 1e-3
     True
     """
+    if not callable(build):
+        raise InvalidInput(
+            f"build={build!r} is not callable; give a function of the value that returns the model"
+        )
     low, high = _checked_bracket(bracket)
     tolerance = positive("tolerance", tolerance, "give the wanted fraction of the bracket, such as 1e-6")
     _check_settings(criterion, settings)

@@ -233,6 +233,8 @@ def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
     InvalidInput
         If shapes or values cannot be used.
     """
+    if np.iscomplexobj(jacobian):
+        raise InvalidInput("jacobian is complex; give the real derivatives of the outputs")
     j = np.asarray(jacobian, dtype=float)
     if j.ndim == 2:
         j = j[:, None, :]

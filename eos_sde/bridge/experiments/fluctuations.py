@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from eos_sde.bridge.central_flow import stochastic_central_flow
 from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
 from eos_sde.bridge.predict import stationary_variances
 from eos_sde.bridge.record import record
@@ -68,6 +69,20 @@ def run(
     )
     x = runs["projection"].values[:, :, 0]
     measured, error = _variance(x[:, _BURN_IN:])
+    flow = stochastic_central_flow(
+        task,
+        start,
+        batch_size=batch_size,
+        eta=eta,
+        steps=_STEPS,
+        stride=4,
+        save_every=4,
+        direction=direction[:, 0],
+    )
+    forecast = flow["direction_variance"].sel(step=slice(_BURN_IN, None)).values
+    predictions = stationary_variances(calibration, eta=eta, batch_size=batch_size) | {
+        "stochastic central flow": (float(forecast.mean()), 0.0)
+    }
     rows = [
         Row(
             "fluctuations",
@@ -79,9 +94,7 @@ def run(
             error,
             "weight^2",
         )
-        for model, (value, stderr) in stationary_variances(
-            calibration, eta=eta, batch_size=batch_size
-        ).items()
+        for model, (value, stderr) in predictions.items()
     ]
     paths = xr.Dataset(
         {

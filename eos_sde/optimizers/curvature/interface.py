@@ -65,6 +65,23 @@ def hessian_product(value_fn: Callable[[Params], jax.Array], params: Params) -> 
 
     The gradient is linearised once, so that several products at one point share its forward pass
     (Pearlmutter 1994; the memory is that of one gradient more).
+
+    Parameters
+    ----------
+    value_fn : callable
+        Scalar loss of the parameters.
+    params : pytree
+        Where the Hessian is taken.
+
+    Returns
+    -------
+    callable
+        A pytree like params -> H times it, of the same structure.
+
+    Raises
+    ------
+    TypeError
+        From JAX, if `value_fn` does not return a real scalar.
     """
     return jax.linearize(jax.grad(value_fn), params)[1]
 

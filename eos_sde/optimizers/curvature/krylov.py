@@ -253,6 +253,11 @@ def power(*, iterations: int = 8, shift_order: int = 4) -> Power:
     Power
         The estimator.
 
+    Raises
+    ------
+    InvalidInput
+        If iterations or shift_order is not a positive integer.
+
     References
     ----------
     B. N. Parlett, The Symmetric Eigenvalue Problem, SIAM, 1998, chapter 4.

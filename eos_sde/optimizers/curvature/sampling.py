@@ -86,6 +86,11 @@ def random_rayleigh(*, samples: int = 8) -> RandomRayleigh:
     RandomRayleigh
         The estimator.
 
+    Raises
+    ------
+    InvalidInput
+        If samples is not a positive integer.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp
@@ -152,6 +157,11 @@ def hutchinson(*, samples: int = 8) -> Hutchinson:
     -------
     Hutchinson
         The estimator.
+
+    Raises
+    ------
+    InvalidInput
+        If samples is not a positive integer.
 
     References
     ----------
