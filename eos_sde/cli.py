@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from typer.exceptions import TyperException
 
 from solvers.errors import InvalidInput
 
@@ -149,17 +149,17 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.showwarning = show
         try:
             result = app(arguments, standalone_mode=False)
-        except click.exceptions.Exit as leaving:
+        except typer.Exit as leaving:
             return leaving.exit_code
         except InvalidInput as error:
             _say(str(error))
             return 2
-        except click.ClickException as error:
-            _say(error.format_message())
-            return 2
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, typer.Abort):
             _say("interrupted; the experiments that were finished are kept in the output folder")
             return 130
+        except TyperException as error:  # bad options and values, in typer's own words
+            _say(error.format_message())
+            return 2
     return result if isinstance(result, int) else 0
 
 
