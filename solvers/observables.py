@@ -11,7 +11,8 @@ import xarray as xr
 
 from solvers.chain import Chain
 from solvers.eigensolvers import generator_modes, transfer_modes
-from solvers.errors import InvalidInput
+from solvers.elimination import Elimination
+from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import factor
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
@@ -187,6 +188,14 @@ def mean_first_passage_time(fp: FokkerPlanck, target: Region | None = None) -> x
     ------
     InvalidInput
         If the target holds no cell centre or all of them, or is not reached from everywhere.
+    ConvergenceFailure
+        If the time exceeds the range of floats, or, with correlated noise beyond the positive stencil, is too
+        long to be solved for.
+
+    Notes
+    -----
+    The equations are eliminated without subtractions (`solvers.elimination`), so the time is accurate
+    relatively however long it is.
     """
     grid = _checked(fp)
     if target is None and not any("absorbing" in pair for pair in fp.boundary.values()):
@@ -195,7 +204,7 @@ def mean_first_passage_time(fp: FokkerPlanck, target: Region | None = None) -> x
     chain, _ = _killed(fp, [] if target is None else [target], [inside])
     _refuse_unreachable(grid, chain, ~inside)
     times = np.zeros(grid.size)
-    times[~inside] = factor(sps.csc_array(-chain.generator.T), symmetric=False).solve(np.ones(chain.size))
+    times[~inside] = _backward_solution(chain, np.ones(chain.size), "mean first passage time")
     result = grid.data_array(times, name="time", long_name="mean first passage time", units="time")
     return result.assign_attrs(provenance(convention=fp.sde.convention))
 
@@ -219,6 +228,8 @@ def committor(fp: FokkerPlanck, source: Region, target: Region) -> xr.DataArray:
     ------
     InvalidInput
         If the regions overlap, are empty, or are not reached from everywhere.
+    ConvergenceFailure
+        As for `mean_first_passage_time`.
     """
     grid = _checked(fp)
     in_source, in_target = _cells(grid, source, "source"), _cells(grid, target, "target")
@@ -230,10 +241,39 @@ def committor(fp: FokkerPlanck, source: Region, target: Region) -> xr.DataArray:
     _refuse_unreachable(grid, chain, free)
     result = np.where(in_target, 1.0, 0.0)
     if free.any():
-        solution = factor(sps.csc_array(-chain.generator.T), symmetric=False).solve(rates[1][free])
-        result[free] = np.clip(solution, 0.0, 1.0)
+        # probabilities: only rounding can lead above 1
+        result[free] = np.minimum(_backward_solution(chain, rates[1][free], "committor"), 1.0)
     labelled = grid.data_array(result, name="committor", long_name="probability of target first", units="1")
     return labelled.assign_attrs(provenance(convention=fp.sde.convention))
+
+
+def _backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray:
+    """Nonnegative solution of -L^T q = right for a chain whose every state is removed in the end."""
+    if chain.extra is None:
+        solution = Elimination(chain).solve(right)
+        if not np.isfinite(solution).all():
+            raise ConvergenceFailure(
+                f"the {what} exceeds {np.finfo(float).max:.2g}, the largest float; use more noise, or a target "
+                "that is reached sooner"
+            )
+        return solution
+    matrix = sps.csc_array(-chain.generator.T)
+    try:
+        solution = factor(matrix, symmetric=False).solve(right)
+    except RuntimeError as error:  # SuperLU's only word for it
+        raise ConvergenceFailure(
+            f"the equations of the {what} are singular to rounding: the process hardly leaves; use more noise"
+        ) from error
+    # signed cross terms leave the sparse LU only: each equation is rounded by eps |A| |q|
+    rounding = np.finfo(float).eps * (abs(matrix) @ np.abs(solution)).max() / right.max()
+    negative = -float(solution.min()) / max(float(np.abs(solution).max()), 1e-300)
+    if not (rounding < 1e-3 and negative < 1e-3):
+        raise ConvergenceFailure(
+            f"the {what} is not determined: its equations are rounded by {rounding:.2g} of the right-hand side "
+            f"and its least value is {-negative:.2g} of the largest; use more noise, or cells with "
+            "h1/h2 = sqrt(D11/D22) and no signed cross terms"
+        )
+    return np.maximum(solution, 0.0)
 
 
 # ---- regions ---------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import pytest
 
 from solvers import (
     SDE,
+    AccuracyWarning,
+    ConvergenceFailure,
     FokkerPlanck,
     Grid,
     InvalidInput,
@@ -122,3 +124,92 @@ def test_committor_in_two_dimensions_is_symmetric():
     result = committor(fp, lambda x, y: (x + 1) ** 2 + y**2 < 0.1, lambda x, y: (x - 1) ** 2 + y**2 < 0.1)
     np.testing.assert_allclose(result.values + result.values[::-1], 1, atol=1e-9)
     assert FokkerPlanck(ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(-1, 1, 20))).reversible
+
+
+def _passage_by_quadrature(D, start=-1.0, low=-2.0):
+    """T = (1/D) int_start^0 dy e^(U(y)/D) int_low^y dz e^(-U(z)/D) for U = x^4/4 - x^2/2, trapezoidal."""
+    x = np.linspace(low, 0, 40001)
+    u = x**4 / 4 - x**2 / 2
+    h = x[1] - x[0]
+    weight = np.exp(-(u - u.min()) / D)
+    inner = h * (np.cumsum(weight) - 0.5 * (weight + weight[0]))
+    within = x >= start  # U <= 0 = U(0) there
+    return np.exp(-u.min() / D) / D * np.trapezoid(np.exp(u[within] / D) * inner[within], x[within])
+
+
+@pytest.mark.parametrize("D", [0.02, 0.005, 0.003, 0.001])
+def test_passage_times_over_any_barrier_keep_relative_accuracy(D):
+    # up to a barrier of 250 D; the scheme is second order: h^2 |U''|^2 / (12 D) at most 3 percent here
+    fp = FokkerPlanck(double_well(D, potential=True), Grid.uniform(x=(-2, 2, 400)))
+    times = mean_first_passage_time(fp, lambda x: x > 0)
+    assert float(times.min()) == 0
+    assert abs(float(times.interp(x=-1.0)) / _passage_by_quadrature(D) - 1) < 0.03
+
+
+def test_elimination_agrees_with_a_sparse_factorisation_where_that_is_accurate():
+    from solvers.elimination import Elimination
+
+    rng = np.random.default_rng(5)
+    fp = FokkerPlanck(separable_wells(), Grid.uniform(x=(-1, 1, 17), y=(-1, 1, 12)), boundary="absorbing")
+    a = -fp.generator.toarray().T
+    right = rng.random(fp.grid.size)
+    elimination = Elimination(fp.chain)
+    np.testing.assert_allclose(elimination.solve(right), np.linalg.solve(a, right), rtol=1e-11)
+    np.testing.assert_allclose(elimination.solve_transposed(right), np.linalg.solve(a.T, right), rtol=1e-11)
+
+
+def test_long_times_in_two_dimensions_and_around_a_circle():
+    # separable: the time along x alone, whatever y does
+    def well(D, names):
+        from solvers import from_potential
+
+        def potential(t, y, p, xp):
+            return y[0] ** 4 / 4 - y[0] ** 2 / 2 + (y[1] ** 2 if len(y) > 1 else 0.0)
+
+        def noise(t, y, p, xp):
+            return (xp.sqrt(2 * p.D),) * len(y)
+
+        return from_potential(potential, noise, params={"D": D}, names=names, convention="ito")
+
+    one = FokkerPlanck(well(0.005, ("x",)), Grid.uniform(x=(-2, 2, 80)))
+    two = FokkerPlanck(well(0.005, ("x", "y")), Grid.uniform(x=(-2, 2, 80), y=(-0.5, 0.5, 20)))
+    line = mean_first_passage_time(one, lambda x: x > 0).values
+    plane = mean_first_passage_time(two, lambda x, y: x > 0).values
+    assert line[0] > 1e21
+    np.testing.assert_allclose(plane, np.broadcast_to(line[:, None], plane.shape), rtol=1e-9)
+    hill = SDE(lambda t, y, p, xp: (xp.sin(y[0]),), lambda t, y, p, xp: (0.2,), convention="ito")
+    circle = FokkerPlanck(hill, Grid.uniform(x=(0, 2 * np.pi, 90)), boundary="periodic")
+    times = mean_first_passage_time(circle, lambda x: np.cos(x) > 0.99)
+    assert float(times.max()) > 1e20
+    np.testing.assert_allclose(times.values, times.values[::-1], rtol=1e-9)
+
+
+def test_the_committor_between_deep_wells():
+    # q = int_{-1}^x e^(U/D) / int_{-1}^1 e^(U/D): symmetric, and from well to well a step of width sqrt(D)
+    fp = FokkerPlanck(double_well(0.002, potential=True), Grid.uniform(x=(-2, 2, 400)))
+    result = committor(fp, lambda x: x <= -1, lambda x: x >= 1)
+    np.testing.assert_allclose(result.values + result.values[::-1], 1, atol=1e-12)
+    x = fp.grid.centers["x"]
+    low = (x > -1) & (x < -0.9)
+    assert (result.values[low] > 0).all()
+    assert result.values[low].max() < 1e-40
+
+
+def test_a_time_beyond_the_floats_is_refused_with_the_number():
+    fp = FokkerPlanck(double_well(0.0003, potential=True), Grid.uniform(x=(-2, 2, 400)))
+    with pytest.raises(ConvergenceFailure, match=r"1.8e\+308"):
+        mean_first_passage_time(fp, lambda x: x > 0)
+
+
+def test_undetermined_times_with_signed_cross_terms_are_refused():
+    sde = SDE(
+        lambda t, y, p, xp: (y[0] - y[0] ** 3, -y[1]),
+        lambda t, y, p, xp: ((0.09, 0.0), (0.08, 0.05)),
+        names=("x", "y"),
+        convention="ito",
+        noise="general",
+    )
+    with pytest.warns(AccuracyWarning, match="D12"):
+        fp = FokkerPlanck(sde, Grid.uniform(x=(-1.5, 1.5, 40), y=(-0.4, 0.4, 60)))
+    with pytest.raises(ConvergenceFailure, match="mean first passage time"):
+        mean_first_passage_time(fp, lambda x, y: x > 0)
