@@ -1,6 +1,7 @@
 """The command line: `eos-sde replay`, `eos-sde tasks`, `eos-sde models`."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -45,9 +46,10 @@ def replay(
     from eos_sde import bridge, plots, report
 
     dataset_path, figure_path = out / "replay.nc", out / "replay.png"
-    _make_folder(out)
+    _check_folder(out)
 
     def keep(dataset: Any) -> None:
+        out.mkdir(parents=True, exist_ok=True)
         partial = dataset_path.with_suffix(".part")
         dataset.to_netcdf(partial, engine="h5netcdf")
         partial.replace(dataset_path)
@@ -96,13 +98,11 @@ def _list(described: dict[str, str], as_json: bool) -> None:
         sys.stdout.write(f"{name:{width}}  {text}\n")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(
-            f"out={folder} cannot be made a folder ({error.strerror}); choose another"
-        ) from error
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before any work; make nothing yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InvalidInput(f"out={folder} cannot be written ({there} is no writable folder); choose another")
 
 
 @contextmanager
@@ -128,7 +128,8 @@ def _progress():
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"eos-sde: {message}\n")
+    if message:
+        sys.stderr.write(f"eos-sde: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
