@@ -113,6 +113,8 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
         raise InvalidInput(f"params must be {task.size} finite weights of {task.name}, got {theta.shape}")
     if not 1 <= batch_size <= n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to the {n} examples of {task.name}")
+    if n < 2 * _GROUPS:
+        raise InvalidInput(f"{task.name} has {n} examples; calibration needs at least {2 * _GROUPS}")
     with threadpool_limits(1, "blas"):
         eigenvalues, modes, residuals = top_modes(task, theta, k)
         gradients, curvatures = (np.asarray(v) for v in _projected(task, theta, modes))
@@ -188,8 +190,6 @@ def line_statistics(task: Task, theta: jax.Array, direction: jax.Array) -> dict[
 def _sharpening(task: Task, theta, direction, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """Alpha and beta with jackknife errors over groups of examples."""
     usable = task.n - task.n % _GROUPS
-    if usable < 2 * _GROUPS:
-        raise InvalidInput(f"{task.name} has {task.n} examples; calibration needs at least {2 * _GROUPS}")
     order = np.random.default_rng(seed).permutation(task.n)[:usable]
     u = np.asarray(direction)
 

@@ -152,7 +152,7 @@ def stochastic_central_flow(
     Raises
     ------
     InvalidInput
-        For a batch of all examples or a bad number.
+        For a batch of all examples, weights that are not finite or a bad number.
     """
     eta = task.eta if eta is None else float(eta)
     if not 1 <= batch_size < task.n:
@@ -166,7 +166,7 @@ def stochastic_central_flow(
         raise InvalidInput(
             f"steps={steps} and stride={stride} must be positive and save_every={save_every} a multiple of stride"
         )
-    theta = jnp.asarray(start, dtype=jnp.float64)
+    theta = _weights(task, start)
     p = (task.n - batch_size) / (batch_size * (task.n - 1))
     block = top_modes(task, theta, modes, tol=1e-3)[1]
     covariance = jnp.zeros((modes, modes))
@@ -241,13 +241,16 @@ def caeo_flow(
     Raises
     ------
     InvalidInput
-        If delta is not positive (the iterate then oscillates), or steps is no multiple of stride.
+        If delta is not positive (the iterate then oscillates), steps is no multiple of stride, or eta or the
+        weights are no usable numbers.
     """
+    if not (eta > 0 and np.isfinite(eta)):
+        raise InvalidInput(f"eta={eta} must be a positive learning rate")
     if not 0 < delta < 2:
         raise InvalidInput(f"delta={delta} must lie between 0 and 2: without a margin the iterate oscillates")
     if steps < 1 or steps % stride:
         raise InvalidInput(f"steps={steps} must be a positive multiple of stride={stride}")
-    theta = jnp.asarray(start, dtype=jnp.float64)
+    theta = _weights(task, start)
     block = top_modes(task, theta, modes, tol=1e-3)[1]
     rows = []
     reached = 0
@@ -280,6 +283,15 @@ def caeo_flow(
         },
         attrs=provenance(task=task.name, method="gradient flow at the capped rate", eta=eta, delta=delta),
     )
+
+
+def _weights(task: Task, start: ArrayLike) -> jax.Array:
+    theta = jnp.asarray(start, dtype=jnp.float64)
+    if theta.shape != (task.size,) or not bool(jnp.all(jnp.isfinite(theta))):
+        raise InvalidInput(
+            f"start must be {task.size} finite weights of {task.name}, got shape {theta.shape}"
+        )
+    return theta
 
 
 def _stable_stride(eigenvalues: jax.Array, eta: float, most: int) -> int:
