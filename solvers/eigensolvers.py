@@ -12,13 +12,18 @@ from solvers.errors import InvalidInput
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
 from solvers.reversible import reversible_modes
 
+# Eigenvalues of an irreversible operator are rounded by eps of its norm, times a modest condition number.
+_ABSOLUTE = 100 * np.finfo(float).eps
 _DENSE = 100
 _DENSE_TRANSFER = 300
 
 
 @dataclass
 class Modes:
-    """Eigenpairs: masses `right` and functions `left`, columns, bi-orthonormal; `norm` is the 1-norm of A."""
+    """Eigenpairs: masses `right` and functions `left`, columns, bi-orthonormal; `norm` is the 1-norm of A.
+
+    `doubts` are sentences about what rounding may have spoilt.
+    """
 
     values: np.ndarray
     right: np.ndarray
@@ -27,6 +32,7 @@ class Modes:
     zeros: int
     norm: float
     method: str
+    doubts: tuple[str, ...] = ()
 
 
 def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
@@ -51,11 +57,25 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
         method = "tridiagonal" if tridiagonal else "dense" if small else "shift-invert"
     if method == "shift-invert" and chain.size < 3 * k + 20:
         raise InvalidInput(f"method='shift-invert' needs more than {3 * k + 20} cells for k={k}; use 'dense'")
+    zeros, doubts = len(chain.closed_classes), ()
     if chain.reversible:
-        values, right, left = reversible_modes(chain, k, method, tol)
+        values, right, left, doubts = reversible_modes(chain, k, method, tol)
     else:
         values, right, left = nonreversible_modes(chain, k, method, tol)
-    return _finish(chain.generator, values, right, left, len(chain.closed_classes), method)
+    modes = _finish(chain.generator, values, right, left, zeros, method)
+    modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
+    return modes
+
+
+def _irreversible_doubts(modes: Modes) -> tuple[str, ...]:
+    floor = _ABSOLUTE * modes.norm
+    lost = modes.values[modes.zeros :][np.abs(modes.values[modes.zeros :]) < floor]
+    if not lost.size:
+        return ()
+    return (
+        f"the eigenvalue {lost[0]:.3g} is below {floor:.2g}, the rounding of an operator without detailed "
+        "balance; use more noise",
+    )
 
 
 def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Modes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import xarray as xr
 from solvers.chain import Chain
 from solvers.eigensolvers import generator_modes, transfer_modes
 from solvers.elimination import Elimination
-from solvers.errors import ConvergenceFailure, InvalidInput
+from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
 from solvers.factorisation import factor
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
@@ -126,9 +127,17 @@ def escape_rate(operator: Any, *, target: Region | None = None) -> xr.Dataset:
     ConvergenceFailure
         As for `eigenmodes`.
 
+    Warns
+    -----
+    AccuracyWarning
+        If the rate is so small that rounding spoils it (with signed cross terms, or when two slow modes are
+        nearly equal).
+
     Notes
     -----
-    For reversible operators the rate is a sum of squares, accurate relatively even when exponentially small.
+    The rate is accurate relatively even when exponentially small: for reversible operators it is a sum of
+    squares or a squared singular value, and rates below their rounding come from inverse iteration by
+    elimination without subtraction.
     Collet, Martinez and San Martin, Quasi-Stationary Distributions (2013).
     """
     grid = operator.grid
@@ -140,7 +149,7 @@ def escape_rate(operator: Any, *, target: Region | None = None) -> xr.Dataset:
     if target is None and not absorbing:
         raise InvalidInput("nothing removes probability; give boundary='absorbing' on a wall, or a target")
     inside = np.zeros(grid.size, dtype=bool) if target is None else _cells(grid, target, "target")
-    free = ~inside
+    free, chain = ~inside, None
     if isinstance(operator, TransferOperator):
         modes = transfer_modes(sps.csr_array(operator.matrix[free][:, free]), 1, "auto", 1e-10)
         rate = -np.log(np.abs(modes.values[0])) / operator.step
@@ -151,8 +160,13 @@ def escape_rate(operator: Any, *, target: Region | None = None) -> xr.Dataset:
             raise InvalidInput(f"what starts at {place} never leaves, so the rate is zero; check the target")
         modes = generator_modes(chain, 1, "auto", 1e-10)
         rate = -np.real(modes.values[0])
+    leaving = np.abs(modes.right[:, 0]) / np.abs(modes.right[:, 0]).sum()
+    if chain is not None and modes.doubts:
+        rate, leaving, doubts = _inverse_iteration(chain, rate, leaving, modes.doubts)
+        for doubt in doubts:
+            warnings.warn(AccuracyWarning(doubt), stacklevel=2)
     masses = np.zeros(grid.size)
-    masses[free] = np.abs(modes.right[:, 0]) / np.abs(modes.right[:, 0]).sum()
+    masses[free] = leaving
     density = masses.reshape(grid.shape) / grid.volumes
     return xr.Dataset(
         {
@@ -245,6 +259,26 @@ def committor(fp: FokkerPlanck, source: Region, target: Region) -> xr.DataArray:
         result[free] = np.minimum(_backward_solution(chain, rates[1][free], "committor"), 1.0)
     labelled = grid.data_array(result, name="committor", long_name="probability of target first", units="1")
     return labelled.assign_attrs(provenance(convention=fp.sde.convention))
+
+
+def _inverse_iteration(
+    chain: Chain, rate: float, masses: np.ndarray, doubts: tuple[str, ...]
+) -> tuple[float, np.ndarray, tuple[str, ...]]:
+    """The slowest mode of a killed chain by powers of its inverse, all of whose entries are positive."""
+    if chain.extra is not None:
+        return rate, masses, doubts
+    elimination = Elimination(chain)
+    masses = np.full(chain.size, 1.0 / chain.size)
+    for _ in range(500):
+        grown = elimination.solve_transposed(masses)
+        if not np.isfinite(grown).all():
+            return rate, masses, doubts
+        total = grown.sum()
+        change = float(np.abs(grown / total - masses).sum())
+        masses = grown / total
+        if change < 1e-12:
+            return float(1.0 / total), masses, ()
+    return rate, masses, doubts
 
 
 def _backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray:

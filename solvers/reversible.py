@@ -7,6 +7,7 @@ import scipy.linalg as sl
 import scipy.sparse as sps
 import scipy.sparse.linalg as spl
 
+from solvers.bidiagonal import line_values
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure
 from solvers.factorisation import arpack, factor, start_vector
@@ -14,6 +15,11 @@ from solvers.factorisation import arpack, factor, start_vector
 # Entries of an eigenvector below this fraction of its largest are solved for anew, not divided by tiny
 # weights.
 RELIABLE = 1e-6
+# Eigenvectors are rounded by about eps, and a quotient of sums of squares by eps^2 of the norm, times a factor
+# that grows with the problem: measured 1e-2 to 1e2.
+_QUOTIENT = 1e6 * np.finfo(float).eps ** 2
+# Eigenvalues nearer to zero than this fraction of the norm share one subspace for LAPACK and ARPACK.
+_TINY = 1e4 * np.finfo(float).eps
 
 
 def symmetrised(chain: Chain) -> sps.csc_array:
@@ -28,8 +34,8 @@ def symmetrised(chain: Chain) -> sps.csc_array:
 
 def reversible_modes(
     chain: Chain, k: int, method: str, tol: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eigenvalues, right masses and left functions of the k slowest modes."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Eigenvalues, right masses and left functions of the k slowest modes, and what is doubtful about them."""
     assert chain.log_weights is not None
     half = np.exp(0.5 * chain.log_weights)
     null = np.zeros((chain.size, len(chain.closed_classes)))
@@ -38,14 +44,19 @@ def reversible_modes(
         null[states, column] = np.exp(0.5 * (chain.log_weights[states] - peak))
         null[:, column] /= np.linalg.norm(null[:, column])
     wanted = max(k - null.shape[1], 0)
+    exact = None
     if method == "tridiagonal":
-        basis = _tridiagonal_basis(chain, k, null)
+        exact = _tiny_values(chain, wanted)
+        # all tiny modes together: one by one LAPACK could not tell them apart
+        together = k if exact is None else min(max(wanted, len(exact)) + null.shape[1], chain.size)
+        basis = _tridiagonal_basis(chain, together, null)
     elif method == "dense":
         _, basis = sl.eigh(symmetrised(chain).toarray(), subset_by_index=[chain.size - k, chain.size - 1])
         basis = _without(basis, null, wanted)
     else:
         basis = _lanczos_basis(chain, wanted, null, tol) if wanted else np.zeros((chain.size, 0))
     values, vectors = _rayleigh_ritz(chain, basis)
+    values, doubts = _settled(values, exact, float(chain.outflow.max(initial=0.0)), wanted)
     values = np.concatenate([np.zeros(null.shape[1]), values])[:k]
     vectors = np.hstack([null, vectors])[:, :k]
     adjoint = sps.csr_array(chain.generator.T)
@@ -60,7 +71,44 @@ def reversible_modes(
     reliable = np.abs(vectors) > RELIABLE * np.abs(vectors).max(axis=0)
     scale = _ratio(right, vectors * half[:, None], reliable)
     right = np.where(reliable, vectors * half[:, None] * scale, right)
-    return values, right, left
+    return values, right, left, doubts
+
+
+def _tiny_values(chain: Chain, wanted: int) -> np.ndarray | None:
+    """Exact decay rates: the wanted ones, and all tiny ones."""
+    tiny = _TINY * float(chain.outflow.max())
+    count = wanted
+    while True:
+        found = line_values(chain, count + 1)
+        if found is None or len(found) <= count or found[-1] > tiny:
+            return found if found is None else found[: max(wanted, int(np.sum(found <= tiny)))]
+        count *= 2
+        count += 1
+
+
+def _settled(
+    values: np.ndarray, exact: np.ndarray | None, norm: float, wanted: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Eigenvalues, exact ones where there are any, and what cannot be trusted about the modes."""
+    if exact is not None:
+        count = min(len(values), len(exact))
+        off = np.abs(-values[:count] - exact[:count]) > 0.01 * exact[:count]
+        settled = np.concatenate([-exact[:count], values[count:]])
+        if np.sum(off) < 2 or not off[:wanted].any():  # one alone is fixed by being orthogonal to the others
+            return settled, ()
+        return settled, (
+            f"{np.sum(off)} eigenvalues down to {exact[0]:.3g} differ by less than the rounding of their "
+            f"eigenvectors, {np.finfo(float).eps ** 2 * norm:.1g}: the eigenvalues are right, but these "
+            "eigenvectors may be mixed among each other; use more noise",
+        )
+    floor = _QUOTIENT * norm
+    lost = -values[:wanted][-values[:wanted] < floor]
+    if not lost.size:
+        return values, ()
+    return values, (
+        f"the eigenvalue {-lost[0]:.3g} is below {floor:.2g}, what rounding of its eigenvector leaves of it; "
+        "use more noise",
+    )
 
 
 def _ratio(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -161,5 +209,11 @@ def extend_left(adjoint: sps.csr_array, value: complex, left: np.ndarray, reliab
     inner = sps.csc_array(rows[:, rest] - value * sps.eye_array(int(rest.sum())))
     known = rows[:, reliable] @ left[reliable]
     result = left.astype(np.result_type(left, type(value), float))
-    result[rest] = -factor(inner, symmetric=False).solve(known.astype(inner.dtype))
+    try:
+        result[rest] = -factor(inner, symmetric=False).solve(known.astype(inner.dtype))
+    except RuntimeError as error:  # SuperLU's only word for it
+        raise ConvergenceFailure(
+            f"the left eigenvector of {value:.6g} is undetermined where it is below {RELIABLE:g} of its "
+            "maximum: the process hardly leaves that region; use more noise or a narrower grid"
+        ) from error
     return result

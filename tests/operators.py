@@ -47,10 +47,11 @@ def tilted_cosine():
     )
 
 
-def separable_wells():
+def separable_wells(D=0.2):
     return from_potential(
         lambda t, y, p, xp: (y[0] ** 2 - 1) ** 2 + y[1] ** 2,
-        lambda t, y, p, xp: (0.4**0.5, 0.4**0.5),
+        lambda t, y, p, xp: (xp.sqrt(2 * p.D), xp.sqrt(2 * p.D)),
+        params={"D": D},
         names=("x", "y"),
         convention="ito",
     )

@@ -213,3 +213,21 @@ def test_undetermined_times_with_signed_cross_terms_are_refused():
         fp = FokkerPlanck(sde, Grid.uniform(x=(-1.5, 1.5, 40), y=(-0.4, 0.4, 60)))
     with pytest.raises(ConvergenceFailure, match="mean first passage time"):
         mean_first_passage_time(fp, lambda x, y: x > 0)
+
+
+@pytest.mark.parametrize("D", [0.005, 0.003, 0.001])
+def test_tiny_rates_and_gaps_keep_every_digit_in_one_dimension(D):
+    # from the bottom of the well the mean time is 1 / rate up to relaxation time * rate, below 1e-20; at a
+    # symmetric saddle half of the crossings turn back, so that the gap is 2 (rate / 2)
+    fp = FokkerPlanck(double_well(D, potential=True), Grid.uniform(x=(-2, 2, 400)))
+    time = float(mean_first_passage_time(fp, lambda x: x > 0).interp(x=-1.0))
+    assert abs(time * float(escape_rate(fp, target=lambda x: x > 0).rate) - 1) < 1e-9
+    assert abs(time * float(eigenmodes(fp, 2).gap) - 1) < 1e-9
+
+
+def test_tiny_escape_rates_in_two_dimensions():
+    fp = FokkerPlanck(separable_wells(0.02), Grid.uniform(x=(-1.6, 1.6, 64), y=(-0.6, 0.6, 24)))
+    time = float(mean_first_passage_time(fp, lambda x, y: x > 0).sel(x=-1, y=0, method="nearest"))
+    assert time > 1e21
+    # the time from a cell off the average of the quasi-stationary density: within 1e-6
+    assert abs(time * float(escape_rate(fp, target=lambda x, y: x > 0).rate) - 1) < 1e-6

@@ -1,5 +1,6 @@
 """Eigenmodes against values computed independently to high precision."""
 
+import re
 import warnings
 
 import numpy as np
@@ -259,3 +260,27 @@ def test_transfer_operator_meets_the_generator():
     assert abs(off[1]) < 0.05
     assert abs(off[0] / off[1] - 2) < 0.3
     assert stationary_density(TransferOperator(sde, grid, step=0.02)).sum() > 0
+
+
+def test_a_cluster_of_tiny_eigenvalues_keeps_its_digits():
+    # three equal wells: hopping between neighbours at one rate gives eigenvalues in the ratio 1 : 3
+    sde = SDE(
+        lambda t, y, p, xp: (-0.1 * np.pi * xp.sin(2 * np.pi * y[0]),),
+        lambda t, y, p, xp: (xp.sqrt(2 * p.D),),
+        params={"D": 0.0015},
+        convention="ito",
+    )
+    with pytest.warns(AccuracyWarning, match="eigenvalues are right, but these eigenvectors may be mixed"):
+        values = -eigenmodes(FokkerPlanck(sde, Grid.uniform(x=(-1.5, 1.5, 600))), 4).eigenvalue.values
+    assert values[1] < 1e-28
+    np.testing.assert_allclose(values[2] / values[1], 3, rtol=1e-9)
+    assert values[3] > 0.1
+
+
+def test_an_eigenvalue_below_rounding_is_reported_with_the_number():
+    fp = FokkerPlanck(separable_wells(0.015), Grid.uniform(x=(-1.6, 1.6, 80), y=(-0.5, 0.5, 24)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")  # the cells are coarse as well
+        eigenmodes(fp, 2)
+    texts = [str(w.message) for w in caught]
+    assert any(re.match(r"the eigenvalue -?\d.*e-\d+ is below", text) for text in texts)
