@@ -11,6 +11,7 @@ from scipy.optimize import root_scalar
 from eos_sde import thresholds
 from eos_sde.models import flip_coefficients, flip_normal_form, matched_linear
 from eos_sde.models.maps import caeo_map
+from eos_sde.optimizers import rule as caeo_rule
 from solvers import FokkerPlanck, Grid, TransferOperator, eigenmodes, escape_rate
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
@@ -99,14 +100,21 @@ def phases(
     Raises
     ------
     InvalidInput
-        If a number is out of range, or no learning rate below 3/curvature gives the barrier.
+        If a number is out of range, there is no cubic term, or no learning rate within 1/curvature of the edge
+        gives the barrier.
     """
     if not (curvature > 0 and gradient_variance > 0 and barrier > 0):
         raise InvalidInput(
             f"curvature={curvature:.4g}, gradient_variance={gradient_variance:.4g} and barrier={barrier:.4g} must "
             "be positive; calibrate at a minimum along the line, with a batch smaller than the training set"
         )
-    side = math.copysign(1.0, flip_coefficients(2 / curvature, curvature, third, fourth)[1])
+    at_edge = flip_coefficients(2 / curvature, curvature, third, fourth)[1]
+    if at_edge == 0:
+        raise InvalidInput(
+            f"third={third:.4g} and fourth={fourth:.4g} give no cubic term at the edge, hence no barrier; choose "
+            "another line"
+        )
+    side = math.copysign(1.0, at_edge)
 
     def excess(size: float) -> float:
         eta = (2 + side * size) / curvature
@@ -119,7 +127,7 @@ def phases(
         raise InvalidInput(
             f"the noise is too large for a barrier of {barrier:g}: raise the batch size or lower barrier"
         )
-    size = float(root_scalar(excess, bracket=(sizes[0], above[0]), xtol=1e-14).root)
+    size = float(root_scalar(excess, bracket=(0.0, above[0]), xtol=1e-14).root)
     eta = (2 + side * size) / curvature
     mu, c = flip_coefficients(eta, curvature, third, fourth)
     kind = "phase flip" if c > 0 else "escape"
@@ -149,9 +157,11 @@ def stationary_variances(
     Raises
     ------
     InvalidInput
-        If there is no stationary state at this learning rate.
+        If there is no stationary state at this learning rate, or B is out of range.
     """
     n = calibration.attrs["examples"]
+    if not 1 <= batch_size <= n:
+        raise InvalidInput(f"batch_size={batch_size} must be from 1 to {n}")
     p = (n - batch_size) / (batch_size * (n - 1))
     h = float(calibration["eigenvalue"][0])
     v, v_err = (float(calibration[name]) for name in ("per_example_variance", "per_example_variance_stderr"))
@@ -171,7 +181,8 @@ def stationary_variances(
         "SME-1": eta * s2 / (2 * h),
         "SME-2": eta * s2 / (h * (2 + eta * h)),
     }
-    return {model: (value, value * v_err / v) for model, value in values.items()}
+    relative = v_err / v if v > 0 else 0.0
+    return {model: (value, value * relative) for model, value in values.items()}
 
 
 def caeo_path(calibration: xr.Dataset, *, eta: float, delta: float, steps: int) -> xr.Dataset:
@@ -192,7 +203,15 @@ def caeo_path(calibration: xr.Dataset, *, eta: float, delta: float, steps: int) 
     -------
     Dataset
         ``sharpness`` and ``learning_rate`` over ``step`` = 0 .. steps, with ``*_stderr`` from that of alpha.
+
+    Raises
+    ------
+    InvalidInput
+        If eta is not positive, delta not below 2, or steps negative.
     """
+    caeo_rule.validate(learning_rate=eta, delta=delta)
+    if isinstance(steps, bool) or int(steps) != steps or steps < 0:
+        raise InvalidInput(f"steps={steps} must be an integer of at least 0")
     base = {"eta_base": eta, "delta": delta, "beta": float(calibration["beta"]), "noise": 0.0}
     start = float(calibration["eigenvalue"][0])
     alpha, error = float(calibration["alpha"]), float(calibration["alpha_stderr"])
@@ -206,7 +225,7 @@ def caeo_path(calibration: xr.Dataset, *, eta: float, delta: float, steps: int) 
         run = caeo_map(base["eta_base"], delta=delta, alpha=value, beta=base["beta"], noise=0.0).iterate(
             (0.0, start), steps=steps, seed=0
         )
-        return run["state"].sel(component=run["component"][1]).squeeze().values
+        return run["state"].isel(path=0, component=1).values
 
     centre, high, low = sharpness(alpha), sharpness(alpha + error), sharpness(alpha - error)
     rates = [np.array([_rate(s, eta, delta) for s in path]) for path in (centre, high, low)]
@@ -231,9 +250,7 @@ def caeo_path(calibration: xr.Dataset, *, eta: float, delta: float, steps: int) 
 
 
 def _rate(sharpness: float, eta: float, delta: float) -> float:
-    from eos_sde.optimizers import rule
-
-    return float(rule.learning_rate(eta, sharpness, delta))
+    return float(caeo_rule.learning_rate(eta, sharpness, delta))
 
 
 def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) -> xr.Dataset:
