@@ -34,7 +34,7 @@ def replay(
     delta: Annotated[
         list[float] | None, typer.Option(help="Margin of CAEO; may be repeated. [0.1, 0.5]")
     ] = None,
-    steps: Annotated[int, typer.Option(help="SGD steps to forecast after the checkpoint.")] = 600,
+    steps: Annotated[int, typer.Option(help="SGD steps to forecast after the checkpoint.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for replay.nc and replay.png.")] = Path("replay"),
     as_json: _JSON = False,

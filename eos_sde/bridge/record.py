@@ -48,6 +48,7 @@ class _Plan:
     every: int
     replicas: int
     batches_measured: int
+    curvature: bool
 
 
 @double_precision
@@ -65,6 +66,7 @@ def record(
     replicas: int = 1,
     project: ArrayLike | None = None,
     batches_measured: int = 16,
+    curvature: bool = True,
     options: Mapping[str, Any] = MappingProxyType({}),
     progress: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
@@ -99,6 +101,8 @@ def record(
         Directions (size, k): the displacement from the start is projected on them before each step.
     batches_measured : int
         Batches in the mean that is the batch sharpness.
+    curvature : bool
+        Whether to measure sharpness and batch sharpness, which cost most; NaN otherwise.
     options : mapping
         Further options of `make_rule`.
     progress : callable, optional
@@ -159,6 +163,7 @@ def record(
         every,
         replicas,
         batches_measured,
+        curvature,
     )
     measured, stepwise, final = _run(plan, theta, directions, progress)
     diverged_at = _diverged_at(measured)
@@ -189,7 +194,8 @@ def _run(
     """Alternate between measuring and `every` compiled steps."""
     task, size, single = plan.task, plan.batch_size, plan.replicas == 1
     advance = _advance(task, plan.rule, plan.eta, single=single)
-    measure, batch_sharpness = _measure(task, single=single), _batch_sharpness(task, single=single)
+    measure = _measure(task, curvature=plan.curvature, single=single)
+    batch_sharpness = _batch_sharpness(task, single=single)
     state = jax.vmap(plan.rule.init)(theta)
     memory = jax.vmap(lambda w: _ESTIMATOR.init(w, jax.random.key(plan.seed)))(theta)
     sources = [stream(plan.seed, 0, r) for r in range(plan.replicas)]
@@ -204,7 +210,9 @@ def _run(
     limit = None
     while True:
         memory, values = measure(theta, memory, data)
-        values["batch_sharpness"] = batch_sharpness(theta, batches(probes, samples), data)
+        values["batch_sharpness"] = np.full(plan.replicas, np.nan)
+        if plan.curvature:
+            values["batch_sharpness"] = batch_sharpness(theta, batches(probes, samples), data)
         values = {key: np.asarray(value) for key, value in values.items()}
         values["step"] = np.asarray(done)
         measurements.append(values)
@@ -253,13 +261,15 @@ def _advance(
 
 
 @lru_cache(maxsize=16)
-def _measure(task: Task, *, single: bool) -> Callable:
+def _measure(task: Task, *, curvature: bool, single: bool) -> Callable:
     """Compiled full-batch measurement over replicas: (weights, estimator state, data)."""
 
     def measure(theta: jax.Array, memory: Any, data: tuple) -> tuple:
         loss, gradient = jax.value_and_grad(task.loss)(theta, *data)
-        _, product = jax.linearize(lambda w: jax.grad(task.loss)(w, *data), theta)
-        sharpness, residual, memory = _ESTIMATOR.update(product, theta, memory)
+        sharpness = residual = jnp.asarray(jnp.nan, theta.dtype)
+        if curvature:
+            _, product = jax.linearize(lambda w: jax.grad(task.loss)(w, *data), theta)
+            sharpness, residual, memory = _ESTIMATOR.update(product, theta, memory)
         norm = jnp.linalg.norm(gradient)
         return memory, {
             "loss": loss,

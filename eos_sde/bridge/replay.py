@@ -21,7 +21,7 @@ from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 Progress = Callable[[str, float], None]
-_CAEO_STEPS = 150
+_CAEO_STEPS = 120
 
 
 @threadpool_limits.wrap(1, "blas")  # many small LAPACK calls: more BLAS threads only wait for each other
@@ -30,7 +30,7 @@ def replay(
     task: Task | str = "fashion-mlp",
     rule: str = "caeo",
     *,
-    steps: int = 600,
+    steps: int = 500,
     seed: int = 0,
     eta: float | None = None,
     batch_size: int = 8,
@@ -172,7 +172,7 @@ def checkpoint(
         eta=eta,
         batch_size=min(batch_size, task.n - 1),
         every=max(1, steps // 2),
-        batches_measured=1,
+        curvature=False,
         progress=lambda k: progress(k / steps),
     )
     if bool(run["diverged"].any()):

@@ -64,7 +64,7 @@ def run(
         every=_STEPS,
         replicas=replicas,
         project=direction,
-        batches_measured=1,
+        curvature=False,
         progress=lambda k: progress(k / _STEPS),
     )
     x = runs["projection"].values[:, :, 0]
