@@ -5,6 +5,25 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from solvers.request import refuse_amplified
+
+
+def refuse_unstable_step(drift: np.ndarray, noises: np.ndarray, dt: float) -> None:
+    """Refuse a step whose truncated exponential amplifies a mode that the drift damps.
+
+    Raises
+    ------
+    InvalidInput
+        With the largest stable step.
+    """
+    refuse_amplified(
+        np.linalg.eigvals(_stratonovich(drift, noises)),
+        dt,
+        lambda z: 1 + z * (1 + z / 2 * (1 + z / 3 * (1 + z / 4))),
+        what="the drift: its (Stratonovich) Jacobian at `at`",
+        name="the fourth-order step",
+    )
+
 
 def simulated_exponent(
     drift: np.ndarray, noises: np.ndarray, settings: tuple[int, float, int, int]
@@ -23,7 +42,7 @@ def simulated_exponent(
         Mean and standard error over the paths, the first tenth of the time left out.
     """
     seed, dt, steps, paths = settings
-    stratonovich = drift - 0.5 * np.einsum("kij,kjl->il", noises, noises)
+    stratonovich = _stratonovich(drift, noises)
     d = len(drift)
     start = np.random.Generator(np.random.Philox(seed)).standard_normal((paths, d))
     state = start / np.linalg.norm(start, axis=1, keepdims=True)
@@ -46,7 +65,7 @@ def cloned_exponent(
     seed, dt, steps, paths = settings
     if p == 0:
         return 0.0, 0.0
-    stratonovich = drift - 0.5 * np.einsum("kij,kjl->il", noises, noises)
+    stratonovich = _stratonovich(drift, noises)
     populations, size = 10, max(paths // 10, 2)
     per_round = max(1, round(0.25 / dt))  # resample a few times per unit time: weights stay comparable
     rounds = max(2, steps // per_round)
@@ -70,6 +89,10 @@ def cloned_exponent(
             state = state[np.minimum(chosen, size - 1)]
         values[population] = total / ((rounds - burn) * per_round * dt)
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(populations))
+
+
+def _stratonovich(drift: np.ndarray, noises: np.ndarray) -> np.ndarray:
+    return drift - 0.5 * np.einsum("kij,kjl->il", noises, noises)
 
 
 @numba.njit

@@ -12,9 +12,11 @@ import xarray as xr
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.fluxes import scharfetter_gummel
-from solvers.linear_growth import cloned_exponent, simulated_exponent
+from solvers.linear_growth import cloned_exponent, refuse_unstable_step, simulated_exponent
 from solvers.nonreversible import stationary_masses
 from solvers.provenance import provenance
+from solvers.request import refuse_other
+from solvers.sde import SDE
 
 _METHODS = ("spectral", "simulation")
 _HARMONICS = (16, 32, 64, 128, 256, 512)
@@ -54,7 +56,7 @@ def lyapunov_exponent(
     Raises
     ------
     InvalidInput
-        If `at` is not a fixed point, or an argument cannot be used.
+        If `at` is not a fixed point, an argument cannot be used, or dt is too large for the drift.
     ConvergenceFailure
         If the Fourier series of the angular density does not converge.
 
@@ -66,7 +68,9 @@ def lyapunov_exponent(
     drift, noises = linearisation(sde, at)
     stderr = 0.0
     if _checked_method(method) == "simulation":
-        value, stderr = simulated_exponent(drift, noises, _checked_simulation(seed, dt, duration, paths))
+        checked = _checked_simulation(seed, dt, duration, paths)
+        refuse_unstable_step(drift, noises, dt)
+        value, stderr = simulated_exponent(drift, noises, checked)
     else:
         value = _spectral_exponent(drift, noises)
     settings = (
@@ -120,12 +124,16 @@ def moment_lyapunov_exponent(
         If the Fourier series does not converge.
     """
     drift, noises = linearisation(sde, at)
-    moments = np.atleast_1d(np.asarray(p, dtype=float))
+    try:
+        moments = np.atleast_1d(np.asarray(p, dtype=float))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"p={p!r}; give finite numbers") from error
     if moments.ndim != 1 or not np.isfinite(moments).all():
         raise InvalidInput(f"p={p!r}; give finite numbers")
     stderr = np.zeros(moments.size)
     if _checked_method(method) == "simulation":
         settings = _checked_simulation(seed, dt, duration, paths)
+        refuse_unstable_step(drift, noises, dt)
         pairs = [cloned_exponent(drift, noises, q, settings) for q in moments]
         values, stderr = np.array([v for v, _ in pairs]), np.array([e for _, e in pairs])
     else:
@@ -164,7 +172,11 @@ def linearisation(sde: Any, at: Sequence[float] | float) -> tuple[np.ndarray, np
     """
     import sympy as sp
 
-    point = np.atleast_1d(np.asarray(at, dtype=float))
+    refuse_other(sde, SDE, "sde")
+    try:
+        point = np.atleast_1d(np.asarray(at, dtype=float))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"at={at!r}; give {sde.dimension} finite numbers, one per component") from error
     if point.shape != (sde.dimension,) or not np.isfinite(point).all():
         raise InvalidInput(f"at={at!r}; give {sde.dimension} finite numbers, one per component")
     model = sde.to("ito").symbolic()

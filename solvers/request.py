@@ -128,6 +128,12 @@ def checked(
     return request
 
 
+def refuse_other(value: Any, kind: type, name: str) -> None:
+    """Refuse an argument of another type."""
+    if not isinstance(value, kind):
+        raise InvalidInput(f"{name} is a {type(value).__name__}; pass a solvers.{kind.__name__}")
+
+
 def checked_steps(t0: float, t1: float, dt: float) -> tuple[float, float, int]:
     """The times as floats and the number of steps, which must be whole."""
     for name, value in (("t0", t0), ("t1", t1), ("dt", dt)):
@@ -197,17 +203,36 @@ def refuse_unstable_step(sde: SDE, start: np.ndarray, t0: float, dt: float, sche
     """Refuse a step at which the scheme amplifies a mode that the drift damps, at up to 100 of the starts."""
     points = np.unique(start, axis=0)[:100]
     rates = np.linalg.eigvals(_drift_jacobians(sde, t0, points)).ravel()
+    refuse_amplified(
+        rates,
+        dt,
+        scheme.amplification,
+        what="the drift: its Jacobian at y0",
+        name=repr(scheme.name),
+        insist=" (allow_unstable_step=True to insist)",
+    )
+
+
+def refuse_amplified(
+    rates: np.ndarray,
+    dt: float,
+    amplification: Callable[[np.ndarray], np.ndarray],
+    *,
+    what: str,
+    name: str,
+    insist: str = "",
+) -> None:
+    """Refuse a step at which a linear mode with one of these rates grows although it is damped."""
     damped = rates[rates.real < 0]
-    # The Jacobian is exact to about 1e-9 relative: a step exactly at the edge passes.
-    if damped.size == 0 or (np.abs(scheme.amplification(dt * damped)) <= 1 + 1e-6).all():
+    # A Jacobian by differences is exact to about 1e-9 relative: a step exactly at the edge passes.
+    if damped.size == 0 or (np.abs(amplification(dt * damped)) <= 1 + 1e-6).all():
         return
-    largest = _largest_stable_step(damped, dt, scheme)
-    worst = damped[np.argmax(np.abs(scheme.amplification(dt * damped)))]
+    largest = _largest_stable_step(damped, dt, amplification)
+    worst = damped[np.argmax(np.abs(amplification(dt * damped)))]
     shown = f"{worst.real:.6g}" if worst.imag == 0 else f"{worst:.6g}"
     raise InvalidInput(
-        f"dt={dt:.6g} is too large for the drift: its Jacobian at y0 has the eigenvalue {shown}, which "
-        f"{scheme.name!r} amplifies; the largest stable dt is {largest:.6g} "
-        "(allow_unstable_step=True to insist)"
+        f"dt={dt:.6g} is too large for {what} has the eigenvalue {shown}, which {name} amplifies; the largest "
+        f"stable dt is {largest:.6g}{insist}"
     )
 
 
@@ -227,12 +252,12 @@ def _drift_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:
     return jacobians[np.isfinite(jacobians).all(axis=(1, 2))]
 
 
-def _largest_stable_step(rates: np.ndarray, dt: float, scheme: schemes.Scheme) -> float:
+def _largest_stable_step(rates: np.ndarray, dt: float, amplification: Callable[..., Any]) -> float:
     """Bisection between a step small enough and dt; the stable set of these schemes is an interval."""
     low, high = 0.0, dt
     for _ in range(60):
         middle = 0.5 * (low + high)
-        if (np.abs(scheme.amplification(middle * rates)) <= 1).all():
+        if (np.abs(amplification(middle * rates)) <= 1).all():
             low = middle
         else:
             high = middle

@@ -144,3 +144,36 @@ def test_unsettled_series_is_not_returned():
             ),
             at=(0, 0),
         )
+
+
+def test_a_step_too_large_for_the_drift_is_refused():
+    stiff = SDE(
+        lambda t, y, p, xp: (p.mu * y[0],),
+        lambda t, y, p, xp: (0.1 * y[0],),
+        params={"mu": -1000.0},
+        convention="ito",
+    )
+    settings = {"at": 0.0, "method": "simulation", "seed": 1, "duration": 1.0}
+    words = r"dt=0.01 is too large .* eigenvalue -1000.* the largest stable dt is 0.002785"
+    with pytest.raises(InvalidInput, match=words):
+        lyapunov_exponent(stiff, dt=0.01, **settings)
+    with pytest.raises(InvalidInput, match=words):
+        moment_lyapunov_exponent(stiff, 1.0, dt=0.01, **settings)
+    # inside: the truncated exponential at mu dt = -0.5 is off by 0.5^5/120 relative, over 0.5: 0.05 percent
+    value = float(lyapunov_exponent(stiff, dt=0.0005, **settings).value)
+    assert abs(value / -1000 - 1) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lyapunov_exponent(3, at=0), "sde is a int"),
+        (lambda: moment_lyapunov_exponent("a", 1, at=0), "sde is a str"),
+        (lambda: lyapunov_exponent(geometric(), at="origin"), "at='origin'"),
+        (lambda: lyapunov_exponent(geometric(), at=1j), "at=1j"),
+        (lambda: moment_lyapunov_exponent(geometric(), "two", at=0), "p='two'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(call, words):
+    with pytest.raises(InvalidInput, match=words):
+        call()
