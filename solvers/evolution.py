@@ -41,7 +41,8 @@ def evolve(fp: FokkerPlanck, density: Any, times: Sequence[float], *, tol: float
     ----------
     fp : FokkerPlanck
     density : DataArray over the axes, or array of the grid's shape
-        At time 0; nonnegative. It may sit in one cell. Its mass is kept as it is given.
+        At time 0; nonnegative. It may sit in one cell. Its mass is kept as it is given. Coordinates, where
+        there are any, must be the grid's cell centres.
     times : sequence of float
         Increasing, >= 0.
     tol : float
@@ -154,8 +155,12 @@ def _checked_masses(fp: FokkerPlanck, density: Any) -> np.ndarray:
     if isinstance(density, xr.DataArray):
         if set(density.dims) != set(grid.names):
             raise InvalidInput(f"density has dimensions {density.dims}, but the grid has {grid.names}")
+        _refuse_other_cells(fp, density)
         density = density.transpose(*grid.names).values
-    values = np.asarray(density, dtype=float)
+    try:
+        values = np.asarray(density, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"density is a {type(density).__name__} and no array of numbers") from error
     if values.shape != grid.shape:
         raise InvalidInput(f"density has shape {values.shape}, but the grid has {grid.shape}")
     if not np.isfinite(values).all() or values.min() < 0:
@@ -166,8 +171,30 @@ def _checked_masses(fp: FokkerPlanck, density: Any) -> np.ndarray:
     return masses
 
 
+def _refuse_other_cells(fp: FokkerPlanck, density: xr.DataArray) -> None:
+    """Refuse coordinates that are not the grid's cell centres."""
+    for name, centers in fp.grid.centers.items():
+        if name not in density.coords:
+            continue
+        given = np.asarray(density.coords[name].values)
+        if given.shape != centers.shape:
+            raise InvalidInput(
+                f"density has {given.size} cells along {name}, but the grid has {centers.size}"
+            )
+        off = np.abs(given - centers)
+        if not (off <= 1e-6 * fp.grid.widths[name]).all():
+            worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+            raise InvalidInput(
+                f"density is given at {name}={given[worst]:g} where the grid has a cell centre at "
+                f"{name}={centers[worst]:g}: it is from another grid; interpolate it to the centres first"
+            )
+
+
 def _checked_times(times: Sequence[float]) -> np.ndarray:
-    at = np.atleast_1d(np.asarray(times, dtype=float))
+    try:
+        at = np.atleast_1d(np.asarray(times, dtype=float))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"times={times!r}; give increasing finite times >= 0") from error
     if at.ndim != 1 or at.size == 0 or not np.isfinite(at).all() or at[0] < 0 or np.any(np.diff(at) <= 0):
         raise InvalidInput(f"times={times!r}; give increasing finite times >= 0")
     return at

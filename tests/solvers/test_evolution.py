@@ -103,3 +103,17 @@ def test_unusable_input_is_refused():
     ]:
         with pytest.raises(InvalidInput, match=words):
             evolve(fp, density, times)
+
+
+def test_a_density_from_another_grid_is_refused():
+    fp = FokkerPlanck(ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(-4, 4, 50)))
+    own = stationary_density(fp)
+    evolve(fp, own, [0.1])
+    evolve(fp, own.drop_vars("x"), [0.1])
+    other = stationary_density(FokkerPlanck(ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(-3, 3, 50))))
+    with pytest.raises(InvalidInput, match=r"x=-2.94 where the grid has .* x=-3.92.*another grid"):
+        evolve(fp, other, [0.1])
+    with pytest.raises(InvalidInput, match="40 cells along x"):
+        evolve(fp, own[:40], [0.1])
+    with pytest.raises(InvalidInput, match="no array of numbers"):
+        evolve(fp, "flat", [0.1])
