@@ -11,14 +11,18 @@ import numpy as np
 import scipy.sparse as sps
 
 from solvers import boundary as boundaries
-from solvers import fluxes
+from solvers import fluxes, memory
 from solvers.chain import Chain, reversible_weights
 from solvers.coefficients import Coefficients
 from solvers.cross_terms import central_cross_terms, corner_rates, needs_central
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.grid import Grid
+from solvers.request import refuse_other
+from solvers.sde import SDE
 
 _SIDES = (0, -1)
+# Per cell, measured: faces and generator, while they are assembled.
+_BYTES, _BYTES_PER_AXIS = 60, 210
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class FokkerPlanck:
     ------
     InvalidInput
         If names differ, coefficients depend on time or are not finite on the grid, a word is unknown, a
-        periodic axis does not close, or the grid misses the mass.
+        periodic axis does not close, the grid misses the mass, or the operator would not fit in memory.
 
     Warns
     -----
@@ -136,11 +140,18 @@ class FokkerPlanck:
         flux: str = "scharfetter-gummel",
         allow_wall_mass: bool = False,
     ):
+        refuse_other(sde, SDE, "sde")
+        refuse_other(grid, Grid, "grid")
         self.sde, self.grid = sde, grid
         self.boundary = boundaries.walls(boundary, grid.names)
         if flux not in fluxes.FLUXES:
             raise InvalidInput(f"flux={flux!r} is unknown; choose one of {', '.join(fluxes.FLUXES)}")
         self.flux = flux
+        memory.require(
+            (_BYTES + _BYTES_PER_AXIS * grid.d) * grid.size,
+            f"an operator on {grid.size} cells",
+            "use fewer cells",
+        )
         self._coefficients = Coefficients(sde, grid)
         self._corners = self._choose_cross_terms()
         self.face_flux, self._excess = fluxes.FLUXES[flux], fluxes.excess_diffusion
@@ -211,7 +222,7 @@ class FokkerPlanck:
         if reason is None:
             self._coefficients.split_diagonal = True
             return "positive"
-        warnings.warn(AccuracyWarning(reason), stacklevel=4)
+        warnings.warn(AccuracyWarning(reason), stacklevel=3)
         return "central"
 
     def _interior_faces(self, axis: int) -> Faces:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
 
+from solvers import memory
 from solvers.errors import InvalidInput
 
 
@@ -33,7 +35,8 @@ class Grid:
     Raises
     ------
     InvalidInput
-        If an axis has fewer than two cells or edges that are not finite and increasing.
+        If an axis has fewer than two cells or edges that are not finite and increasing, its name is taken by a
+        variable of the results, or the cells do not fit in memory.
 
     Examples
     --------
@@ -52,7 +55,8 @@ class Grid:
         self.widths = {name: _frozen(np.diff(e)) for name, e in self.edges.items()}
         self.d = len(self.names)
         self.shape = tuple(len(c) for c in self.centers.values())
-        self.size = int(np.prod(self.shape))
+        self.size = math.prod(self.shape)
+        memory.require(16 * self.size, f"a grid of {self.size} cells", "use fewer cells")
         volumes = np.ones(())
         for width in self.widths.values():
             volumes = np.multiply.outer(volumes, width)
@@ -143,7 +147,9 @@ def _checked_edges(name: str, values: Iterable[float]) -> np.ndarray:
         edges = np.array(values, dtype=float)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"edges of axis {name} are not numbers: {values!r}") from error
-    if edges.ndim != 1 or edges.size < 3:
+    if edges.ndim != 1:
+        raise InvalidInput(f"edges of axis {name} have shape {edges.shape}; give one sequence of numbers")
+    if edges.size < 3:
         raise InvalidInput(f"axis {name} has {max(edges.size - 1, 0)} cells; give at least 3 edges (2 cells)")
     if not np.isfinite(edges).all():
         raise InvalidInput(

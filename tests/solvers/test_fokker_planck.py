@@ -261,3 +261,31 @@ def test_walls_that_are_part_of_the_model_are_accepted():
     FokkerPlanck(brownian_square(), Grid.uniform(x=(0, 1, 5), y=(0, 1, 5)))
     FokkerPlanck(ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(3, 5, 20)), allow_wall_mass=True)
     FokkerPlanck(ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(3, 5, 20)), boundary="absorbing")
+
+
+def test_what_would_not_fit_in_memory_is_refused_before_it_is_allocated(monkeypatch):
+    grid = Grid.uniform(x=(0, 1, 3000), y=(0, 1, 3000))
+    monkeypatch.setattr("solvers.memory.available", lambda: 10**9)
+    # 9e6 cells at about 480 bytes
+    with pytest.raises(InvalidInput, match=r"operator on 9000000 cells needs 4\.\d+ GB, but 1 GB"):
+        FokkerPlanck(brownian_square(), grid)
+    with pytest.raises(InvalidInput, match=r"grid of 10000000000 cells needs 160 GB"):
+        Grid.uniform(x=(0, 1, 100_000), y=(0, 1, 100_000))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: FokkerPlanck(3, Grid.uniform(x=(-1, 1, 9))), "sde is a int"),
+        (lambda: FokkerPlanck(ornstein_uhlenbeck(1, 0.5), 3), "grid is a int"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(make, words):
+    with pytest.raises(InvalidInput, match=words):
+        make()
+
+
+def test_warnings_point_at_the_line_that_called():
+    with pytest.warns(AccuracyWarning, match=r"\|D12\|") as caught:
+        FokkerPlanck(rotating_ou(), Grid.uniform(x=(-4, 4, 20), y=(-4, 4, 60)))
+    assert caught[0].filename == __file__

@@ -41,6 +41,7 @@ def test_volumes_fill_the_box(widths, start):
         (lambda: Grid(x=[0.0, 1.0, 1.0]), "must increase"),
         (lambda: Grid(x=[0.0, np.nan, 1.0]), "finite"),
         (lambda: Grid(x=["a", "b", "c"]), "not numbers"),
+        (lambda: Grid(x=np.zeros((2, 2))), r"shape \(2, 2\)"),
         (lambda: Grid.uniform(x=(1, 0, 10)), "low < high"),
         (lambda: Grid.uniform(x=(0, 1, 1)), "integer >= 2"),
         (lambda: Grid.uniform(x=(0, 1, 10.0)), "integer >= 2"),
