@@ -63,7 +63,7 @@ def replay(
     if as_json:
         sys.stdout.write(report.as_json(dataset, dataset=str(dataset_path), figure=str(figure_path)) + "\n")
         return
-    console = Console()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(dataset.attrs["description"])
     console.print(report.as_table(dataset))
     console.print(f"dataset: {dataset_path}\nfigure:  {figure_path}", soft_wrap=True)

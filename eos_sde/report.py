@@ -5,7 +5,9 @@ import math
 from typing import Any
 
 import xarray as xr
+from rich import box
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -62,22 +64,30 @@ def as_table(dataset: xr.Dataset) -> Group:
     blocks: list[Any] = []
     for experiment in dict.fromkeys(record["experiment"] for record in records):
         table = Table(
-            title=_TITLES[experiment], title_justify="left", title_style="bold", expand=False, pad_edge=False
+            title=_TITLES[experiment],
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE,
+            pad_edge=False,
         )
-        for heading in ("quantity", "theory"):
-            table.add_column(heading, overflow="fold")
+        table.add_column("quantity and theory", overflow="fold")
         for heading in ("predicted", "measured", "difference", "verdict"):
             table.add_column(heading, justify="right", no_wrap=True)
+        named = None
         for record in (r for r in records if r["experiment"] == experiment):
+            if record["quantity"] != named:
+                named = record["quantity"]
+                table.add_row(
+                    Text(_named(record)), "", concise(record["measured"], record["measured_stderr"])
+                )
             table.add_row(
-                Text(_named(record)),
-                Text(record["model"]),
-                number(record["predicted"], record["predicted_stderr"]),
-                number(record["measured"], record["measured_stderr"]),
+                Padding(Text(record["model"]), (0, 0, 0, 3)),
+                concise(record["predicted"], record["predicted_stderr"]),
+                "",
                 _difference(record),
                 Text(record["verdict"], style=_COLOURS.get(record["verdict"], "magenta")),
             )
-        blocks += [table, ""]
+        blocks.append(table)
     counts = {word: sum(r["verdict"] == word for r in records) for word in _COLOURS}
     blocks.append(
         f"Of {len(records)} comparisons, {counts['agrees']} agree within two standard errors of the measurement, "
@@ -95,6 +105,29 @@ def _difference(record: dict[str, Any]) -> str:
     if record["predicted"] is None or not record["measured"]:
         return "-"
     return f"{100 * (record['predicted'] / record['measured'] - 1):+.1f} %"
+
+
+def concise(value: float | None, stderr: float | None) -> str:
+    """A value with its standard error in the last digits: 0.06135(34), 31.9(1.4), 8.86(52)e-4.
+
+    Parameters
+    ----------
+    value, stderr : float or None
+        None or NaN where they do not exist; an error of 0, or too small to show, is left out.
+
+    Returns
+    -------
+    str
+        For a table.
+    """
+    text = number(value, stderr)
+    if " ± " not in text:
+        return text
+    body, _, power = text.removeprefix("(").partition(")")
+    shown, error = body.split(" ± ")
+    if float(error) < 1:
+        error = error.replace(".", "").lstrip("0")
+    return f"{shown}({error}){power}"
 
 
 def number(value: float | None, stderr: float | None) -> str:

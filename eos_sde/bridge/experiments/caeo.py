@@ -81,25 +81,22 @@ def run(
             sharpness = (float(there["sharpness"]), residual, "1/time")
             learning_rate = (rate, rate * residual / float(there["sharpness"]), "time")
             named = f"after {step} steps, delta {delta:g}"
-            for model_name, predicted_s, predicted_r in (
-                (
-                    "reduced model, alpha frozen",
-                    (
-                        float(model["sharpness"].sel(step=step)),
-                        float(model["sharpness_stderr"].sel(step=step)),
-                    ),
-                    (float(before["learning_rate"]), float(before["learning_rate_stderr"])),
-                ),
-                (
-                    "gradient flow at the capped rate",
-                    (float(flow["sharpness"].sel(step=step)), 0.0),
-                    (float(flow["learning_rate"].interp(step=step - 1)), 0.0),
-                ),
-            ):
-                rows += [
-                    Row("caeo", f"sharpness {named}", model_name, *predicted_s, *sharpness),
-                    Row("caeo", f"learning rate {named}", model_name, *predicted_r, *learning_rate),
-                ]
+            reduced, flowing = "reduced model, alpha frozen", "gradient flow at the capped rate"
+            at = model.sel(step=step)
+            rows += [
+                Row("caeo", f"sharpness {named}", name, *predicted, *sharpness)
+                for name, predicted in (
+                    (reduced, (float(at["sharpness"]), float(at["sharpness_stderr"]))),
+                    (flowing, (float(flow["sharpness"].sel(step=step)), 0.0)),
+                )
+            ]
+            rows += [
+                Row("caeo", f"learning rate {named}", name, *predicted, *learning_rate)
+                for name, predicted in (
+                    (reduced, (float(before["learning_rate"]), float(before["learning_rate_stderr"]))),
+                    (flowing, (float(flow["learning_rate"].interp(step=step - 1)), 0.0)),
+                )
+            ]
         curves["s"].append(network["sharpness"].values)
         curves["r"].append(network["learning_rate"].values)
         curves["ps"].append(model["sharpness"].sel(step=axis).values)
