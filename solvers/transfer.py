@@ -11,12 +11,17 @@ import numpy as np
 import scipy.sparse as sps
 
 from solvers import boundary as boundaries
+from solvers import memory
 from solvers.coefficients import Coefficients
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.grid import Grid
+from solvers.request import refuse_other
+from solvers.sde import SDE
 
 _REACH = 8.5  # standard deviations kept: the two tails beyond hold 2e-17 of the mass
 _MAX_NODES = 32
+_FOLDED = 1e-3  # stationary mass per step that may be sent beyond reflecting walls
+_SETTLING = 300
 
 
 class TransferOperator:
@@ -41,6 +46,9 @@ class TransferOperator:
         As for `FokkerPlanck`. "reflecting" folds the landing point back at the wall (once; what goes further
         than a whole grid width beyond a wall is kept in the last cell it would fold to), "absorbing" removes
         it, "periodic" wraps it.
+    allow_wall_mass : bool
+        Accept a reflecting wall that the drift presses against along its whole length, or stationary mass whose
+        mean landing point lies beyond one: then the fold is part of the model.
 
     Attributes
     ----------
@@ -51,7 +59,7 @@ class TransferOperator:
     Raises
     ------
     InvalidInput
-        For unusable arguments, correlated noise or more than two dimensions.
+        For unusable arguments, correlated noise or more than two dimensions, or if the grid misses the mass.
 
     Warns
     -----
@@ -78,7 +86,10 @@ class TransferOperator:
         *,
         step: float,
         boundary: boundaries.Boundary = "reflecting",
+        allow_wall_mass: bool = False,
     ):
+        refuse_other(sde, SDE, "sde")
+        refuse_other(grid, Grid, "grid")
         if not (isinstance(step, (int, float, np.number)) and 0 < step < np.inf):
             raise InvalidInput(f"step={step!r}; give a positive time step")
         if grid.d > 2:
@@ -91,7 +102,11 @@ class TransferOperator:
         self.boundary = boundaries.walls(boundary, grid.names)
         Coefficients(sde, grid)  # refuses what cannot be read on this grid
         ito = sde.to("ito")
+        if not allow_wall_mass:
+            self._refuse_outward_walls(ito)
         self.matrix = self._assemble(ito, self._nodes(ito))
+        if not allow_wall_mass:
+            self._refuse_folded_mass(ito)
 
     def __repr__(self) -> str:
         return f"TransferOperator({self.grid!r}, step={self.step:g}, boundary={self.boundary})"
@@ -112,6 +127,52 @@ class TransferOperator:
                 )
                 raise InvalidInput(f"one step from {place} is not finite; leave this point out of the grid")
         return mean, deviation
+
+    def _refuse_outward_walls(self, ito: Any) -> None:
+        """Refuse a reflecting wall that the mean step leaves along its whole length, as `FokkerPlanck` does."""
+        grid = self.grid
+        for axis, name in enumerate(grid.names):
+            for side, word, outward in ((0, "low", -1.0), (-1, "high", 1.0)):
+                if self.boundary[name][side] != "reflecting":
+                    continue
+                wall, steps = grid.edges[name][side], []
+                for position in (wall, grid.centers[name][side]):
+                    lines = list(grid.centers.values())
+                    lines[axis] = np.array([position])
+                    mean, _ = self._move(ito, tuple(np.meshgrid(*lines, indexing="ij")))
+                    steps.append(outward * (mean[axis] - position))
+                if np.all(steps[0] > 0) and np.all(steps[1] > 0):
+                    raise InvalidInput(
+                        f"the grid misses the mass: along the whole {word} wall {name}={wall:g} the mean step "
+                        f"is {float(np.median(steps[0])):.4g} out of the grid, so probability piles up there; "
+                        f"widen the grid {'below' if side == 0 else 'above'} {name}={wall:g}, or pass "
+                        "allow_wall_mass=True if the wall is part of the model"
+                    )
+
+    def _refuse_folded_mass(self, ito: Any) -> None:
+        """Refuse a map whose mean sends stationary mass beyond a reflecting wall: an unstable map does."""
+        grid = self.grid
+        mean, _ = self._move(ito, grid.coords())
+        beyond = np.zeros(grid.shape, dtype=bool)
+        for axis, name in enumerate(grid.names):
+            low, high = self.boundary[name]
+            beyond |= (low == "reflecting") & (mean[axis] < grid.edges[name][0])
+            beyond |= (high == "reflecting") & (mean[axis] > grid.edges[name][-1])
+        if not beyond.any():
+            return
+        masses = grid.volumes.ravel() / grid.volumes.sum()
+        for _ in range(_SETTLING):
+            before, masses = masses, self.matrix @ masses
+            masses /= masses.sum()
+            if np.abs(masses - before).sum() < 1e-6:
+                break
+        folded = float(masses[beyond.ravel()].sum())
+        if folded > _FOLDED:
+            raise InvalidInput(
+                f"the grid misses the mass: for {folded:.2g} of the stationary mass the mean step leads beyond a "
+                "reflecting wall, so the map is unstable or the grid too narrow; widen the grid, use a smaller "
+                "step, or pass allow_wall_mass=True if the wall is part of the model"
+            )
 
     def _nodes(self, ito: Any) -> int:
         grid = self.grid
@@ -135,7 +196,7 @@ class TransferOperator:
                     f"spreads {coarse**2 / 12:.1g} times its variance; use {math.ceil(4 * coarse)} times "
                     "as many cells"
                 ),
-                stacklevel=4,
+                stacklevel=3,
             )
         return int(min(4 + 2 * math.ceil(covered), _MAX_NODES))
 
@@ -147,6 +208,11 @@ class TransferOperator:
             (grid.centers[n][:, None] + 0.5 * grid.widths[n][:, None] * abscissae[None, :]).ravel()
             for n in grid.names
         ]
+        memory.require(
+            8 * (8 + 6 * grid.d) * grid.size * nodes**grid.d,
+            f"a kernel on {grid.size} cells",
+            "use fewer cells",
+        )
         coords = tuple(np.meshgrid(*fine, indexing="ij"))
         mean, deviation = self._move(ito, coords)
         split = [size for n in grid.shape for size in (n, nodes)]

@@ -1,5 +1,7 @@
 """Transfer operators: mass, exact discrete spectra, conventions."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,7 +74,8 @@ def test_random_kernels_are_stochastic(c, noise, step, wall):
         params=(*c, noise),
         convention="ito",
     )
-    matrix = TransferOperator(sde, Grid.uniform(x=(-1, 1, 25)), step=step, boundary=wall).matrix
+    grid = Grid.uniform(x=(-1, 1, 25))
+    matrix = TransferOperator(sde, grid, step=step, boundary=wall, allow_wall_mass=True).matrix
     sums = np.asarray(matrix.sum(axis=0)).ravel()
     assert matrix.data.min() >= 0
     if wall == "absorbing":
@@ -111,3 +114,44 @@ def test_unusable_input_is_refused():
         stationary_density(TransferOperator(discrete_ou(0.3), grid, step=0.3, boundary="absorbing"))
     with pytest.warns(AccuracyWarning, match="as wide as the noise"):
         TransferOperator(discrete_ou(1e-3), grid, step=1e-3)
+
+
+def test_a_grid_that_misses_the_mass_is_refused():
+    ou = discrete_ou(0.3)
+    for step in (0.3, 1e-3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AccuracyWarning)
+            with pytest.raises(InvalidInput, match=r"misses the mass.*low wall x=3.*widen the grid below"):
+                TransferOperator(ou, Grid.uniform(x=(3, 5, 100)), step=step)
+    with pytest.raises(InvalidInput, match="high wall x=-3"):
+        TransferOperator(ou, Grid.uniform(x=(-5, -3, 100)), step=0.3)
+    TransferOperator(ou, Grid.uniform(x=(3, 5, 100)), step=0.3, allow_wall_mass=True)
+    TransferOperator(ou, Grid.uniform(x=(3, 5, 100)), step=0.3, boundary="absorbing")
+
+
+def test_an_unstable_map_is_refused_and_a_rare_excursion_is_not():
+    with pytest.raises(InvalidInput, match=r"misses the mass: for 0.\d+ of the stationary mass"):
+        TransferOperator(discrete_ou(2.5), Grid.uniform(x=(-4, 4, 200)), step=2.5)  # x -> -1.5 x
+    # x - x^3 / 4 leads beyond the walls from |x| > 2.95, where there is hardly any mass
+    cubic = SDE(lambda t, y, p, xp: (-(y[0] ** 3),), lambda t, y, p, xp: (0.8,), convention="ito")
+    TransferOperator(cubic, Grid.uniform(x=(-3, 3, 200)), step=0.25)
+    # a box with the drift inwards is a model
+    TransferOperator(discrete_ou(0.3), Grid.uniform(x=(-0.5, 0.5, 100)), step=0.3)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TransferOperator(3, Grid.uniform(x=(-1, 1, 9)), step=0.1), "sde is a int"),
+        (lambda: TransferOperator(discrete_ou(0.3), 3, step=0.1), "grid is a int"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(make, words):
+    with pytest.raises(InvalidInput, match=words):
+        make()
+
+
+def test_the_warning_points_at_the_line_that_called():
+    with pytest.warns(AccuracyWarning, match="as wide as the noise") as caught:
+        TransferOperator(discrete_ou(1e-3), Grid.uniform(x=(-1, 1, 20)), step=1e-3)
+    assert caught[0].filename == __file__
