@@ -96,7 +96,8 @@ class FokkerPlanck:
         "reflecting", "absorbing" (density zero on the face), "periodic", or ``{axis: (low, high)}``.
     flux : {"scharfetter-gummel"}
     allow_wall_mass : bool
-        Accept a reflecting wall against which the drift presses the density along its whole length.
+        Accept a reflecting wall against which the drift presses the density along its whole length, and one
+        without which the density would not be normalisable.
 
     Attributes
     ----------
@@ -146,7 +147,7 @@ class FokkerPlanck:
         self.boundary = boundaries.walls(boundary, grid.names)
         if flux not in fluxes.FLUXES:
             raise InvalidInput(f"flux={flux!r} is unknown; choose one of {', '.join(fluxes.FLUXES)}")
-        self.flux = flux
+        self.flux, self.allow_wall_mass = flux, allow_wall_mass
         memory.require(
             (_BYTES + _BYTES_PER_AXIS * grid.d) * grid.size,
             f"an operator on {grid.size} cells",
@@ -343,6 +344,43 @@ class FokkerPlanck:
                     AccuracyWarning(
                         f"the stationary density is largest at the {word} wall {name}={wall:g} and the drift "
                         f"there is {pressure[along]:.3g} out of the grid: mass is missed; widen the grid"
+                    ),
+                    stacklevel=stacklevel,
+                )
+
+    def warn_if_tail_is_heavy(self, stacklevel: int = 3) -> None:
+        """Warn if the density, in one dimension, would not be normalisable without its reflecting walls.
+
+        At a wall where it still exceeds 1e-3 of its maximum, and its logarithm is convex (a tail that flattens,
+        not a box inside a well), the local power law |x - peak|^-a is continued: for a <= 1 its mass is infinite.
+
+        Parameters
+        ----------
+        stacklevel : int
+            As for `warnings.warn`.
+        """
+        weights = self.chain.log_weights
+        if self.grid.d > 1 or weights is None or self.allow_wall_mass or self.grid.size < 4:
+            return
+        (name,) = self.grid.names
+        center, edges = self.grid.centers[name], self.grid.edges[name]
+        density = weights - np.log(self.grid.widths[name])
+        peak = center[np.argmax(density)]
+        for side, word in zip(_SIDES, ("low", "high"), strict=True):
+            outwards = -1 if side == 0 else 1
+            x = (outwards * center)[::-outwards][:3]
+            level = density[::-outwards][:3]
+            if self.boundary[name][side] != "reflecting" or level[0] - density.max() < np.log(1e-3):
+                continue
+            near, far = np.diff(level[::-1]) / np.diff(x[::-1])  # outward slopes, the last one at the wall
+            exponent = -far * abs(edges[side] - peak)
+            if far < 0 and far - near > 1e-6 * abs(near) and exponent <= 1.0:
+                warnings.warn(
+                    AccuracyWarning(
+                        f"at the {word} wall {name}={edges[side]:g} the stationary density is "
+                        f"{np.exp(level[0] - density.max()):.2g} of its maximum and falls like "
+                        f"|{name} - {peak:.3g}|^-{exponent:.2g}, which without the wall has infinite mass: the "
+                        "result depends on where the wall is; pass allow_wall_mass=True if it is part of the model"
                     ),
                     stacklevel=stacklevel,
                 )

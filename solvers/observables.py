@@ -51,8 +51,9 @@ def stationary_density(operator: Any) -> xr.DataArray:
     Warns
     -----
     AccuracyWarning
-        If the operator is not reversible and cells are too coarse where the mass lies, or the density is
-        largest on a wall against which the drift presses.
+        If the operator is not reversible and cells are too coarse where the mass lies, if the density is
+        largest on a wall against which the drift presses, or if it would not be normalisable without its
+        reflecting walls (one dimension).
     """
     grid = operator.grid
     if isinstance(operator, TransferOperator):
@@ -64,6 +65,7 @@ def stationary_density(operator: Any) -> xr.DataArray:
         masses = stationary_masses(operator.chain)
         if not operator.reversible:
             operator.warn_if_unresolved(masses, stacklevel=3)
+        operator.warn_if_tail_is_heavy(stacklevel=3)
     else:
         raise InvalidInput(
             f"operator is a {type(operator).__name__}; pass a FokkerPlanck or TransferOperator"

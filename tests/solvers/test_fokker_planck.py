@@ -289,3 +289,36 @@ def test_warnings_point_at_the_line_that_called():
     with pytest.warns(AccuracyWarning, match=r"\|D12\|") as caught:
         FokkerPlanck(rotating_ou(), Grid.uniform(x=(-4, 4, 20), y=(-4, 4, 60)))
     assert caught[0].filename == __file__
+
+
+def _flattening(noise_power, convention="klimontovich"):
+    return SDE(
+        lambda t, y, p, xp: (-y[0],),
+        lambda t, y, p, xp: ((1.0 + y[0] ** 2) ** p.power,),
+        params={"power": noise_power},
+        convention=convention,
+    )
+
+
+def test_a_density_that_only_the_walls_make_normalisable_is_reported():
+    grid = Grid.uniform(x=(-4, 4, 400))
+    # Klimontovich, sigma = 1 + y^2: p = exp(1 / (1 + y^2)), constant far out
+    with pytest.warns(AccuracyWarning, match=r"infinite mass.*depends on where the wall is") as caught:
+        stationary_density(FokkerPlanck(_flattening(1.0), grid))
+    assert caught[0].filename == __file__
+    assert len(caught) == 2  # both walls
+    stationary_density(FokkerPlanck(_flattening(1.0), grid, allow_wall_mass=True))
+    # Ito, sigma = 1 + y^2: p = exp(1 / (1 + y^2)) / (1 + y^2)^2 is normalisable, and heavy at the wall all the same
+    stationary_density(FokkerPlanck(_flattening(1.0, "ito"), grid))
+
+
+@pytest.mark.parametrize("half", [0.1, 1.0, 2.0])
+def test_a_box_inside_a_well_is_not_reported(half):
+    stationary_density(FokkerPlanck(ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(-half, half, 100))))
+    stationary_density(
+        FokkerPlanck(
+            SDE(lambda t, y, p, xp: (-1.0,), lambda t, y, p, xp: (1.0,), convention="ito"),
+            Grid.uniform(x=(0, half, 100)),
+            allow_wall_mass=True,
+        )
+    )
