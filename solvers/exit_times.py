@@ -8,6 +8,7 @@ Brownian bridge, whose crossing probability and crossing time have closed forms.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -94,12 +95,57 @@ def stop_rule(stop: Callable[..., Any], sde: SDE) -> StopRule:
     Raises
     ------
     InvalidInput
-        If it is no function of (t, y, p, xp), or cannot be traced symbolically.
+        If it is no function of (t, y, p, xp) that returns a condition, or cannot be traced symbolically.
     """
     function = plain_function(stop, "stop")
+    _refuse_unreadable(function, sde)
     keyed = _Keyed(purity_key(stop, "stop"), function)
     gaps, components = _gaps(function, sde)
     return StopRule(function, never if components.size else _condition(keyed), gaps, components)
+
+
+def _refuse_unreadable(function: Callable[..., Any], sde: SDE) -> None:
+    """Call the condition once on arrays: it must take (t, y, p, xp) and return one truth value per path."""
+    refuse_arity(function, 4, "stop", "(t, y, p, xp)")
+    probes = tuple(np.array([0.6180339887, -1.4142135624]) + 0.1 * i for i in range(sde.dimension))
+    try:
+        with np.errstate(all="ignore"):
+            value = function(0.0, probes, sde.params, np)
+    except ValueError as error:
+        if "truth value of an array" not in str(error):
+            raise
+        raise InvalidInput(
+            "stop branches on a component (or, and, not, if); join conditions with | and &, as in "
+            "(y[0] < -1) | (y[0] > 1)"
+        ) from error
+    except (TypeError, AttributeError, IndexError) as error:
+        raise InvalidInput(
+            f"stop failed on arrays: {error}; write it over the {sde.dimension} components of y and xp's functions"
+        ) from error
+    if isinstance(value, (tuple, list)):
+        raise InvalidInput("stop must return one condition, got a tuple; combine with xp.logical_or or |")
+    if np.asarray(value).dtype != bool:
+        raise InvalidInput(
+            f"stop returns {np.asarray(value).dtype} and no condition; compare, as in y[0] > 1"
+        )
+
+
+def refuse_arity(function: Callable[..., Any], count: int, name: str, arguments: str) -> None:
+    """Refuse a function that cannot be called with `count` positional arguments.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the arguments it must take.
+    """
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError as error:
+        raise InvalidInput(
+            f"{name} does not take {arguments}: {error}; write it as {name}{arguments}"
+        ) from error
+    except ValueError:  # a builtin without a signature: the call itself will tell
+        return
 
 
 def met_at_start(rule: StopRule, t0: float, start: np.ndarray, p: Any) -> np.ndarray:
@@ -141,8 +187,6 @@ def _gaps(function: Callable[..., Any], sde: SDE) -> tuple[np.ndarray, np.ndarra
     t = sp.Symbol("t", real=True)
     y = tuple(sp.Symbol(name, real=True) for name in sde.names)
     value = tangent.trace(function, (t, y, sde.params), "stop")
-    if isinstance(value, (tuple, list)):
-        raise InvalidInput("stop must return one condition, got a tuple; combine with xp.logical_or or |")
     condition = sp.sympify(value)
     if condition.free_symbols.isdisjoint({t, *y}):
         raise InvalidInput(f"stop is always {condition}; it must depend on the state or the time")

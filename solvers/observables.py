@@ -14,6 +14,7 @@ from solvers.chain import Chain
 from solvers.eigensolvers import generator_modes, transfer_modes
 from solvers.elimination import Elimination
 from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
+from solvers.exit_times import refuse_arity
 from solvers.factorisation import factor
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
@@ -321,17 +322,28 @@ def _checked(fp: Any) -> Grid:
     return fp.grid
 
 
-def _evaluate(region: Region, coords: tuple[np.ndarray, ...], what: str) -> np.ndarray:
+def _evaluate(
+    region: Region, coords: tuple[np.ndarray, ...], what: str, names: tuple[str, ...]
+) -> np.ndarray:
     if not callable(region):
         raise InvalidInput(f"{what} is a {type(region).__name__}; give a predicate such as lambda x: x > 1")
-    value = np.asarray(region(*coords))
+    arguments = f"({', '.join(names)})"
+    refuse_arity(region, len(coords), what, arguments)
+    try:
+        value = np.asarray(region(*coords))
+    except ValueError as error:
+        if "truth value of an array" not in str(error):
+            raise
+        raise InvalidInput(
+            f"{what} branches on a coordinate (or, and, not, if); join conditions with | and &"
+        ) from error
     if value.dtype != bool:
         raise InvalidInput(f"{what} returns {value.dtype}; give a predicate that returns booleans on arrays")
     return np.broadcast_to(value, coords[0].shape)
 
 
 def _cells(grid: Grid, region: Region, what: str) -> np.ndarray:
-    inside = _evaluate(region, grid.coords(), what).ravel()
+    inside = _evaluate(region, grid.coords(), what, grid.names).ravel()
     if not inside.any():
         raise InvalidInput(f"the {what} contains no cell centre; move it into the grid, or refine the grid")
     if inside.all():
@@ -385,7 +397,7 @@ def _edge_rates(fp, face, regions, insides, removed, rates) -> None:
                 position = np.where(position > high, position - (high - low), position)
                 coords = [c[at] for c in fixed]
                 coords[face.axis] = position
-                hit = _evaluate(region, tuple(coords), "the region")
+                hit = _evaluate(region, tuple(coords), "the region", grid.names)
                 near, far = np.where(hit, near, middle), np.where(hit, middle, far)
             share = np.maximum(far, _NEAREST)
             lift = (face.lift.ravel()[at] if forward else -face.lift.ravel()[at]) * share

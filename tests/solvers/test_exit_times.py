@@ -166,3 +166,22 @@ def test_levels_are_found(stop, gaps):
 def test_bad_conditions_are_refused(stop, message):
     with pytest.raises(InvalidInput, match=message):
         simulate(BROWNIAN, 0.0, t1=1.0, dt=0.1, paths=2, seed=0, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [
+        (lambda t, y, p, xp: y[0], "stop returns float64 and no condition"),
+        (lambda t, y, p, xp: 1.0, "stop returns float64 and no condition"),
+        (lambda t, y, p, xp: 2.0 * (y[0] > 1.0), "stop returns float64 and no condition"),
+        (lambda t, y, p, xp: y[0] > 1.0 or y[0] < -1.0, r"join conditions with \| and &"),
+        (lambda t, y, p, xp: True if y[0] > 1.0 else False, r"join conditions with \| and &"),  # noqa: SIM210
+        (lambda y: y[0] > 1.0, r"write it as stop\(t, y, p, xp\)"),
+        (lambda t, y, p: y[0] > 1.0, r"write it as stop\(t, y, p, xp\)"),
+        (lambda t, y, p, xp: y[1] > 1.0, "stop failed on arrays: tuple index"),
+        (lambda t, y, p, xp: (y[0] > 1.0,), "got a tuple"),
+    ],
+)
+def test_a_stop_that_is_no_condition_is_refused(stop, words):
+    with pytest.raises(InvalidInput, match=words):
+        simulate(BROWNIAN, 0.0, t1=0.2, dt=0.1, paths=3, seed=0, stop=stop)

@@ -108,6 +108,10 @@ def test_unusable_input_is_refused():
         (lambda: mean_first_passage_time(fp, lambda x: x > -5), "every cell"),
         (lambda: mean_first_passage_time(fp, lambda x: x), "booleans"),
         (lambda: mean_first_passage_time(fp, 1.0), "predicate"),
+        (lambda: mean_first_passage_time(fp, lambda x, y: x > y), r"target does not take \(x\)"),
+        (lambda: mean_first_passage_time(fp, lambda x: x > 0 and x < 1), r"target branches .* \| and &"),
+        (lambda: escape_rate(fp, target=lambda: True), r"target does not take \(x\)"),
+        (lambda: committor(fp, lambda x: not x < 0, lambda x: x < 1), "source branches"),
         (lambda: committor(fp, lambda x: x < 0, lambda x: x < 1), "overlap"),
         (lambda: mean_first_passage_time(fp.generator, lambda x: x > 0), "csr_array"),
     ]:
