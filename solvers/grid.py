@@ -11,6 +11,36 @@ import xarray as xr
 from solvers import memory
 from solvers.errors import InvalidInput
 
+# Variables and coordinates of datasets over a grid, whose axes must not be called so.
+_TAKEN = frozenset(
+    [
+        "committor",
+        "component",
+        "component2",
+        "covariance",
+        "density",
+        "diverged",
+        "eigenvalue",
+        "exit_time",
+        "exited",
+        "final",
+        "gap",
+        "left",
+        "mean",
+        "mode",
+        "outside",
+        "path",
+        "potential",
+        "quasi_stationary",
+        "rate",
+        "residual",
+        "right",
+        "state",
+        "time",
+        "variance",
+    ]
+)
+
 
 class Grid:
     """A product of intervals cut into cells; unknowns live at cell centres, fluxes on cell faces.
@@ -49,6 +79,12 @@ class Grid:
     def __init__(self, /, **edges: Iterable[float]):
         if not edges:
             raise InvalidInput("Grid needs at least one axis, for example Grid.uniform(x=(-4, 4, 200))")
+        for name in edges:
+            if name in _TAKEN:
+                raise InvalidInput(
+                    f"axis {name!r} has the name of a variable of the results; choose another name, also in the "
+                    "SDE's names"
+                )
         self.edges = {name: _checked_edges(name, values) for name, values in edges.items()}
         self.names = tuple(self.edges)
         self.centers = {name: _frozen(0.5 * (e[:-1] + e[1:])) for name, e in self.edges.items()}

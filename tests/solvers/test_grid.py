@@ -46,6 +46,8 @@ def test_volumes_fill_the_box(widths, start):
         (lambda: Grid.uniform(x=(0, 1, 1)), "integer >= 2"),
         (lambda: Grid.uniform(x=(0, 1, 10.0)), "integer >= 2"),
         (lambda: Grid.uniform(x=(0, 1)), "triple"),
+        (lambda: Grid.uniform(right=(0, 1, 5)), "axis 'right' has the name of a variable"),
+        (lambda: Grid.uniform(x=(0, 1, 5), mean=(0, 1, 5)), "axis 'mean' has the name of a variable"),
     ],
 )
 def test_unusable_axes_are_refused(make, words):
@@ -75,3 +77,24 @@ def test_walls_are_spelt_out():
 def test_unknown_walls_are_refused(boundary, words):
     with pytest.raises(InvalidInput, match=words):
         walls(boundary, ("x",))
+
+
+def test_no_result_uses_a_name_that_an_axis_may_have():
+    from solvers import FokkerPlanck, TransferOperator, eigenmodes, escape_rate, evolve, simulate
+    from solvers.grid import _TAKEN
+    from tests.operators import ornstein_uhlenbeck
+
+    sde, grid = ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(-4, 4, 50))
+    fp = FokkerPlanck(sde, grid)
+    results = [
+        eigenmodes(fp, 2),
+        eigenmodes(TransferOperator(sde, grid, step=0.2), 2),
+        escape_rate(fp, target=lambda x: x > 1),
+        evolve(fp, np.ones(50), [1.0]).to_dataset(),
+        simulate(
+            sde, 0.0, t1=0.1, dt=0.1, paths=2, seed=0, histogram=grid, save_paths=True,
+            stop=lambda t, y, p, xp: y[0] > 9, statistics=("mean", "variance", "covariance"),
+        ),
+    ]  # fmt: skip
+    for result in results:
+        assert set(result.variables) <= _TAKEN | {"x"}
