@@ -196,7 +196,7 @@ def _fitted(sde, scheme, kind, dt, errors, finest, level, seed, paths) -> xr.Dat
             special=scheme.special,
             level=level,
             paths=paths,
-            seed=str(seed),
+            seed=int(seed),
         ),
     )
 

@@ -15,19 +15,22 @@ def provenance(**details: Any) -> dict[str, Any]:
     ----------
     **details
         Further attributes, for example ``convention="ito"`` or ``seed=1``; ``None`` values are left out
-        and booleans stored as 0 or 1, since NetCDF knows neither.
+        and booleans stored as 0 or 1, since NetCDF knows neither; integers beyond 64 signed bits, as a seed
+        may be, are stored as text.
 
     Returns
     -------
     dict
         ``creator``, ``versions`` and the details, in types that NetCDF and Zarr can hold.
     """
-    stored = {
-        key: int(value) if isinstance(value, bool) else value
-        for key, value in details.items()
-        if value is not None
-    }
+    stored = {key: _storable(value) for key, value in details.items() if value is not None}
     return {**_versions(), **stored}
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    return str(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
 
 
 @cache

@@ -6,16 +6,15 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from solvers import memory, schemes, wiener
+from solvers import memory, schemes, tangent, wiener
 from solvers.errors import InvalidInput
 from solvers.exit_times import StopRule, stop_rule
-
-if TYPE_CHECKING:
-    from solvers.sde import SDE
+from solvers.grid import Grid
+from solvers.sde import SDE
 
 STATISTICS = ("mean", "variance", "covariance")
 _ROUNDING = 1e-6
@@ -88,6 +87,7 @@ def checked(
     allow_unstable_step: bool,
 ) -> Request:
     """Check everything that can be checked before work begins."""
+    refuse_other(sde, SDE, "sde")
     found = schemes.find(scheme)
     for name, value in (("paths", paths), ("threads", threads), ("chunk", chunk)):
         if value is not None and wiener.checked_integer(name, value) < 1:
@@ -96,10 +96,14 @@ def checked(
     t0, dt, steps = checked_steps(t0, t1, dt)
     start = checked_start(sde, y0, paths)
     saves = np.arange(steps + 1) if save_at is None else _checked_saves(save_at, t0, dt, steps)
+    if not isinstance(statistics, (str, Sequence)):
+        raise InvalidInput(f"statistics={statistics!r}; give some of {', '.join(STATISTICS)}")
     statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
     for name in statistics:
         if name not in STATISTICS:
             raise InvalidInput(f"statistics contains {name!r}; available: {', '.join(STATISTICS)}")
+    if histogram is not None:
+        refuse_other(histogram, Grid, "histogram")
     if histogram is not None and tuple(histogram.names) != sde.names:
         raise InvalidInput(
             f"histogram has axes {tuple(histogram.names)}, but the SDE has components {sde.names}"
@@ -137,8 +141,8 @@ def refuse_other(value: Any, kind: type, name: str) -> None:
 def checked_steps(t0: float, t1: float, dt: float) -> tuple[float, float, int]:
     """The times as floats and the number of steps, which must be whole."""
     for name, value in (("t0", t0), ("t1", t1), ("dt", dt)):
-        if not math.isfinite(value):
-            raise InvalidInput(f"{name}={value} is not a finite time; give one")
+        if not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+            raise InvalidInput(f"{name}={value!r} is not a finite time; give one")
     if not dt > 0:
         raise InvalidInput(f"dt={dt} must be positive")
     if not t1 > t0:
@@ -154,10 +158,19 @@ def checked_steps(t0: float, t1: float, dt: float) -> tuple[float, float, int]:
     return float(t0), (float(t1) - float(t0)) / steps, steps
 
 
+def _numbers(name: str, value: Any) -> np.ndarray:
+    try:
+        if not np.iscomplexobj(value):
+            return np.asarray(value, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name}={value!r} is not made of numbers; give real numbers") from error
+    raise InvalidInput(f"{name}={value!r} is complex; give real numbers")
+
+
 def checked_start(sde: SDE, y0: Any, paths: int) -> np.ndarray:
     """The start as an array (1, d) or (paths, d) of finite floats."""
     d = sde.dimension
-    start = np.asarray(y0, dtype=float)
+    start = _numbers("y0", y0)
     if start.ndim == 0 and d == 1:
         start = start.reshape(1, 1)
     elif start.shape == (d,):
@@ -177,7 +190,7 @@ def checked_start(sde: SDE, y0: Any, paths: int) -> np.ndarray:
 
 
 def _checked_saves(save_at: Any, t0: float, dt: float, steps: int) -> np.ndarray:
-    times = np.atleast_1d(np.asarray(save_at, dtype=float))
+    times = np.atleast_1d(_numbers("save_at", save_at))
     if times.ndim != 1 or times.size == 0 or not np.isfinite(times).all():
         raise InvalidInput("save_at must be a non-empty list of finite times, or None for every step")
     if (np.diff(times) <= 0).any():
@@ -203,6 +216,9 @@ def refuse_unstable_step(sde: SDE, start: np.ndarray, t0: float, dt: float, sche
     """Refuse a step at which the scheme amplifies a mode that the drift damps, at up to 100 of the starts."""
     points = np.unique(start, axis=0)[:100]
     rates = np.linalg.eigvals(_drift_jacobians(sde, t0, points)).ravel()
+    if _amplified(rates, dt, scheme.amplification).any():
+        # a jump of the drift looks as stiff as its difference is fine: only exact derivatives count against dt
+        rates = np.linalg.eigvals(_exact_jacobians(sde, t0, points)).ravel()
     refuse_amplified(
         rates,
         dt,
@@ -223,10 +239,9 @@ def refuse_amplified(
     insist: str = "",
 ) -> None:
     """Refuse a step at which a linear mode with one of these rates grows although it is damped."""
-    damped = rates[rates.real < 0]
-    # A Jacobian by differences is exact to about 1e-9 relative: a step exactly at the edge passes.
-    if damped.size == 0 or (np.abs(amplification(dt * damped)) <= 1 + 1e-6).all():
+    if not _amplified(rates, dt, amplification).any():
         return
+    damped = rates[rates.real < 0]
     largest = _largest_stable_step(damped, dt, amplification)
     worst = damped[np.argmax(np.abs(amplification(dt * damped)))]
     shown = f"{worst.real:.6g}" if worst.imag == 0 else f"{worst:.6g}"
@@ -234,6 +249,23 @@ def refuse_amplified(
         f"dt={dt:.6g} is too large for {what} has the eigenvalue {shown}, which {name} amplifies; the largest "
         f"stable dt is {largest:.6g}{insist}"
     )
+
+
+def _amplified(rates: np.ndarray, dt: float, amplification: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Which of the damped rates a step amplifies."""
+    # A Jacobian by differences is exact to about 1e-9 relative: a step exactly at the edge passes.
+    return np.abs(amplification(dt * rates[rates.real < 0])) > 1 + 1e-6
+
+
+def _exact_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:
+    """Symbolic derivatives at every point, zero for jumps; points where they are not finite are left out."""
+    try:
+        exact = tangent.jacobian(sde)
+    except InvalidInput:  # a drift that cannot be traced is judged by its differences
+        return _drift_jacobians(sde, t0, points)
+    with np.errstate(all="ignore"):
+        jacobians = np.array([exact(t0, point) for point in points])
+    return jacobians[np.isfinite(jacobians).all(axis=(1, 2))]
 
 
 def _drift_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def dataset(
         t0=request.t0,
         steps=request.steps,
         paths=request.paths,
-        seed=str(request.seed),
+        seed=request.seed,
         generator=f"threefry2x64-{wiener.ROUNDS}, Box-Muller from 53-bit uniforms",
         parameters=repr(request.sde.params),
     )

@@ -229,7 +229,7 @@ def test_saved_times_are_rows_of_the_full_result():
 def test_the_dataset_says_what_it_is():
     result = simulate(OU.sde, 2.0, t1=0.1, dt=0.01, paths=10, seed=7, stop=lambda t, y, p, xp: y[0] > 9)
     assert result.attrs["convention"] == "ito"
-    assert result.attrs["seed"] == "7"
+    assert result.attrs["seed"] == 7
     assert all({"units", "long_name"} <= set(v.attrs) for v in result.data_vars.values())
     assert result["mean"].dims == ("time", "component")
     assert result["diverged"].dtype == result["exited"].dtype == bool
@@ -358,3 +358,49 @@ def test_a_division_by_zero_is_a_diverged_path_and_not_an_exception():
         result = simulate(sde, starts, t1=0.1, dt=0.1, paths=3, seed=0, allow_unstable_step=True)
     np.testing.assert_array_equal(result["diverged"], [False, True, False])
     np.testing.assert_allclose(result["final"][[0, 2], 0], [1.1, 2.05], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        lambda t, y, p, xp: (-xp.sign(y[0]),),
+        lambda t, y, p, xp: (xp.where(y[0] > 0.0, -1.0, 1.0),),
+        lambda t, y, p, xp: (-0.5 * y[0] - 3.0 * xp.sign(y[0] - 1e-7),),
+    ],
+)
+def test_a_jump_of_the_drift_at_the_start_is_no_stiffness(drift):
+    sde = SDE(drift, lambda t, y, p, xp: (1.0,), convention="ito")
+    result = simulate(sde, 0.0, t1=0.1, dt=0.01, paths=5, seed=0)
+    assert np.isfinite(result["final"]).all()
+
+
+def test_true_stiffness_beside_a_jump_is_refused():
+    sde = SDE(
+        lambda t, y, p, xp: (-xp.sign(y[0]) - 300.0 * y[0],), lambda t, y, p, xp: (1.0,), convention="ito"
+    )
+    with pytest.raises(InvalidInput, match=r"eigenvalue -300, .* largest stable dt is 0.00666667"):
+        simulate(sde, 0.0, t1=0.1, dt=0.01, paths=5, seed=0)
+
+
+@pytest.mark.parametrize(("seed", "stored"), [(5, 5), (2**63 - 1, 2**63 - 1), (2**63, str(2**63))])
+def test_the_seed_is_stored_as_a_number_where_netcdf_has_one(seed, stored):
+    assert simulate(OU.sde, 0.0, t1=0.1, dt=0.1, paths=2, seed=seed).attrs["seed"] == stored
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sde": 3}, "sde is a int; pass a solvers.SDE"),
+        ({"y0": "a"}, "y0='a' is not made of numbers"),
+        ({"y0": 1j}, "y0=1j is complex|y0=1j is not made of numbers"),
+        ({"y0": np.array([1j])}, "complex"),
+        ({"histogram": 10}, "histogram is a int; pass a solvers.Grid"),
+        ({"t1": "later"}, "t1='later'"),
+        ({"save_at": "end"}, "save_at='end'"),
+        ({"statistics": 3}, "statistics=3"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(change, words):
+    arguments = {"sde": OU.sde, "y0": 0.0, "t1": 0.1, "dt": 0.1, "paths": 2, "seed": 0} | change
+    with pytest.raises(InvalidInput, match=words):
+        simulate(**arguments)
