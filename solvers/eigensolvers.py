@@ -15,7 +15,6 @@ from solvers.reversible import reversible_modes
 # Eigenvalues of an irreversible operator are rounded by eps of its norm, times a modest condition number.
 _ABSOLUTE = 100 * np.finfo(float).eps
 _DENSE = 100
-_DENSE_TRANSFER = 300
 
 
 @dataclass
@@ -95,7 +94,7 @@ def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Mo
     conserving = bool(np.abs(matrix.sum(axis=0) - 1).max() < 1e-12)
     if method == "auto":
         size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
-        method = "dense" if size <= max(_DENSE_TRANSFER, 3 * k + 20) else "arnoldi"
+        method = "dense" if size <= max(_DENSE, 3 * k + 20) else "arnoldi"
     values, right, left = stochastic_modes(matrix, k, method, tol)
     return _finish(matrix, values, right, left, int(conserving), method)
 

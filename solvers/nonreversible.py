@@ -256,10 +256,13 @@ def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> 
         If left and right iterations disagree, or modes are at rounding level.
     """
     n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    right, left = np.full(n, 1.0 / n), np.ones(n)
+    right, left, transposed = np.full(n, 1.0 / n), np.ones(n), sps.csr_array(matrix.T)
     for _ in range(300):  # only to balance the matrix: need not converge
-        right, left = matrix @ right, matrix.T @ left
+        before = right, left
+        right, left = matrix @ right, transposed @ left
         right, left = right / right.sum(), left / left.max()
+        if all(_settled(now, then) for now, then in zip((right, left), before, strict=True)):
+            break
     balance = _balance(right, left)
     scaled = sps.csr_array(sps.diags_array(1 / balance) @ matrix @ sps.diags_array(balance))
     if method == "dense":
@@ -287,6 +290,12 @@ def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> 
     values, y, z = _selected(values, y, z, k)
     adjoint = sps.csr_array(matrix.T)
     return values, y * balance[:, None], _left(adjoint, values, z, balance)
+
+
+def _settled(now: np.ndarray, then: np.ndarray) -> bool:
+    """Whether a step changed no entry that balancing would notice by more than a percent."""
+    noticed = now > 1e-200 * now.max()
+    return bool(np.all(np.abs(now[noticed] - then[noticed]) <= 0.01 * now[noticed]))
 
 
 def _largest_first(values: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 
         Number of modes. If the k-th is one of a complex pair its partner is returned too (k + 1 modes).
     method : {"auto", "tridiagonal", "shift-invert", "arnoldi", "dense"}
         "auto": "tridiagonal" (LAPACK bisection on the symmetrised matrix) for reversible operators in one
-        dimension; "dense" up to 100 cells (300 for transfer operators); otherwise "shift-invert" (ARPACK on a
+        dimension; "dense" up to 100 cells; otherwise "shift-invert" (ARPACK on a
         sparse LU of the generator, symmetrised where it is reversible) or, for transfer operators, "arnoldi".
     tol : float
         Relative residual at which a mode counts as converged.

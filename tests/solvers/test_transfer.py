@@ -155,3 +155,13 @@ def test_the_warning_points_at_the_line_that_called():
     with pytest.warns(AccuracyWarning, match="as wide as the noise") as caught:
         TransferOperator(discrete_ou(1e-3), Grid.uniform(x=(-1, 1, 20)), step=1e-3)
     assert caught[0].filename == __file__
+
+
+def test_sparse_and_dense_modes_agree():
+    transfer = TransferOperator(discrete_ou(0.3), Grid.uniform(x=(-1.5, 1.5, 150)), step=0.3)
+    sparse, dense = eigenmodes(transfer, 4), eigenmodes(transfer, 4, method="dense")
+    assert (sparse.attrs["method"], dense.attrs["method"]) == ("arnoldi", "dense")
+    np.testing.assert_allclose(sparse.eigenvalue, dense.eigenvalue, rtol=1e-10)
+    np.testing.assert_allclose(sparse.right, dense.right, atol=1e-8)
+    masses = np.abs(dense.right[0] * transfer.grid.volumes)
+    np.testing.assert_allclose(masses * sparse.left, masses * dense.left, atol=1e-9)
