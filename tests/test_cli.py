@@ -20,7 +20,7 @@ def _elsewhere(tmp_path, monkeypatch):
     ("arguments", "part"),
     [
         (["replay", "--task", "nope"], "task='nope' is not known: choose one of fashion-mlp, digits-mlp"),
-        (["replay", "--rule", "adam"], "rule='adam'"),
+        (["replay", "--task", "digits-mlp", "--rule", "adam"], "rule='adam'"),
         (
             ["replay", "--task", "digits-mlp", "--delta", "2"],
             "delta must be a finite number below 2, got 2.0",

@@ -12,28 +12,22 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("jax", "optax", "diffrax", "equinox", "matfree", "sympy", "matplotlib", "typer", "rich")
 
 
-def loaded(statement):
-    """Which heavy packages a fresh interpreter has after the statement."""
-    code = f"{statement}\nimport sys\nprint(*[m for m in {HEAVY} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+STAGES = (
+    "import solvers, eos_sde, eos_sde.models, eos_sde.thresholds",
+    "eos_sde.models.self_stabilization(1.0, 1.0, 0.1, 0.1).to('klimontovich').drift_at(0.0, (1.0, 2.0))",
+    "eos_sde.bridge.tasks()",
+)
 
 
 def test_imports_bring_nothing_heavy_along():
-    assert loaded("import solvers, eos_sde, eos_sde.models, eos_sde.thresholds") == set()
-
-
-def test_using_solvers_needs_no_jax():
-    use = (
-        "from eos_sde.models import self_stabilization\n"
-        "self_stabilization(1.0, 1.0, 0.1, 0.1).to('klimontovich').drift_at(0.0, (1.0, 2.0))"
-    )
-    assert loaded(use) <= {"sympy"}
-
-
-def test_subpackages_come_when_they_are_used():
-    """Positive control of the check, and of the deferred imports."""
-    assert "jax" in loaded("import eos_sde\neos_sde.bridge.tasks()")
+    """In one fresh interpreter: nothing at import; SymPy, but no JAX, in use; JAX with the bridge alone."""
+    report = f"; print(*[m for m in {HEAVY} if m in sys.modules])"
+    code = "import sys\n" + "\n".join(stage + report for stage in STAGES)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported, used, bridge = (set(line.split()) for line in done.stdout.splitlines())
+    assert imported == set()
+    assert used <= {"sympy"}
+    assert "jax" in bridge  # positive control of the check, and of the deferred imports
 
 
 def test_import_contracts():

@@ -11,13 +11,17 @@ from eos_sde.bridge import calibrate, load_task
 from eos_sde.bridge.batches import draw_batches, stream
 from solvers.errors import InvalidInput
 
-BATCH, K = 5, 5
+BATCH, K = 5, 6
 
 
-@pytest.fixture(scope="module", params=["half-squared-error", "cross-entropy"])
-def case(request):
+@pytest.fixture(
+    scope="module", params=["half-squared-error", pytest.param("cross-entropy", marks=pytest.mark.slow)]
+)
+def case(request, small_task):
     """A network of 118 weights after some training; 63 examples, not a multiple of the jackknife's ten groups."""
-    task = load_task("digits-mlp", examples=63, hidden=(4,), pool=2, loss=request.param)
+    task = small_task
+    if request.param != task.loss_name:
+        task = load_task("digits-mlp", examples=63, hidden=(4,), pool=2, loss=request.param)
     gradient = jax.jit(jax.grad(task.loss))
     theta = task.init(1)
     for _ in range(150):
@@ -25,7 +29,7 @@ def case(request):
     hessian = jax.jit(jax.hessian(task.loss))
     values, vectors = np.linalg.eigh(hessian(theta))
     found = calibrate(task, theta, batch_size=BATCH, k=K, seed=3)
-    one = jax.vmap(jax.grad(lambda w, x, y: task.loss(w, x[None], y[None])), (None, 0, 0))
+    one = jax.jit(jax.vmap(jax.grad(lambda w, x, y: task.loss(w, x[None], y[None])), (None, 0, 0)))
     return SimpleNamespace(
         task=task, theta=theta, gradient=gradient, hessian=hessian, values=values[::-1][:K], found=found,
         vectors=vectors[:, ::-1][:, :K], u=vectors[:, -1], per_example=np.asarray(one(theta, task.x, task.y)),
@@ -48,7 +52,9 @@ def test_eigenpairs(case):
 def test_alpha_and_beta_by_differences_of_the_sharpness(case):
     """The slope of the top eigenvalue of the dense Hessian, along minus the gradient and along itself."""
     top = jax.jit(lambda w: jnp.linalg.eigvalsh(case.hessian(w))[-1])
-    slope = np.asarray(jax.grad(top)(case.theta))  # of the eigenvalue itself: eigenvector not held fixed
+    slope = np.asarray(
+        jax.jit(jax.grad(top))(case.theta)
+    )  # of the eigenvalue itself: eigenvector not held fixed
     across = slope - (slope @ case.u) * case.u
     downhill = -np.asarray(case.gradient(case.theta))
     downhill = downhill - (downhill @ case.u) * case.u
@@ -120,7 +126,7 @@ def test_noise_against_random_batches(case):
 
 def test_curvature_of_each_example(case):
     n = case.task.n
-    one = jax.vmap(jax.hessian(lambda w, x, y: case.task.loss(w, x[None], y[None])), (None, 0, 0))
+    one = jax.jit(jax.vmap(jax.hessian(lambda w, x, y: case.task.loss(w, x[None], y[None])), (None, 0, 0)))
     hessians = np.asarray(one(case.theta, case.task.x, case.task.y))
     vectors = case.found["eigenvector"].values
     bends = np.einsum("nij,ki,kj->nk", hessians, vectors, vectors)
@@ -141,7 +147,8 @@ def test_jackknife_errors_are_the_spread_over_samples(case):
         slope = lambda v: jax.jvp(lambda q: case.task.loss(q, x[None], y[None]), (v,), (direction,))[1]  # noqa: E731
         return jax.grad(lambda v: jax.jvp(slope, (v,), (direction,))[1])(w)
 
-    sharp = np.asarray(jax.vmap(curvature_gradient, (None, 0, 0))(case.theta, case.task.x, case.task.y))
+    each = jax.jit(jax.vmap(curvature_gradient, (None, 0, 0)))
+    sharp = np.asarray(each(case.theta, case.task.x, case.task.y))
     u = np.asarray(direction)
     sharp, loss = (rows - np.outer(rows @ u, u) for rows in (sharp, case.per_example))
     picks = np.random.default_rng(0).integers(0, case.task.n, (200, case.task.n))
@@ -172,10 +179,9 @@ def test_full_batches_make_no_noise_and_everything_is_described(case):
         ({"params": np.full(118, np.nan)}, "params must be 118 finite weights"),
     ],
 )
-def test_refusals(change, message):
-    task = load_task("digits-mlp", examples=63, hidden=(4,), pool=2)
+def test_refusals(small_task, change, message):
     with pytest.raises(InvalidInput, match=message):
-        calibrate(task, **{"params": task.init(0), "batch_size": 2, "k": 2} | change)
+        calibrate(small_task, **{"params": small_task.init(0), "batch_size": 2, "k": 2} | change)
 
 
 def test_too_few_examples_for_a_jackknife():

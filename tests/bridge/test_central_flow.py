@@ -127,21 +127,18 @@ def test_covariance_of_simulated_sgd():
 
 
 @pytest.fixture(scope="module")
-def task():
-    return load_task("digits-mlp", examples=30, hidden=(4,), pool=2)
+def task(small_task):
+    return small_task
 
 
 @pytest.fixture(scope="module")
-def gradient(task):
-    return jax.jit(jax.grad(task.loss))
+def gradient(small_gradient):
+    return small_gradient
 
 
 @pytest.fixture(scope="module")
-def start(task, gradient):
-    theta = task.init(1)
-    for _ in range(100):
-        theta = theta - 0.1 * gradient(theta)
-    return np.asarray(theta)
+def start(small_start):
+    return small_start
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +149,14 @@ def modes(task, start):
 @pytest.mark.parametrize("loss", ["half-squared-error", "cross-entropy"])
 def test_gradients_and_gauss_newton_of_each_example(task, start, modes, loss):
     if loss != task.loss_name:
-        task = load_task("digits-mlp", examples=30, hidden=(4,), pool=2, loss=loss)
+        task = load_task("digits-mlp", examples=63, hidden=(4,), pool=2, loss=loss)
     gradients, curvatures = jax.jit(per_example_modes, static_argnums=0)(task, jnp.asarray(start), modes)
     one = jax.jit(jax.vmap(jax.grad(lambda w, x, y: task.loss(w, x[None], y[None])), (None, 0, 0)))
     assert_allclose(gradients, one(start, task.x, task.y) @ modes, rtol=0, atol=1e-13)
     jacobian = jax.jit(jax.jacrev(lambda w: task.apply(w)))(jnp.asarray(start)) @ modes
     outputs = task.apply(jnp.asarray(start))
     if loss == "half-squared-error":
-        bend = np.broadcast_to(np.eye(10), (30, 10, 10))
+        bend = np.broadcast_to(np.eye(10), (63, 10, 10))
     else:
         q = np.asarray(jax.nn.softmax(outputs))
         bend = np.einsum("nc,cd->ncd", q, np.eye(10)) - q[:, :, None] * q[:, None, :]
@@ -196,7 +193,7 @@ def test_without_noise_the_flow_is_gradient_descent(task, gradient, start):
     distances, moved = [], 0.0
     for eta, steps in ((0.04, 100), (0.02, 200)):
         flow = stochastic_central_flow(
-            task, start, batch_size=29, eta=eta, steps=steps, modes=MODES, save_every=50
+            task, start, batch_size=62, eta=eta, steps=steps, modes=MODES, save_every=50
         )
         theta = jnp.asarray(start)
         for _ in range(steps):
@@ -205,7 +202,7 @@ def test_without_noise_the_flow_is_gradient_descent(task, gradient, start):
         moved = np.linalg.norm(theta - start)
         assert flow.attrs["stopped"] == ""
         assert_allclose(flow["loss"][-1], task.loss(theta), rtol=2e-4)
-        assert np.all(flow["mean_loss"] >= flow["loss"])
+        assert np.all(flow["mean_loss"] >= flow["loss"] - 1e-14)
     assert distances[0] < 0.01 * moved
     assert abs(distances[0] / distances[1] - 2) < 0.2
 
@@ -263,8 +260,8 @@ def test_capped_flow_keeps_its_margin(task, start):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 30}, "batch_size=30 must be from 1 to 29: .* full-batch"),
-        ({"batch_size": 0}, "batch_size=0 must be from 1 to 29"),
+        ({"batch_size": 63}, "batch_size=63 must be from 1 to 62: .* full-batch"),
+        ({"batch_size": 0}, "batch_size=0 must be from 1 to 62"),
         ({"eta": 0.0}, "eta=0.0 must be a positive learning rate"),
         ({"eta": np.nan}, "eta=nan must be a positive learning rate"),
         ({"steps": 0}, "steps=0 and stride=5 must be positive"),

@@ -39,7 +39,7 @@ def test_table(outcome):
     assert np.array_equal(dataset["verdict"] == "no prediction", ~answered)
     assert np.all(np.isfinite(dataset["measured"]))
     assert np.all(dataset["measured_stderr"] >= 0)
-    assert np.all(dataset["predicted_stderr"][answered] >= 0)
+    assert not np.any(dataset["predicted_stderr"] < 0)  # NaN where too few points remain to tell
     for name, variable in dataset.variables.items():
         assert variable.attrs["units"], name
         assert variable.attrs["long_name"], name
