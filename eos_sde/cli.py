@@ -22,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+_INTERRUPTED = 130
+_INTERRUPTION = "interrupted; the experiments that were finished are kept in the output folder"
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
 
@@ -151,16 +153,20 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             result = app(arguments, standalone_mode=False)
         except typer.Exit as leaving:
+            if leaving.exit_code == _INTERRUPTED:  # typer's reading of Ctrl-C
+                _say(_INTERRUPTION)
             return leaving.exit_code
         except InvalidInput as error:
             _say(str(error))
             return 2
         except (KeyboardInterrupt, typer.Abort):
-            _say("interrupted; the experiments that were finished are kept in the output folder")
-            return 130
+            _say(_INTERRUPTION)
+            return _INTERRUPTED
         except TyperException as error:  # bad options and values, in typer's own words
             _say(error.format_message())
             return 2
+    if result == _INTERRUPTED:
+        _say(_INTERRUPTION)
     return result if isinstance(result, int) else 0
 
 

@@ -145,10 +145,7 @@ def test_interruption_has_its_status(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.xfail(
-    reason="typer turns the interruption into the status 130, and nothing is said", strict=True
-)
 def test_interruption_says_what_is_kept(monkeypatch, capsys):
     monkeypatch.setattr(bridge, "replay", _raising(KeyboardInterrupt()))
-    cli.main(["replay"])
+    assert cli.main(["replay"]) == 130
     assert capsys.readouterr().err.startswith("eos-sde: interrupted; ")

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eos_sde.optimizers import rule
@@ -96,7 +95,7 @@ def scale_by_caeo(
         rule.validate(learning_rate=learning_rate)
     if not _traced(delta):
         rule.validate(delta=delta)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+    if not _traced(seed) and not hasattr(seed, "__index__"):  # an integer of Python, NumPy or JAX
         raise InvalidInput(f"seed must be an integer, got {seed!r}.")
     if not _traced(refresh) and (refresh < 1 or int(refresh) != refresh):
         raise InvalidInput(f"refresh must be a positive whole number of updates, got {refresh!r}.")
