@@ -1,15 +1,15 @@
 """The bridge: real networks on real data, calibrated, predicted, trained, and compared with theory."""
 
-from eos_sde.bridge.calibrate import calibrate
+from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.central_flow import caeo_flow, stochastic_central_flow
 from eos_sde.bridge.datasets import load_dataset
+from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import measure_onset
-from eos_sde.bridge.predict import predict
-from eos_sde.bridge.record import record
-from eos_sde.bridge.replay import checkpoint, replay
+from eos_sde.bridge.prediction import predict
+from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
-from eos_sde.bridge.tasks import Task, interpolation_task, load_task, task_defaults, tasks
+from eos_sde.bridge.task_library import Task, interpolation_task, load_task, task_defaults, tasks
 
 __all__ = [
     "Minimum",

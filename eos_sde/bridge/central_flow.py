@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import follow_modes, top_modes
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers.rule import learning_rate
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance

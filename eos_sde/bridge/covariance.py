@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eos_sde.bridge.losses import LOSSES
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 
 
 class Recursion(NamedTuple):

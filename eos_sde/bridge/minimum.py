@@ -9,7 +9,7 @@ import optax
 from numpy.typing import NDArray
 
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 _MAX_RESIDUALS = 3000

@@ -16,7 +16,7 @@ from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.minimum import Minimum
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.sparse.linalg import lobpcg_standard
 
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 

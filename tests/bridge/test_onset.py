@@ -7,7 +7,7 @@ import pytest
 
 from eos_sde.bridge.minimum import find_minimum
 from eos_sde.bridge.onset import _rate, _resample, measure_onset
-from eos_sde.bridge.tasks import interpolation_task, load_task
+from eos_sde.bridge.task_library import interpolation_task, load_task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 EXAMPLES = 12

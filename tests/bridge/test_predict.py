@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from scipy.integrate import cumulative_simpson, simpson
 
 from eos_sde.bridge import predict
-from eos_sde.bridge.predict import caeo_path, phases, stationary_variances
+from eos_sde.bridge.prediction import caeo_path, phases, stationary_variances
 from eos_sde.models import flip_rate_kramers
 from solvers.errors import InvalidInput
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from eos_sde.bridge.batches import draw_batches, stream
-from eos_sde.bridge.record import record
+from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
-from eos_sde.bridge.tasks import load_task
+from eos_sde.bridge.task_library import load_task
 from solvers.errors import AccuracyWarning, InvalidInput
 
 

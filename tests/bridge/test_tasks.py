@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eos_sde.bridge.record import record
-from eos_sde.bridge.tasks import interpolation_task, load_task, tasks
+from eos_sde.bridge.recorder import record
+from eos_sde.bridge.task_library import interpolation_task, load_task, tasks
 from solvers.errors import InvalidInput
 
 

@@ -7,9 +7,9 @@ import xarray as xr
 
 from eos_sde.bridge.central_flow import caeo_flow
 from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
-from eos_sde.bridge.predict import caeo_path
-from eos_sde.bridge.record import record
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.prediction import caeo_path
+from eos_sde.bridge.recorder import record
+from eos_sde.bridge.task_library import Task
 
 
 def run(

@@ -10,7 +10,7 @@ from numba import njit
 from scipy.optimize import root_scalar
 
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 
 

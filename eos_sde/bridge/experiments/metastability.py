@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from eos_sde.bridge.calibrate import line_statistics
+from eos_sde.bridge.calibration import line_statistics
 from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
 from eos_sde.bridge.experiments.line import Line, line_minimum, sgd_on_line, tabulate_line
-from eos_sde.bridge.predict import Phases, phases
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.prediction import Phases, phases
+from eos_sde.bridge.task_library import Task
 from eos_sde.models import flip_normal_form, maps
 from solvers import (
     FokkerPlanck,

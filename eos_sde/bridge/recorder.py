@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rules import make_rule
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers import curvature
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.provenance import provenance

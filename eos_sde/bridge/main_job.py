@@ -9,13 +9,13 @@ import optax
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from eos_sde.bridge.calibrate import calibrate
+from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.experiments import caeo, fluctuations, metastability, minimum, plateau
 from eos_sde.bridge.experiments.comparison import Outcome, Row
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.predict import RULES
-from eos_sde.bridge.record import record
-from eos_sde.bridge.tasks import Task, load_task
+from eos_sde.bridge.prediction import RULES
+from eos_sde.bridge.recorder import record
+from eos_sde.bridge.task_library import Task, load_task
 from eos_sde.optimizers import rule as caeo_rule
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance

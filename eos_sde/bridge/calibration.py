@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from eos_sde.bridge.covariance import per_example_modes
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import top_modes
-from eos_sde.bridge.tasks import Task
+from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
