@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from typer.exceptions import TyperException
 
-from solvers.errors import InvalidInput
+from solvers.errors import ConvergenceFailure, InvalidInput
 
 app = typer.Typer(
     name="eos-sde",
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, 2 for bad input (with one sentence on standard error), 130 when interrupted.
+        Exit status: 0, 1 if an iteration failed, 2 for bad input (with one sentence on standard error), 130 when interrupted.
     """
     show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
     with warnings.catch_warnings():
@@ -159,6 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
         except InvalidInput as error:
             _say(str(error))
             return 2
+        except ConvergenceFailure as error:
+            _say(str(error))
+            return 1
         except (KeyboardInterrupt, typer.Abort):
             _say(_INTERRUPTION)
             return _INTERRUPTED

@@ -131,7 +131,7 @@ def concise(value: float | None, stderr: float | None) -> str:
 
 
 def number(value: float | None, stderr: float | None) -> str:
-    """A value with its error, to two digits of the error: 0.4630(21); plainly where the error is 0 or unknown.
+    """A value with its error, to two digits of the error: 0.4630 ± 0.0021; plainly where the error is 0 or unknown.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ HEAVY = ("jax", "optax", "diffrax", "equinox", "matfree", "sympy", "matplotlib",
 STAGES = (
     "import solvers, eos_sde, eos_sde.models, eos_sde.thresholds",
     "eos_sde.models.self_stabilization(1.0, 1.0, 0.1, 0.1).to('klimontovich').drift_at(0.0, (1.0, 2.0))",
-    "eos_sde.bridge.task_library()",
+    "eos_sde.bridge.tasks()",
 )
 
 

@@ -1,7 +1,7 @@
 """The main job: a real network is trained, calibrated, predicted and measured, and both are put side by side."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +62,7 @@ def replay(
     batch_size : int
         B of experiments 2 and 3; 8 B serves in 2 and 4.
     deltas : sequence of float
-        Margins of CAEO, each below 2.
+        Margins of CAEO, each below 2; from 0 down the iterate oscillates and the gradient flow predicts nothing.
     warmup : int
         Steps to the checkpoint.
     progress : callable, optional
@@ -87,7 +87,7 @@ def replay(
     eta = task.eta if eta is None else eta
     _check(task, rule, steps, seed, eta, batch_size, deltas, warmup)
     report = progress or (lambda name, fraction: None)  # noqa: ARG005
-    eta = float(eta)
+    eta, deltas = float(eta), tuple(float(delta) for delta in deltas)
 
     def stage(name: str) -> Callable[[float], None]:
         report(name, 0.0)
@@ -122,9 +122,7 @@ def replay(
     dataset = finish(run, last=rule == "sgd")
     if rule == "sgd":
         return dataset
-    run = caeo.run(
-        *common, eta=2 * eta, deltas=tuple(deltas), steps=_CAEO_STEPS, seed=seed, progress=stage("caeo")
-    )
+    run = caeo.run(*common, eta=2 * eta, deltas=deltas, steps=_CAEO_STEPS, seed=seed, progress=stage("caeo"))
     return finish(run, last=True)
 
 
@@ -183,13 +181,13 @@ def checkpoint(
 def _check(task: Task, rule, steps, seed, eta, batch_size, deltas, warmup) -> None:
     if rule not in RULES:
         raise InvalidInput(f"rule={rule!r} has no reduced model to replay: choose one of {', '.join(RULES)}")
-    for name, value, least in (("steps", steps, 150), ("warmup", warmup, 2), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or int(value) != value or value < least:
-            raise InvalidInput(f"{name}={value} must be an integer of at least {least}")
-    if isinstance(seed, bool) or int(seed) != seed or seed < 0:
-        raise InvalidInput(f"seed={seed} must be an integer of at least 0")
-    if not (math.isfinite(eta) and eta > 0):
-        raise InvalidInput(f"eta={eta} must be a positive learning rate")
+    for name, value, least in (
+        ("steps", steps, 150), ("warmup", warmup, 2), ("batch_size", batch_size, 1), ("seed", seed, 0),
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}")
+    if not isinstance(eta, int | float | np.number) or not (math.isfinite(eta) and eta > 0):
+        raise InvalidInput(f"eta={eta!r} must be a positive learning rate")
     if 8 * batch_size >= task.n:
         raise InvalidInput(
             f"batch_size={batch_size} is too large: the replay compares B with 8 B, which must be below the "
@@ -199,6 +197,8 @@ def _check(task: Task, rule, steps, seed, eta, batch_size, deltas, warmup) -> No
         raise InvalidInput(
             f"{task.name} has {task.n} examples; the replay needs at least 32 with one-hot outputs"
         )
+    if isinstance(deltas, str) or not isinstance(deltas, Iterable) or not list(deltas):
+        raise InvalidInput(f"deltas={deltas!r} must be a sequence of one or more margins, such as (0.1, 0.5)")
     for delta in deltas:
         caeo_rule.validate(delta=delta)
 
@@ -236,4 +236,4 @@ def _dataset(outcomes: list[Outcome], attrs: dict) -> xr.Dataset:
     )
     paths = [outcome.paths for outcome in outcomes]
     details = {key: value for path in paths for key, value in path.attrs.items()}
-    return xr.merge([table, *paths], combine_attrs="drop").assign_attrs(attrs | details)
+    return xr.merge([table, *paths], combine_attrs="drop_conflicts").assign_attrs(attrs | details)

@@ -46,7 +46,6 @@ def test_table(outcome):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="merging the experiments drops the attributes of the variables", strict=True)
 def test_every_variable_is_described(outcome):
     for name, variable in outcome[0].variables.items():
         assert variable.attrs.get("units"), name
@@ -138,13 +137,23 @@ def _begins(name, fraction):
     raise WorkBegan(name)
 
 
-@pytest.mark.xfail(
-    reason="refused by the flow of CAEO only after all other experiments", raises=WorkBegan, strict=True
-)
-@pytest.mark.parametrize("deltas", [(), (0.0,), (-0.1,)])
-def test_margins_that_no_forecast_covers_are_refused_before_work(small, deltas):
+@pytest.mark.parametrize("deltas", [(), 0.1, "0.1", (0.1, 2.0), (float("nan"),)])
+def test_margins_are_refused_before_work(small, deltas):
     with pytest.raises(InvalidInput, match="delta"):
         replay(small, "caeo", deltas=deltas, progress=_begins)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", "a"), ("seed", float("nan")), ("eta", "x"), ("warmup", 2.5)]
+)
+def test_numbers_of_another_kind_are_refused_in_a_sentence(small, name, value):
+    with pytest.raises(InvalidInput, match=f"{name}="):
+        replay(small, "caeo", progress=_begins, **{name: value})
+
+
+def test_a_margin_on_the_edge_begins(small):
+    with pytest.raises(WorkBegan):
+        replay(small, "caeo", deltas=(0.0, -0.1), progress=_begins)
 
 
 def test_networks_the_replay_cannot_use():

@@ -71,7 +71,7 @@ def run(
             batches_measured=1,
             progress=lambda k, i=i: progress((i + k / steps) / len(deltas)),
         ).isel(replica=0)
-        flow = caeo_flow(task, start, eta=eta, delta=delta, steps=steps, stride=every)
+        flow = _flow(task, start, eta=eta, delta=delta, axis=axis)
         for step in (early, steps):
             there = network.sel(step=step)
             # the rate after `step` updates answers the sharpness before the last of them
@@ -81,7 +81,7 @@ def run(
             sharpness = (float(there["sharpness"]), residual, "1/time")
             learning_rate = (rate, rate * residual / float(there["sharpness"]), "time")
             named = f"after {step} steps, delta {delta:g}"
-            reduced, flowing = "reduced model, alpha frozen", "gradient flow at the capped rate"
+            reduced, flowing = "reduced model, alpha frozen", flow.attrs["method"]
             at = model.sel(step=step)
             rows += [
                 Row("caeo", f"sharpness {named}", name, *predicted, *sharpness)
@@ -122,3 +122,15 @@ def run(
         attrs={"caeo_eta": eta},
     )
     return Outcome(rows, paths)
+
+
+def _flow(task: Task, start: np.ndarray, *, eta: float, delta: float, axis: np.ndarray) -> xr.Dataset:
+    """The gradient flow; from delta = 0 down, where the iterate oscillates, nothing and the reason."""
+    if delta > 0:
+        return caeo_flow(task, start, eta=eta, delta=delta, steps=int(axis[-1]), stride=int(axis[1]))
+    nothing = ("step", np.full(axis.size, np.nan))
+    return xr.Dataset(
+        {"sharpness": nothing, "learning_rate": nothing},
+        coords={"step": axis},
+        attrs={"method": "gradient flow: none where delta <= 0 and the iterate oscillates"},
+    )
