@@ -145,7 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, 1 if an iteration failed, 2 for bad input (with one sentence on standard error), 130 when interrupted.
+        Exit status: 0; 1 if an iteration failed or 2 for bad input, with one sentence on standard error; 130 when
+        interrupted.
     """
     show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
     with warnings.catch_warnings():
