@@ -18,9 +18,9 @@ import numpy as np
 from numba import njit
 
 from solvers import scalar, tangent
+from solvers.compiling import Keyed
 from solvers.errors import InvalidInput
 from solvers.purity import plain_function, purity_key
-from solvers.sde import _Keyed
 from solvers.wiener import crossing_uniforms
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def stop_rule(stop: Callable[..., Any], sde: SDE) -> StopRule:
     """
     function = plain_function(stop, "stop")
     _refuse_unreadable(function, sde)
-    keyed = _Keyed(purity_key(stop, "stop"), function)
+    keyed = Keyed(purity_key(stop, "stop"), function)
     gaps, components = _gaps(function, sde)
     return StopRule(function, never if components.size else _condition(keyed), gaps, components)
 

@@ -15,6 +15,7 @@ import numpy as np
 from solvers.errors import ImpureFunction, InvalidInput
 
 _IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic, types.CodeType)
+_STATEFUL = ("random", "time", "datetime", "secrets", "uuid", "os")
 _OPCODES = ("LOAD_GLOBAL", "LOAD_NAME")
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
@@ -68,10 +69,11 @@ def _key(function: types.FunctionType, role: str, seen: tuple[types.FunctionType
                 raise ImpureFunction(f"{role} writes the global {name!r}; a model function may only return")
             if instruction.opname == "LOAD_DEREF" and name in closure:
                 held = closure[name].cell_contents
-                references.append(_attribute(name, held, instructions[place + 1 :]))
+                references.append(_attribute(name, held, instructions[place + 1 :], role))
             if instruction.opname in _OPCODES:
                 if name in function.__globals__:
-                    references.append(_attribute(name, function.__globals__[name], instructions[place + 1 :]))
+                    there = function.__globals__[name]
+                    references.append(_attribute(name, there, instructions[place + 1 :], role))
                 elif not hasattr(builtins, name):
                     raise InvalidInput(
                         f"{role} uses the undefined name {name!r}; define it or pass it in params"
@@ -84,7 +86,7 @@ def _key(function: types.FunctionType, role: str, seen: tuple[types.FunctionType
     return (function.__code__, frozen)
 
 
-def _attribute(name: str, value: Any, following: list[dis.Instruction]) -> tuple[str, Any]:
+def _attribute(name: str, value: Any, following: list[dis.Instruction], role: str) -> tuple[str, Any]:
     """What is read: the value, or of a module (or of a package's module) the attribute named next."""
     module = value
     for instruction in following:
@@ -94,8 +96,23 @@ def _attribute(name: str, value: Any, following: list[dis.Instruction]) -> tuple
             break
         name, value = f"{name}.{instruction.argval}", getattr(value, instruction.argval)
     if value is not module and callable(value):  # a library's function: its own references are its business
+        _refuse_stateful(name, value, role)
         return name, (name, getattr(value, "__code__", None))
     return name, value
+
+
+def _refuse_stateful(name: str, value: Any, role: str) -> None:
+    """Refuse methods of objects, such as generators of random numbers, and functions of the clock."""
+    owner = getattr(value, "__self__", None)
+    if owner is not None and not isinstance(owner, types.ModuleType):
+        stateful = True
+    else:
+        stateful = (getattr(value, "__module__", None) or "").partition(".")[0] in _STATEFUL
+    if stateful:
+        raise ImpureFunction(
+            f"{role} calls {name!r}, which answers differently each time; noise belongs in the diffusion, whose "
+            "random numbers follow from the seed, and other data in params"
+        )
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:
@@ -113,6 +130,7 @@ def _freeze(name: str, value: Any, role: str, seen: tuple[types.FunctionType, ..
         fields = getattr(value, "_fields", None)
         return (fields, tuple(_freeze(name, item, role, seen) for item in value))
     if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
+        _refuse_stateful(name, value, role)
         return ("named", value.__name__)
     value = getattr(value, "py_func", value)
     if isinstance(value, types.FunctionType):

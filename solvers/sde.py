@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import keyword
-import math
-from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from solvers import namespaces, tangent
+from solvers.compiling import Keyed, dispatcher
 from solvers.errors import InvalidInput, MissingConvention
 from solvers.purity import plain_function, purity_key
+from solvers.reading import (
+    PROBES,
+    Components,
+    as_arrays,
+    as_components,
+    as_params,
+    check_numbers,
+    checked_names,
+    read_model,
+    refuse_negative_constant,
+)
 
 CONVENTIONS = ("ito", "stratonovich", "klimontovich")
 _REMEDY = (
     "choose 'ito', 'stratonovich' or 'klimontovich'; for state-dependent noise they are different models"
 )
-_RESERVED = {"t", "time", "path", "component", "component2", "mode"}
-_PROBES = np.array([0.6180339887, 1.4142135624, -0.5772156649])
-
-Components = tuple[Any, ...]
 
 
 class SDE:
@@ -86,8 +90,8 @@ class SDE:
             raise InvalidInput(f"noise={noise!r} is unknown: choose 'diagonal' or 'general'")
         self.drift = plain_function(drift, "drift")
         self.diffusion = plain_function(diffusion, "diffusion")
-        self.names = _checked_names(names)
-        self.params = _as_params(params)
+        self.names = checked_names(names)
+        self.params = as_params(params)
         self.convention = convention
         self.noise = noise
         self.potential: Callable[..., Any] | None = None
@@ -103,21 +107,21 @@ class SDE:
     def _probe(self) -> int:
         """Read the model once on arrays: component counts, shapes, and a sign check of constant noise."""
         d = self.dimension
-        y = tuple(_PROBES + 0.1 * i for i in range(d))
+        y = tuple(PROBES + 0.1 * i for i in range(d))
         with np.errstate(all="ignore"):
             values, rows = (
-                _components(role, _read(role, function, 0.0, y, self.params, namespaces.common), d)
+                as_components(role, read_model(role, function, 0.0, y, self.params, namespaces.common), d)
                 for role, function in (("drift", self.drift), ("diffusion", self.diffusion))
             )
         for name, value in zip(self.names, values, strict=True):
-            _check_numbers("drift", name, value)
+            check_numbers("drift", name, value)
         if self.noise == "diagonal":
             for name, value in zip(self.names, rows, strict=True):
                 if isinstance(value, (tuple, list)):
                     raise InvalidInput(
                         f"diffusion returns a tuple for component {name!r}; pass noise='general' for a matrix"
                     )
-                _refuse_negative_constant(name, _check_numbers("diffusion", name, value))
+                refuse_negative_constant(name, check_numbers("diffusion", name, value))
             return d
         widths = {len(row) if isinstance(row, (tuple, list)) else 0 for row in rows}
         if len(widths) != 1 or 0 in widths:
@@ -127,7 +131,7 @@ class SDE:
             )
         for name, row in zip(self.names, rows, strict=True):
             for value in row:
-                _check_numbers("diffusion", name, value)
+                check_numbers("diffusion", name, value)
         return widths.pop()
 
     def __repr__(self) -> str:
@@ -136,15 +140,17 @@ class SDE:
 
     def drift_at(self, t: float, y: Components) -> tuple[np.ndarray, ...]:
         """The drift on arrays: y is a d-tuple of broadcastable arrays; d float64 arrays of their shape."""
-        values, shape = _arrays(y, self.dimension)
-        result = _components("drift", _read("drift", self.drift, t, values, self.params), self.dimension)
+        values, shape = as_arrays(y, self.dimension)
+        result = as_components(
+            "drift", read_model("drift", self.drift, t, values, self.params), self.dimension
+        )
         return tuple(np.array(np.broadcast_to(v, shape), dtype=float) for v in result)
 
     def diffusion_at(self, t: float, y: Components) -> tuple[Any, ...]:
         """The diffusion on arrays: d arrays ("diagonal") or d tuples of m arrays ("general")."""
-        values, shape = _arrays(y, self.dimension)
-        rows = _components(
-            "diffusion", _read("diffusion", self.diffusion, t, values, self.params), self.dimension
+        values, shape = as_arrays(y, self.dimension)
+        rows = as_components(
+            "diffusion", read_model("diffusion", self.diffusion, t, values, self.params), self.dimension
         )
         if self.noise == "diagonal":
             return tuple(np.array(np.broadcast_to(v, shape), dtype=float) for v in rows)
@@ -159,8 +165,8 @@ class SDE:
         width = None if self.noise == "diagonal" else self.noise_dimension
         drift_key, diffusion_key = self._keys()
         return (
-            _dispatcher(_Keyed(drift_key, self.drift), self.dimension, None),
-            _dispatcher(_Keyed(diffusion_key, self.diffusion), self.dimension, width),
+            dispatcher(Keyed(drift_key, self.drift), self.dimension, None),
+            dispatcher(Keyed(diffusion_key, self.diffusion), self.dimension, width),
             self.params,
         )
 
@@ -294,173 +300,3 @@ def from_potential(
     sde = SDE(drift, diffusion, params=params, names=names, convention=convention)
     sde.potential = potential
     return sde
-
-
-# ---- reading a model -------------------------------------------------------------------------------------
-
-
-def _read(
-    role: str, function: Callable[..., Any], t: float, y: Components, p: Any, xp: Any = namespaces.array
-) -> Any:
-    try:
-        return function(t, y, p, xp)
-    except ValueError as error:
-        if "truth value of an array" in str(error):
-            raise InvalidInput(
-                f"{role} branches on a component (if, and, or, max, min); write xp.where(condition, a, b) so "
-                "that arrays, symbols and tracers can be read too"
-            ) from error
-        raise
-    except (AttributeError, IndexError) as error:
-        raise InvalidInput(f"{role} failed on arrays: {error}; parameters are {p}") from error
-    except TypeError as error:
-        raise InvalidInput(
-            f"{role} failed on arrays: {error}; write it as {role}(t, y, p, xp) over the tuple y, with the "
-            "functions of xp"
-        ) from error
-
-
-def _components(role: str, value: Any, d: int) -> tuple[Any, ...]:
-    if not isinstance(value, (tuple, list)):
-        raise InvalidInput(
-            f"{role} must return a tuple of {d} components, got {type(value).__name__}; "
-            "write (value,) for one component"
-        )
-    if len(value) != d:
-        raise InvalidInput(
-            f"{role} returns a tuple of length {len(value)}, but names gives {d}; make them agree"
-        )
-    return tuple(value)
-
-
-def _arrays(y: Components, d: int) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
-    if not isinstance(y, (tuple, list, np.ndarray)) or len(y) != d:
-        raise InvalidInput(f"y={y!r} must be a tuple of {d} components, each a number or an array")
-    values = tuple(np.asarray(v, dtype=float) for v in y)
-    return values, np.broadcast_shapes(*(v.shape for v in values))
-
-
-def _check_numbers(role: str, name: str, value: Any) -> np.ndarray:
-    """What a component returned at the probes; a constant must be finite."""
-    shape = _PROBES.shape
-    if isinstance(value, (str, bytes)) or np.iscomplexobj(value):
-        raise InvalidInput(f"{role} of component {name!r} is {value!r}; return a real number")
-    try:
-        values = np.broadcast_to(np.asarray(value, dtype=float), shape)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(
-            f"{role} of component {name!r} is {value!r}; return one real number made from numbers and components"
-        ) from error
-    if np.ndim(value) == 0 and not math.isfinite(values[0]):
-        raise InvalidInput(f"{role} of component {name!r} is the constant {values[0]}; give a finite number")
-    return values
-
-
-def _refuse_negative_constant(name: str, values: np.ndarray) -> None:
-    if np.all(values == values[0]) and values[0] < 0:
-        raise InvalidInput(
-            f"diffusion of component {name!r} is the negative constant {values[0]:g}; "
-            "give a standard deviation >= 0"
-        )
-
-
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        names = (names,)
-    if not isinstance(names, Sequence):
-        raise InvalidInput(f"names={names!r} must be a tuple of component names, such as ('x',)")
-    names = tuple(names)
-    if not names or len(set(names)) != len(names):
-        raise InvalidInput(f"names={names!r} must be distinct and at least one")
-    for name in names:
-        if (
-            not isinstance(name, str)
-            or not name.isidentifier()
-            or keyword.iskeyword(name)
-            or name in _RESERVED
-        ):
-            raise InvalidInput(
-                f"names contains {name!r}; a component needs a Python identifier other than "
-                f"{sorted(_RESERVED)}"
-            )
-    return names
-
-
-@cache
-def _params_type(fields: tuple[str, ...]) -> Any:
-    # One type per set of names: Numba specialises on the type, so it must not be made anew each time.
-    return namedtuple("Params", fields)
-
-
-def _as_params(params: Any) -> Any:
-    if params is None:
-        return ()
-    if isinstance(params, Mapping):
-        if not params:
-            return ()
-        for name in params:
-            usable = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
-            if not usable or name.startswith("_"):
-                raise InvalidInput(
-                    f"params contains the name {name!r}, which cannot be read as p.name; choose a Python "
-                    "identifier without a leading underscore"
-                )
-        return _params_type(tuple(params))(*(_number(k, v) for k, v in params.items()))
-    if isinstance(params, (tuple, list)):
-        fields = getattr(params, "_fields", None)
-        values = [_number(fields[i] if fields else f"[{i}]", v) for i, v in enumerate(params)]
-        return params._replace(**dict(zip(fields, values, strict=True))) if fields else tuple(values)  # type: ignore[union-attr]
-    raise InvalidInput(
-        f"params is a {type(params).__name__}; pass a NamedTuple, a mapping or a tuple of numbers"
-    )
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"parameter {name!r} is {value!r}; give one real number") from error
-    if not math.isfinite(number):
-        raise InvalidInput(f"parameter {name!r} is {number}; give a finite number")
-    return number
-
-
-# ---- compiling, once per process -------------------------------------------------------------------------
-
-
-class _Keyed:
-    """A function that compares by its purity key, so that an LRU finds equal code again."""
-
-    __slots__ = ("function", "key")
-
-    def __init__(self, key: Any, function: Callable[..., Any]):
-        self.key, self.function = key, function
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed) and self.key == other.key
-
-
-@lru_cache(maxsize=512)
-def _dispatcher(keyed: _Keyed, d: int, width: int | None) -> Any:
-    """A Numba dispatcher (t, y, p) -> floats with the scalar namespace bound and integers promoted."""
-    from numba import njit
-
-    from solvers import scalar
-
-    flags = {"contract", "reassoc"}
-    entry = (
-        "float(r[{0}])"
-        if width is None
-        else "(" + ", ".join(f"float(r[{{0}}][{k}])" for k in range(width)) + ",)"
-    )
-    body = ", ".join(entry.format(i) for i in range(d))
-    source = f"def read(t, y, p):\n    r = function(t, y, p, scalar)\n    return ({body},)\n"
-    scope: dict[str, Any] = {
-        "function": njit(fastmath=flags, error_model="numpy")(keyed.function),
-        "scalar": scalar,
-    }
-    exec(compile(source, "<compiled model>", "exec"), scope)
-    return njit(fastmath=flags, error_model="numpy")(scope["read"])

@@ -196,3 +196,22 @@ def test_only_plain_functions():
         ):
             plain_function(given, "drift")
     assert plain_function(types.SimpleNamespace(py_func=one), "drift") is one  # a Numba dispatcher
+
+
+def test_functions_of_chance_and_of_the_clock_are_refused():
+    import random
+    import time
+    from random import random as chance
+
+    def one(t, y, p, xp):
+        return (1.0,)
+
+    drifts = (
+        lambda t, y, p, xp: (-random.random() * y[0],),
+        lambda t, y, p, xp: (-np.random.rand() * y[0],),  # noqa: NPY002 - what is refused
+        lambda t, y, p, xp: (-chance() * y[0],),
+        lambda t, y, p, xp: (-time.time() * y[0],),
+    )
+    for drift in drifts:
+        with pytest.raises(ImpureFunction, match="answers differently each time"):
+            SDE(drift, one, convention="ito")
