@@ -9,7 +9,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs_and_draws(path):
+def test_notebook_runs_and_draws(path, monkeypatch):
+    # the kernel inherits the environment, in which the tests draw to nowhere
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     nbformat = pytest.importorskip("nbformat", reason="nbformat comes with the dev extra")
     nbclient = pytest.importorskip("nbclient", reason="nbclient comes with the dev extra")
     notebook = nbformat.read(path, as_version=4)
