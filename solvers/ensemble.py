@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from solvers import schemes
 from solvers import statistics as results
 from solvers.exit_times import met_at_start
 from solvers.kernels import advancing, advancing_until, run_blocks
@@ -148,8 +149,8 @@ class _Run:
     def __init__(self, request: Request, progress: Callable[[float], Any] | None):
         self.request, self.progress = request, progress
         sde, d, times = request.sde, request.sde.dimension, request.saves.size
-        drift, diffusion, p = sde.compiled()
-        model = (request.scheme, d, sde.noise_dimension, sde.noise, drift, diffusion, type(p), len(p))
+        p = sde.params
+        model = (schemes.stepper(request.scheme, sde, BLOCK), type(p), len(p))
         self.parameters = np.array(p, dtype=float)
         if request.stop is None:
             self.advance = advancing(*model)

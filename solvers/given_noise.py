@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def drive(
     """
     found = schemes.find(scheme)
     dw = np.ascontiguousarray(increments, dtype=float)
-    m = sde.noise_dimension
+    m = sum(found.draws(sde.noise_dimension))
     if dw.ndim != 3 or dw.shape[2] != m or 0 in dw.shape:
         raise InvalidInput(f"increments has shape {dw.shape}; give (paths, steps, {m}), none of them zero")
     if not np.isfinite(dw).all():
@@ -68,10 +68,8 @@ def drive(
     start = np.ascontiguousarray(np.broadcast_to(checked_start(sde, y0, paths), (paths, sde.dimension)))
     kept = steps + 1 if every_step else 1
     states = np.empty((paths, kept, sde.dimension))
-    ready = sde.to(found.convention)
-    drift, diffusion, p = ready.compiled()
-    follow = _following(found, sde.dimension, m, sde.noise)
-    follow(drift, diffusion, p, float(t0), float(dt), start, dw, states)
+    follow = _following(schemes.stepper(found, sde))
+    follow(sde.params, float(t0), float(dt), start, dw, states)
     times = t0 + dt * (np.arange(steps + 1) if every_step else np.array([steps]))
     return xr.DataArray(
         states,
@@ -90,20 +88,20 @@ def drive(
     )
 
 
-@cache
-def _following(scheme: schemes.Scheme, d: int, m: int, noise: str) -> Any:
-    ops = schemes.algebra(d, m, noise, 1)
-    step, load, load_noise, store = scheme.build(ops), ops.load, ops.load_noise, ops.store
+@lru_cache(maxsize=256)
+def _following(stepper: schemes.Stepper) -> Any:
+    step, ops = stepper.step, stepper.ops
+    load, load_noise, store = ops.load, ops.load_noise, ops.store
 
     @njit(error_model="numpy", nogil=True)
-    def follow(drift, diffusion, p, t0, dt, start, dw, states):
+    def follow(p, t0, dt, start, dw, states):
         paths, kept = states.shape[0], states.shape[1]
         for i in range(paths):
             y = load(start[i], 0)
             if kept > 1:
                 store(states[i, 0], 0, y)
             for k in range(dw.shape[1]):
-                y = step(drift, diffusion, p, t0 + k * dt, dt, y, load_noise(dw[i, k], 0))
+                y = step(p, t0 + k * dt, dt, y, load_noise(dw[i, k], 0))
                 if kept > 1:
                     store(states[i, k + 1], 0, y)
             if kept == 1:

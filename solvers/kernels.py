@@ -15,7 +15,7 @@ import numpy as np
 from numba import cfunc, float64, int64, njit, types, uint64
 
 from solvers.exit_times import crossing_fraction
-from solvers.schemes import FLAGS, Scheme, algebra
+from solvers.schemes import FLAGS, Stepper
 from solvers.wiener import BLOCK, fill_normals
 
 _FLOATS = float64[::1]
@@ -170,40 +170,33 @@ def _unpacking(kind: type, count: int) -> Any:
 
 
 @lru_cache(maxsize=256)
-def advancing(
-    scheme: Scheme, d: int, m: int, noise: str, drift: Any, diffusion: Any, kind: type, count: int
-) -> Any:
+def advancing(stepper: Stepper, kind: type, count: int) -> Any:
     """The pass that moves all paths of a block by one step.
 
-    `drift` and `diffusion` are compiled; `kind` is the type of their parameters and `count` how many.
+    `kind` is the type of the model's parameters and `count` how many.
     """
-    ops = algebra(d, m, noise, BLOCK)
-    step, load, load_noise, store = scheme.build(ops), ops.load, ops.load_noise, ops.store
-
+    step, ops = stepper.step, stepper.ops
+    load, load_noise, store = ops.load, ops.load_noise, ops.store
     unpack = _unpacking(kind, count)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, x, dw, parameters, _keys, _events):
         p = unpack(parameters)
         for i in range(BLOCK):
-            store(x, i, step(drift, diffusion, p, t, dt, load(x, i), load_noise(dw, i)))
+            store(x, i, step(p, t, dt, load(x, i), load_noise(dw, i)))
 
     return advance
 
 
 @lru_cache(maxsize=256)
-def advancing_until(
-    scheme: Scheme, d: int, m: int, noise: str, drift: Any, diffusion: Any, kind: type, count: int, stop: Any
-) -> Any:
+def advancing_until(stepper: Stepper, kind: type, count: int, stop: Any) -> Any:
     """The pass that moves the paths of a block that have not met the stop condition, and looks for exits.
 
     With gaps (the stop condition is a set of levels) the exit is sought inside the step by a Brownian bridge
     and the path is put on the level; otherwise it ends with the step at which the condition first holds.
     """
-    ops = algebra(d, m, noise, BLOCK)
-    step, load, load_noise, store = scheme.build(ops), ops.load, ops.load_noise, ops.store
-    variances = ops.variances
-
+    step, ops, d, diffusion = stepper.step, stepper.ops, stepper.model.d, stepper.model.diffusion
+    load, load_noise, store, variances = ops.load, ops.load_noise, ops.store, ops.variances
     unpack = _unpacking(kind, count)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
@@ -215,7 +208,7 @@ def advancing_until(
             if not np.isnan(exits[i]):
                 continue
             y = load(x, i)
-            new = step(drift, diffusion, p, t, dt, y, load_noise(dw, i))
+            new = step(p, t, dt, y, load_noise(dw, i))
             store(x, i, new)
             if gap_components.size == 0:
                 if stop(t + dt, new, p):

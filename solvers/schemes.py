@@ -1,21 +1,59 @@
 """The time-stepping schemes: one small function each, over tuples of components, with their stated orders.
 
 To add a scheme: write its builder below and one entry in `SCHEMES`. A builder receives the `Algebra` for the
-SDE's dimensions and returns ``step(drift, diffusion, p, t, dt, y, dw) -> y``, compiled by Numba.
+SDE's dimensions and the compiled `Model`, and returns ``step(p, t, dt, y, dw) -> y``, compiled by Numba; dw is
+a tuple of as many numbers as the scheme's `draws` say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numba import njit
 
 from solvers.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from solvers.sde import SDE
+
 FLAGS = {"contract", "reassoc"}
+
+
+class Draws(NamedTuple):
+    """How many random numbers of each kind a step takes; dw holds them in this order.
+
+    All have mean 0 and variance dt: Gaussian ones, three-point ones (0 with probability 2/3, else
+    +-sqrt(3 dt)) and two-point ones (+-sqrt(dt)).
+    """
+
+    gaussian: int = 0
+    three_point: int = 0
+    two_point: int = 0
+
+
+class Model(NamedTuple):
+    """The compiled functions that a step calls, each ``f(t, y, p)`` with tuples; compares by identity.
+
+    Attributes
+    ----------
+    d, m : int
+        Components and Wiener processes.
+    noise : str
+        "diagonal" or "general".
+    drift, diffusion : dispatcher
+    derivatives : tuple of dispatchers
+        What the scheme's `differentiate` made.
+    """
+
+    d: int
+    m: int
+    noise: str
+    drift: Any
+    diffusion: Any
+    derivatives: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -35,11 +73,15 @@ class Scheme:
     special : str
         Additive or commutative noise.
     build : callable
-        Makes the step from an `Algebra`.
+        Makes the step from an `Algebra` and a `Model`.
     amplification : callable
         R(z): factor per step on dy = lambda y dt, z = lambda dt; |R| > 1 for a decaying mode is instability.
     source : str
         Where the orders come from.
+    draws : callable
+        m -> `Draws` of one step.
+    differentiate : callable
+        SDE -> tuple of compiled functions ``f(t, y, p)`` that the step needs besides drift and diffusion.
     """
 
     name: str
@@ -48,9 +90,11 @@ class Scheme:
     strong_special: float
     special: str
     weak: float
-    build: Callable[[Algebra], Any]
+    build: Callable[[Algebra, Model], Any]
     amplification: Callable[[Any], Any]
     source: str
+    draws: Callable[[int], Draws] = Draws
+    differentiate: Callable[[SDE], tuple[Any, ...]] = lambda sde: ()  # noqa: ARG005
 
 
 @dataclass(frozen=True)
@@ -81,8 +125,8 @@ class Algebra:
 
 
 @cache
-def algebra(d: int, m: int, noise: str, block: int) -> Algebra:
-    """The operations for d components, m noise components and blocks of the given width."""
+def algebra(d: int, m: int, noise: str, block: int, draws: int) -> Algebra:
+    """The operations for d components, m Wiener processes, blocks of the given width, `draws` numbers a step."""
     if noise == "diagonal":
         moves = [f"b[{j}] * dw[{j}]" for j in range(d)]
         variances = [f"b[{j}] * b[{j}]" for j in range(d)]
@@ -96,7 +140,7 @@ def algebra(d: int, m: int, noise: str, block: int) -> Algebra:
         scaled=_compiled("dw, h", [f"h * dw[{k}]" for k in range(m)]),
         variances=_compiled("b", variances),
         load=_compiled("x, i", [f"x[{j * block} + i]" for j in range(d)]),
-        load_noise=_compiled("x, i", [f"x[{k * block} + i]" for k in range(m)]),
+        load_noise=_compiled("x, i", [f"x[{k * block} + i]" for k in range(draws)]),
         store=_compile(f"def store(x, i, y):\n    {targets} = y\n", "store"),
     )
 
@@ -111,21 +155,22 @@ def _compile(source: str, name: str) -> Any:
     return njit(fastmath=FLAGS, error_model="numpy", forceinline=True)(scope[name])
 
 
-def _euler_maruyama(ops: Algebra) -> Any:
-    plus, kick = ops.plus, ops.kick
+def _euler_maruyama(ops: Algebra, model: Model) -> Any:
+    plus, kick, drift, diffusion = ops.plus, ops.kick, model.drift, model.diffusion
 
     @njit(fastmath=FLAGS, error_model="numpy", forceinline=True)
-    def step(drift, diffusion, p, t, dt, y, dw):
+    def step(p, t, dt, y, dw):
         return kick(plus(y, dt, drift(t, y, p)), diffusion(t, y, p), dw)
 
     return step
 
 
-def _heun(ops: Algebra) -> Any:
+def _heun(ops: Algebra, model: Model) -> Any:
     plus, kick, scaled = ops.plus, ops.kick, ops.scaled
+    drift, diffusion = model.drift, model.diffusion
 
     @njit(fastmath=FLAGS, error_model="numpy", forceinline=True)
-    def step(drift, diffusion, p, t, dt, y, dw):
+    def step(p, t, dt, y, dw):
         a0, b0 = drift(t, y, p), diffusion(t, y, p)
         predicted = kick(plus(y, dt, a0), b0, dw)
         a1, b1 = drift(t + dt, predicted, p), diffusion(t + dt, predicted, p)
@@ -175,3 +220,49 @@ def find(name: str) -> Scheme:
     if name not in SCHEMES:
         raise InvalidInput(f"scheme={name!r} is unknown; available: {', '.join(sorted(SCHEMES))}")
     return SCHEMES[name]
+
+
+class Stepper(NamedTuple):
+    """A scheme made ready for one model: the compiled step and how it meets a block of paths.
+
+    Attributes
+    ----------
+    step : dispatcher
+        ``step(p, t, dt, y, dw) -> y``; p is the model's parameters (``sde.params``), y and dw tuples of floats.
+    ops : Algebra
+        Loads and stores for blocks of the width asked for.
+    draws : Draws
+        What dw holds.
+    model : Model
+    """
+
+    step: Any
+    ops: Algebra
+    draws: Draws
+    model: Model
+
+
+def stepper(scheme: Scheme, sde: SDE, block: int = 1) -> Stepper:
+    """The step of a scheme for an SDE; the same scheme and model functions give the same compiled step.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    sde : SDE
+        Converted exactly to the convention of the scheme.
+    block : int
+        Paths per block: component j of path i lies at ``x[j * block + i]``.
+    """
+    ready = sde.to(scheme.convention)
+    drift, diffusion, _ = ready.compiled()
+    model = Model(
+        ready.dimension, ready.noise_dimension, ready.noise, drift, diffusion, scheme.differentiate(ready)
+    )
+    return _stepper(scheme, model, block)
+
+
+@lru_cache(maxsize=512)
+def _stepper(scheme: Scheme, model: Model, block: int) -> Stepper:
+    draws = scheme.draws(model.m)
+    ops = algebra(model.d, model.m, model.noise, block, sum(draws))
+    return Stepper(scheme.build(ops, model), ops, draws, model)

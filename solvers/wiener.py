@@ -71,6 +71,17 @@ def crossing_uniforms(seed, path, step, draw):
     return uniform_of(r0), uniform_of(r1)
 
 
+@njit(fastmath=vmath.FLAGS, error_model="numpy")
+def normal_pair(seed, path, pair, component):
+    """The standard normals of a path's steps 2 pair and 2 pair + 1: the numbers of `increments`, one by one."""
+    radius_word, angle_word = threefry2x64(
+        np.uint64(pair), np.uint64(component), np.uint64(seed), np.uint64(path)
+    )
+    radius = math.sqrt(-2.0 * vmath.log(uniform_of(radius_word)))
+    cosine, sine = vmath.cos_sin_turns(angle_word)
+    return radius * cosine, radius * sine
+
+
 @njit(nogil=True, fastmath=vmath.FLAGS, error_model="numpy")
 def fill_normals(seed, first_path, pair, components, scale, z, words):
     """Fill z with the increments of the steps 2 pair and 2 pair + 1 of one block (Box and Muller 1958).
