@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,37 +97,76 @@ def stop_rule(stop: Callable[..., Any], sde: SDE) -> StopRule:
     InvalidInput
         If it is no function of (t, y, p, xp) that returns a condition, or cannot be traced symbolically.
     """
-    function = plain_function(stop, "stop")
-    _refuse_unreadable(function, sde)
-    keyed = Keyed(purity_key(stop, "stop"), function)
-    gaps, components = _gaps(function, sde)
-    return StopRule(function, never if components.size else _condition(keyed), gaps, components)
+    rule = region_rule(stop, sde, "stop")
+    return rule._replace(condition=never) if rule.components.size else rule
 
 
-def _refuse_unreadable(function: Callable[..., Any], sde: SDE) -> None:
-    """Call the condition once on arrays: it must take (t, y, p, xp) and return one truth value per path."""
-    refuse_arity(function, 4, "stop", "(t, y, p, xp)")
+def region_rule(region: Callable[..., Any], sde: SDE, name: str) -> StopRule:
+    """As `stop_rule` for an argument of another name; the compiled condition holds in the region, levels or not.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no function of (t, y, p, xp) that returns a condition, or cannot be traced symbolically.
+    """
+    function = plain_function(region, name)
+    value = read_on_arrays(function, sde, name)
+    if isinstance(value, (tuple, list)):
+        raise InvalidInput(f"{name} must return one condition, got a tuple; combine with xp.logical_or or |")
+    if np.asarray(value).dtype != bool:
+        raise InvalidInput(
+            f"{name} returns {np.asarray(value).dtype} and no condition; compare, as in y[0] > 1"
+        )
+    keyed = Keyed(purity_key(region, name), function)
+    gaps, components = _gaps(function, sde, name)
+    return StopRule(function, _condition(keyed), gaps, components)
+
+
+def read_on_arrays(function: Callable[..., Any], sde: SDE, name: str) -> Any:
+    """What a function of (t, y, p, xp) returns for arrays of two states; refused if it cannot be read so.
+
+    Raises
+    ------
+    InvalidInput
+        If it does not take these arguments, branches on a component, or fails.
+    """
+    refuse_arity(function, 4, name, "(t, y, p, xp)")
     probes = tuple(np.array([0.6180339887, -1.4142135624]) + 0.1 * i for i in range(sde.dimension))
     try:
         with np.errstate(all="ignore"):
-            value = function(0.0, probes, sde.params, np)
+            return function(0.0, probes, sde.params, np)
     except ValueError as error:
         if "truth value of an array" not in str(error):
             raise
         raise InvalidInput(
-            "stop branches on a component (or, and, not, if); join conditions with | and &, as in "
+            f"{name} branches on a component (or, and, not, if); join conditions with | and &, as in "
             "(y[0] < -1) | (y[0] > 1)"
         ) from error
     except (TypeError, AttributeError, IndexError) as error:
         raise InvalidInput(
-            f"stop failed on arrays: {error}; write it over the {sde.dimension} components of y and xp's functions"
+            f"{name} failed on arrays: {error}; write it over the {sde.dimension} components of y and xp's functions"
         ) from error
-    if isinstance(value, (tuple, list)):
-        raise InvalidInput("stop must return one condition, got a tuple; combine with xp.logical_or or |")
-    if np.asarray(value).dtype != bool:
-        raise InvalidInput(
-            f"stop returns {np.asarray(value).dtype} and no condition; compare, as in y[0] > 1"
-        )
+
+
+def level_attributes(rule: StopRule, names: Sequence[str]) -> dict[str, Any]:
+    """The levels of a stop condition as attributes that NetCDF and Zarr can hold; none if it is no set of levels.
+
+    Returns
+    -------
+    dict
+        ``levels``: array of the levels; ``level_components``: the component each is about, joined by spaces.
+        A path that leaves through one of them ends with that component equal to it, bit for bit.
+    """
+    found = {
+        (int(c), float(level))
+        for c, gap in zip(rule.components, rule.gaps, strict=True)
+        for level in gap
+        if np.isfinite(level)
+    }
+    if not found:
+        return {}
+    components, levels = zip(*sorted(found), strict=True)
+    return {"levels": np.array(levels), "level_components": " ".join(names[c] for c in components)}
 
 
 def refuse_arity(function: Callable[..., Any], count: int, name: str, arguments: str) -> None:
@@ -181,15 +220,15 @@ def _sympy() -> Any:
     return sympy  # as Any: its annotations reject correct calls
 
 
-def _gaps(function: Callable[..., Any], sde: SDE) -> tuple[np.ndarray, np.ndarray]:
+def _gaps(function: Callable[..., Any], sde: SDE, name: str) -> tuple[np.ndarray, np.ndarray]:
     import sympy as sp
 
     t = sp.Symbol("t", real=True)
     y = tuple(sp.Symbol(name, real=True) for name in sde.names)
-    value = tangent.trace(function, (t, y, sde.params), "stop")
+    value = tangent.trace(function, (t, y, sde.params), name)
     condition = sp.sympify(value)
     if condition.free_symbols.isdisjoint({t, *y}):
-        raise InvalidInput(f"stop is always {condition}; it must depend on the state or the time")
+        raise InvalidInput(f"{name} is always {condition}; it must depend on the state or the time")
     sets = _stop_sets(condition, y)
     rows, components = [], []
     for c, symbol in enumerate(y):
