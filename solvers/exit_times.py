@@ -154,7 +154,7 @@ def level_attributes(rule: StopRule, names: Sequence[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``levels``: array of the levels; ``level_components``: the component each is about, joined by spaces.
+        ``levels``: array of the levels; ``level_components``: the component each is about, joined by ", ".
         A path that leaves through one of them ends with that component equal to it, bit for bit.
     """
     found = {
@@ -165,8 +165,11 @@ def level_attributes(rule: StopRule, names: Sequence[str]) -> dict[str, Any]:
     }
     if not found:
         return {}
-    components, levels = zip(*sorted(found), strict=True)
-    return {"levels": np.array(levels), "level_components": " ".join(names[c] for c in components)}
+    ordered = sorted(found)
+    return {
+        "levels": np.array([level for _, level in ordered]),
+        "level_components": ", ".join(names[c] for c, _ in ordered),
+    }
 
 
 def refuse_arity(function: Callable[..., Any], count: int, name: str, arguments: str) -> None:
