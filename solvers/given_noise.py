@@ -55,9 +55,10 @@ def drive(
     InvalidInput
         If the increments do not have the shape (paths, steps, m), or contain nan or infinity.
     """
-    found = schemes.find(scheme)
+    found = schemes.find(scheme, sde)
+    stepper = schemes.stepper(found, sde)
     dw = np.ascontiguousarray(increments, dtype=float)
-    m = sum(found.draws(sde.noise_dimension))
+    m = sum(stepper.draws)
     if dw.ndim != 3 or dw.shape[2] != m or 0 in dw.shape:
         raise InvalidInput(f"increments has shape {dw.shape}; give (paths, steps, {m}), none of them zero")
     if not np.isfinite(dw).all():
@@ -68,7 +69,7 @@ def drive(
     start = np.ascontiguousarray(np.broadcast_to(checked_start(sde, y0, paths), (paths, sde.dimension)))
     kept = steps + 1 if every_step else 1
     states = np.empty((paths, kept, sde.dimension))
-    follow = _following(schemes.stepper(found, sde))
+    follow = _following(stepper)
     follow(sde.params, float(t0), float(dt), start, dw, states)
     times = t0 + dt * (np.arange(steps + 1) if every_step else np.array([steps]))
     return xr.DataArray(

@@ -212,6 +212,68 @@ def ito_correction(symbolic: SymbolicSDE, convention: str) -> tuple[Any, ...]:
     )
 
 
+def compiled_components(expressions: Sequence[Any], symbolic: SymbolicSDE) -> Any:
+    """A Numba dispatcher ``f(t, y, p)`` of the expressions; equal expressions give the same dispatcher."""
+    from solvers.compiling import Keyed, dispatcher
+    from solvers.purity import purity_key
+
+    function = lambdify_components(expressions, symbolic)
+    width = len(expressions[0]) if isinstance(expressions[0], (tuple, list)) else None
+    return dispatcher(Keyed(purity_key(function, "derivative"), function), len(expressions), width)
+
+
+def slopes_of_noise(symbolic: SymbolicSDE) -> dict[tuple[int, int, int], Any]:
+    """The derivatives d sigma_ik / d y_l that are not zero, by (i, k, l)."""
+    import sympy as sp
+
+    slopes = {
+        (i, k, j): sp.diff(value, yj)
+        for i, row in enumerate(symbolic.sigma)
+        for k, value in enumerate(row)
+        for j, yj in enumerate(symbolic.y)
+    }
+    return {place: slope for place, slope in slopes.items() if sp.expand_mul(slope) != 0}
+
+
+def milstein_terms(symbolic: SymbolicSDE) -> dict[tuple[int, int, int], Any]:
+    """Coefficients of dW_j dW_k - delta_jk dt in component i that are not zero, by (i, j, k) with j <= k.
+
+    (L^j b_i^k + L^k b_i^j) / 2, once for j = k, with L^j = sum_l sigma_lj d/dy_l: half the double integrals of
+    commutative noise (Kloeden and Platen 1992, eq. 10.3.14). In diagonal noise only i = j = k remains.
+    """
+    import sympy as sp
+
+    sigma, y = symbolic.sigma, symbolic.y
+    d, m = len(y), len(sigma[0])
+    diagonal = not isinstance(symbolic.diffusion[0], tuple)
+    quarter = sp.Rational(1, 4)
+
+    def advanced(i, j, k):
+        """Half of L^j b_i^k; b b' as (b^2)'/2, which stays finite where b is a root that vanishes."""
+        own = (
+            quarter * sp.diff(sigma[i][k] ** 2, y[i])
+            if j == k
+            else sigma[i][j] * sp.diff(sigma[i][k], y[i]) / 2
+        )
+        return own + sum(sigma[n][j] * sp.diff(sigma[i][k], y[n]) / 2 for n in range(d) if n != i)
+
+    terms = {}
+    for i in range(d):
+        for j in [i] if diagonal else range(m):
+            for k in range(j, j + 1 if diagonal else m):
+                term = advanced(i, j, k) if j == k else advanced(i, j, k) + advanced(i, k, j)
+                if sp.expand_mul(term) != 0:
+                    terms[i, j, k] = term
+    return terms
+
+
+def drift_jacobian(symbolic: SymbolicSDE) -> list[list[Any]]:
+    """D drift_i / d y_j as d rows of d expressions."""
+    import sympy as sp
+
+    return [[sp.diff(a, yj) for yj in symbolic.y] for a in symbolic.drift]
+
+
 def jacobian(sde: SDE) -> Callable[[float, Any], np.ndarray]:
     """The Jacobian of the drift, exact by symbolic trace.
 
@@ -225,11 +287,8 @@ def jacobian(sde: SDE) -> Callable[[float, Any], np.ndarray]:
     callable
         ``jacobian(t, y)`` with y of d numbers returns the array (d, d) of d drift_i / d y_j.
     """
-    import sympy as sp
-
     symbolic = sde.symbolic()
-    rows = [[sp.diff(a, yj) for yj in symbolic.y] for a in symbolic.drift]
-    function = lambdify_components(rows, symbolic)
+    function = lambdify_components(drift_jacobian(symbolic), symbolic)
 
     def evaluate(t: float, y: Any) -> np.ndarray:
         values = tuple(np.asarray(v, dtype=float) for v in y)

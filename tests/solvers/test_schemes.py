@@ -15,7 +15,8 @@ NOISE = np.array([[[0.3], [-0.2]], [[0.1], [0.7]]])  # two paths, two steps
 def test_every_scheme_states_orders_convention_and_source():
     for name, scheme in schemes.SCHEMES.items():
         assert name == scheme.name
-        assert 0 < scheme.strong <= scheme.strong_special
+        assert (scheme.strong is None) == (scheme.strong_special is None)
+        assert scheme.strong is None or 0 < scheme.strong <= scheme.strong_special
         assert scheme.weak > 0
         assert scheme.convention in {"ito", "stratonovich"}
         assert scheme.source
