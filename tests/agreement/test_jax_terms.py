@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eos_sde import models
-from eos_sde.jax_terms import diffrax_terms
+from eos_sde.jax_terms import GivenBrownian, diffrax_terms
 from eos_sde.models import maps
 from eos_sde.optimizers.rule import learning_rate
 from solvers import SDE, InvalidInput
@@ -15,17 +15,6 @@ from solvers.given_noise import drive
 from solvers.wiener import increments
 
 DT, STEPS = 0.02, 50
-
-
-class GivenPath(diffrax.AbstractPath):
-    """Increments of a given table, one per step of DT."""
-
-    t0: float
-    t1: float
-    table: jax.Array
-
-    def evaluate(self, t0, t1=None, left=True, use_levy=False):  # noqa: ARG002 - diffrax's signature
-        return self.table[jnp.round(t0 / DT).astype(int)]
 
 
 def rotating():
@@ -58,17 +47,20 @@ EVERY = [
 
 
 def solve(sde, solver, table, start, args=None):
-    path = GivenPath(0.0, DT * STEPS, jnp.asarray(table))
-    return diffrax.diffeqsolve(
-        diffrax_terms(sde, path, solver=solver), solver, 0.0, DT * STEPS, DT, jnp.asarray(start), args=args
-    ).ys[0]
+    return end(diffrax_terms(sde, GivenBrownian(table, DT), solver=solver), solver, start, args)
+
+
+def end(terms, solver, start, args=None):
+    states = diffrax.diffeqsolve(terms, solver, 0.0, DT * STEPS, DT, jnp.asarray(start), args=args).ys
+    assert states is not None
+    return states[0]
 
 
 @pytest.mark.parametrize("sde", EVERY, ids=lambda sde: ",".join(sde.names) + str(len(sde.params)))
 def test_fields_agree_in_every_reading(sde):
     rng = np.random.default_rng(0)
     points = rng.normal(size=(5, sde.dimension))
-    terms = diffrax_terms(sde, GivenPath(0.0, 1.0, jnp.zeros((1, sde.noise_dimension))))
+    terms = diffrax_terms(sde, GivenBrownian(jnp.zeros((1, sde.noise_dimension)), 1.0))
     ode, control = terms.terms
     drift, diffusion, p = sde.compiled()
     for y in points:
@@ -108,12 +100,92 @@ def test_heun_on_one_brownian_path_reads_stratonovich():
     assert abs(float(wrong[0]) - ours) > 0.01
 
 
+def well(convention):
+    """Diagonal state-dependent noise in one dimension."""
+    return SDE(
+        lambda t, y, p, xp: (y[0] - y[0] ** 3,),
+        lambda t, y, p, xp: (0.4 * xp.sqrt(1.0 + y[0] ** 2),),
+        convention=convention,
+    )
+
+
+def turning(convention):
+    """General noise that commutes: one Wiener process turns, another stretches the plane."""
+    return SDE(
+        lambda t, y, p, xp: (-0.5 * y[0] + 0.2 * y[1], -0.3 * y[1]),
+        lambda t, y, p, xp: ((-0.5 * y[1], 0.3 * y[0]), (0.5 * y[0], 0.3 * y[1])),
+        names=("x", "y"),
+        noise="general",
+        convention=convention,
+    )
+
+
+SHARED = [
+    (well, "klimontovich", "euler-maruyama", diffrax.Euler()),
+    (well, "klimontovich", "heun", diffrax.Heun()),
+    (well, "ito", "milstein", diffrax.ItoMilstein()),
+    (well, "klimontovich", "milstein", diffrax.StratonovichMilstein()),
+    (turning, "stratonovich", "euler-maruyama", diffrax.Euler()),
+    (turning, "ito", "heun", diffrax.Heun()),
+    (turning, "stratonovich", "milstein", diffrax.StratonovichMilstein()),
+    (turning, "ito", "milstein", diffrax.ItoMilstein()),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "convention", "scheme", "solver"), SHARED, ids=lambda v: getattr(v, "__name__", None)
+)
+def test_schemes_of_one_name_agree_in_every_convention(build, convention, scheme, solver):
+    # Ours takes the model as it is, diffrax the one converted to the solver's convention. The two Milstein
+    # schemes are one scheme: (b.grad)b dt/2 is part of the drift here and of the noise there. 50 steps of
+    # rounding, amplified by exp(2 T) at most.
+    sde = build(convention)
+    start = 0.7 + 0.2 * np.arange(sde.dimension)
+    table = increments(11, 1, STEPS, sde.noise_dimension, DT)
+    ours = np.ravel(drive(sde, start, table, dt=DT, scheme=scheme, every_step=False))
+    needed = "ito" if isinstance(solver, diffrax.AbstractItoSolver) else "stratonovich"
+    np.testing.assert_allclose(solve(sde.to(needed), solver, table[0], start), ours, rtol=1e-12)
+    # negative control: read in another convention it is another process
+    other = build("stratonovich" if convention == "ito" else "ito")
+    wrong = np.ravel(drive(other, start, table, dt=DT, scheme=scheme, every_step=False))
+    assert np.abs(wrong - ours).max() > 1e-3
+
+
+def test_the_space_time_area_of_a_step_is_that_of_sra1():
+    sde, start = models.self_stabilization(1.0, 2.0, 0.2, 0.3), np.array([0.4, 0.1])
+    table = increments(13, 1, STEPS, 2 * sde.noise_dimension, DT)
+    m = sde.noise_dimension
+    ours = np.ravel(drive(sde, start, table, dt=DT, scheme="sra1", every_step=False))
+    path = GivenBrownian(table[0, :, :m], DT, auxiliary=table[0, :, m:])
+    terms = diffrax_terms(sde.to("stratonovich"), path, solver=diffrax.SRA1())
+    np.testing.assert_allclose(end(terms, diffrax.SRA1(), start), ours, rtol=1e-12)
+
+
+def test_a_given_path_over_several_steps():
+    rng = np.random.default_rng(2)
+    table, extra = rng.normal(size=(8, 2)), rng.normal(size=(8, 2))
+    path = GivenBrownian(table, 0.1, t0=1.0, auxiliary=extra)
+    np.testing.assert_allclose(path.evaluate(1.2, 1.5), table[2:5].sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(path.evaluate(1.8), table.sum(axis=0), rtol=1e-12)
+    # H = mean of W - W(s) over the interval less half the increment, added up from the steps' integrals
+    whole = path.evaluate(1.2, 1.5, use_levy=True)
+    before = np.cumsum(table[2:5], axis=0) - table[2:5]
+    integral = (0.1 * (before + 0.5 * (table[2:5] + extra[2:5] / np.sqrt(3)))).sum(axis=0)
+    np.testing.assert_allclose(whole.H, integral / 0.3 - 0.5 * table[2:5].sum(axis=0), rtol=1e-10)
+    with pytest.raises(InvalidInput, match=r"increments has shape \(8,\)"):
+        GivenBrownian(table[:, 0], 0.1)
+    with pytest.raises(InvalidInput, match=r"auxiliary has shape \(7, 2\)"):
+        GivenBrownian(table, 0.1, auxiliary=extra[1:])
+    with pytest.raises(InvalidInput, match=r"dt=0\.0"):
+        GivenBrownian(table, 0.0)
+
+
 def test_gradient_with_respect_to_parameters():
     # d x(T) / d mu of the flip form: reverse mode through diffrax against a central difference of our solver.
     sde, start = models.flip_normal_form(0.4, 1.0, 0.2), np.array([0.5])
     table = increments(5, 1, STEPS, 1, DT)[0]
 
-    def end(mu):
+    def final(mu):
         return solve(sde, diffrax.Euler(), table, start, args=sde.params._replace(mu=mu))[0]
 
     step = 1e-5  # truncation about step^2, rounding 1e-16/step
@@ -121,7 +193,7 @@ def test_gradient_with_respect_to_parameters():
         drive(sde.replace(mu=0.4 + change), start, table[None], dt=DT, every_step=False).item()
         for change in (step, -step)
     )
-    assert float(jax.grad(end)(0.4)) == pytest.approx((high - low) / (2 * step), rel=1e-8)
+    assert float(jax.grad(final)(0.4)) == pytest.approx((high - low) / (2 * step), rel=1e-8)
 
 
 @pytest.mark.parametrize("delta", [-0.05, 0.0, 0.1, 1.0])
