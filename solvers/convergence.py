@@ -12,20 +12,19 @@ import xarray as xr
 from scipy import optimize, stats
 
 from solvers import schemes, wiener
+from solvers.end_errors import BATCHES, Study, strong_errors, weak_errors
 from solvers.errors import AccuracyWarning, InvalidInput
-from solvers.given_noise import drive
 from solvers.provenance import provenance
 from solvers.request import checked_start
+from solvers.schemes import structure
 
 if TYPE_CHECKING:
     from solvers.sde import SDE
 
-_BATCHES = 20
-_REFINEMENT = 16
 _MODEL_ERROR = 0.01
 """Half width that the interval has even without noise, for terms of the expansion beyond the second."""
-_ENTRIES = 1 << 22
-"""Increments held at once."""
+_STEPS = {"strong": (16, 32, 64, 128, 256), "weak": (8, 16, 32, 64)}
+_PATHS = {"strong": 4000, "weak": 50_000}
 
 
 def estimate_order(
@@ -36,11 +35,12 @@ def estimate_order(
     y0: Any = 1.0,
     t1: float = 1.0,
     t0: float = 0.0,
-    steps: Sequence[int] = (16, 32, 64, 128, 256),
-    paths: int = 4000,
+    steps: Sequence[int] | None = None,
+    paths: int | None = None,
     seed: int = 0,
     exact: Callable[..., Any] | None = None,
     observable: Callable[..., Any] | None = None,
+    expected: float | None = None,
     level: float = 0.95,
 ) -> xr.Dataset:
     """Fit the order of convergence of a scheme on one SDE.
@@ -52,24 +52,27 @@ def estimate_order(
     scheme : str
         As in `simulate`.
     kind : {"strong", "weak"}
-        Strong: mean distance of the end points, ``E |X_h(t1) - X(t1)|``. Weak: ``|E f(X_h) - E f(X)|``, both
-        terms on the same Brownian paths, which removes most of the sampling noise.
+        Strong: mean distance of the end points, ``E |X_h(t1) - X(t1)|``, on the same Brownian paths. Weak:
+        ``|E f(X_h) - E f(X)|``.
     y0 : float or array (d,)
         Start.
     t0, t1 : float
         Start and end.
-    steps : sequence of int
-        Numbers of steps; each must divide the largest.
-    paths : int
-        Number of Brownian paths, at least 40; for kind="weak" each is used with its mirror image as well.
+    steps : sequence of int, optional
+        Numbers of steps; each must divide the largest. 16 to 256 (strong) or 8 to 64 (weak) if not given.
+    paths : int, optional
+        Number of paths, at least 40; 4000 (strong) or 50 000 (weak) if not given. For kind="weak" each is
+        used with its mirror image as well.
     seed : int
         Of the Brownian paths.
     exact : callable, optional
         ``exact(t, y0, w, p)``: d-tuple of arrays, the solution at t for the Wiener processes' values w (tuple
-        of m arrays). Without it the reference is the scheme itself on 16 times more steps than the largest
-        number, and the fit allows for the error of that reference.
+        of m arrays). Without it and `expected` the reference is the scheme itself on 16 times more steps than
+        the largest number, and the fit allows for the error of that reference.
     observable : callable, optional
         ``observable(y)`` for kind="weak": f, on a d-tuple of arrays; the first component if not given.
+    expected : float, optional
+        ``E f(X(t1))`` for kind="weak". A scheme without Gaussian numbers needs it or `exact`.
     level : float
         Confidence of the interval.
 
@@ -78,23 +81,40 @@ def estimate_order(
     Dataset
         ``order``, ``order_low``, ``order_high``; ``error`` and ``stderr`` over ``dt``. The fit is
         ``error = C dt^order exp(c dt)``, the last factor for the next term of the expansion; the interval is
-        the jackknife's over 20 batches of paths, plus 0.01 on both sides.
+        the jackknife's over 20 batches of paths, widened on both sides by 0.01 or, if more, by what leaving out
+        the largest step changes beyond its sampling error. Attribute ``stated_order`` is what
+        the scheme claims for this noise.
 
     Raises
     ------
     InvalidInput
-        If an argument cannot be used.
+        If an argument cannot be used, or the strong order is asked of a scheme that has none.
 
     Warns
     -----
     AccuracyWarning
         If an error is not resolved above its sampling noise.
+
+    Notes
+    -----
+    Weak errors are differences on the same Brownian path where there is one, and a regression on polynomials
+    of the increments with known means removes most of the noise that is left. A scheme of two-point or
+    three-point numbers is compared with ``f(exact)`` at the sum of its own numbers, whose expectation is a
+    finite sum over their lattice; that of the normal is a Gauss-Hermite sum of 100 nodes per process.
     """
-    found = schemes.find(scheme)
-    if kind not in {"strong", "weak"}:
+    found = schemes.find(scheme, sde)
+    if kind not in _STEPS:
         raise InvalidInput(f"kind={kind!r} is unknown: choose 'strong' or 'weak'")
-    if wiener.checked_integer("paths", paths) < 2 * _BATCHES:
-        raise InvalidInput(f"paths={paths} is too few for an interval; give at least {2 * _BATCHES}")
+    if kind == "strong" and found.strong is None:
+        raise InvalidInput(
+            f"scheme={found.name!r} follows no Brownian path and has no strong order; ask for kind='weak'"
+        )
+    if kind == "strong" and expected is not None:
+        raise InvalidInput(f"expected={expected} is for kind='weak'; give exact= or nothing")
+    number = _PATHS[kind] if paths is None else wiener.checked_integer("paths", paths)
+    if number < 2 * BATCHES:
+        raise InvalidInput(f"paths={paths} is too few for an interval; give at least {2 * BATCHES}")
+    steps = _STEPS[kind] if steps is None else steps
     counts = np.unique([wiener.checked_integer("steps", n) for n in steps])
     if counts.size < 4 or counts[0] < 1 or (counts[-1] % counts).any():
         raise InvalidInput(f"steps={list(steps)} must be four or more numbers that divide the largest")
@@ -102,55 +122,24 @@ def estimate_order(
         raise InvalidInput(f"t1={t1} must be later than t0={t0}")
     if not 0 < level < 1:
         raise InvalidInput(f"level={level} must lie between 0 and 1")
-    start = checked_start(sde, y0, 1)
-    errors = _errors(sde, start[0], found, kind, counts, t0, t1, paths, seed, exact, observable)
-    finest = 0.0 if exact is not None else (t1 - t0) / (counts[-1] * _REFINEMENT)
-    return _fitted(sde, found, kind, (t1 - t0) / counts, errors, finest, level, seed, paths)
+    start = checked_start(sde, y0, 1)[0]
+    draws = schemes.stepper(found, sde).draws
+    if not draws.gaussian and exact is None and expected is None:
+        raise InvalidInput(
+            f"scheme={found.name!r} draws no Gaussian numbers, so that nothing on its own path can replace the "
+            "truth; give expected= or exact="
+        )
+    study = Study(
+        sde, found, draws, start, t0, t1, counts, number // BATCHES, seed, exact, observable, expected
+    )
+    errors = strong_errors(study) if kind == "strong" else weak_errors(study)
+    return _fitted(study, kind, errors, level)
 
 
-def _errors(sde, start, scheme, kind, counts, t0, t1, paths, seed, exact, observable) -> np.ndarray:
-    """Mean error of each batch of paths at each number of steps, shape (batches, steps)."""
-    fine = int(counts[-1]) * (1 if exact is not None else _REFINEMENT)
-    m = sde.noise_dimension
-    per_batch = paths // _BATCHES
-    size = max(1, min(per_batch, _ENTRIES // (fine * m)))
-    errors = np.zeros((_BATCHES, counts.size))
-    for batch in range(_BATCHES):
-        for low in range(0, per_batch, size):
-            number = min(size, per_batch - low)
-            first = batch * per_batch + low
-            dw = wiener.increments(seed, number, fine, m, (t1 - t0) / fine, first_path=first)
-            if kind == "weak":  # each path and its mirror image: cancels the odd part of the noise
-                dw = np.concatenate([dw, -dw])
-            if exact is not None:
-                w = tuple(dw.sum(axis=1).T)
-                truth = np.stack(
-                    [np.broadcast_to(c, (len(dw),)) for c in exact(t1, tuple(start), w, sde.params)], axis=-1
-                )
-            else:
-                truth = _end(sde, start, dw, t0, t1, scheme)
-            for k, n in enumerate(counts):
-                end = _end(sde, start, wiener.coarsen(dw, fine // int(n)), t0, t1, scheme)
-                if kind == "strong":
-                    difference = np.sqrt(((end - truth) ** 2).sum(axis=-1))
-                else:
-                    difference = _observed(observable, end) - _observed(observable, truth)
-                errors[batch, k] += difference.mean() * number / per_batch
-    return errors
-
-
-def _end(sde, start, dw, t0, t1, scheme) -> np.ndarray:
-    dt = (t1 - t0) / dw.shape[1]
-    return drive(sde, start, dw, dt=dt, t0=t0, scheme=scheme.name, every_step=False).values[:, 0]
-
-
-def _observed(observable, states: np.ndarray) -> np.ndarray:
-    return states[:, 0] if observable is None else np.asarray(observable(tuple(states.T)))
-
-
-def _fitted(sde, scheme, kind, dt, errors, finest, level, seed, paths) -> xr.Dataset:
+def _fitted(study: Study, kind: str, errors: np.ndarray, level: float) -> xr.Dataset:
+    scheme, dt, finest = study.scheme, study.dt, study.reference_dt
     mean = errors.mean(axis=0)
-    stderr = errors.std(axis=0, ddof=1) / math.sqrt(_BATCHES)
+    stderr = errors.std(axis=0, ddof=1) / math.sqrt(BATCHES)
     if not np.isfinite(mean).all():
         raise InvalidInput(f"{scheme.name!r} diverged on this problem at dt={dt[~np.isfinite(mean)].max():g}")
     size = np.abs(mean)
@@ -162,18 +151,30 @@ def _fitted(sde, scheme, kind, dt, errors, finest, level, seed, paths) -> xr.Dat
             AccuracyWarning,
             stacklevel=3,
         )
+    if kind == "weak" and np.unique(np.sign(mean[~blurred])).size > 1:
+        warnings.warn(
+            f"the weak error changes its sign between dt={dt[-1]:.4g} and {dt[0]:.4g}, so that no power of dt fits; "
+            "use smaller steps",
+            AccuracyWarning,
+            stacklevel=3,
+        )
     power = 1 if kind == "weak" else 2
     # Relative errors under 1 % are not trusted more than that: the law itself has corrections.
     weight = 1.0 / np.maximum(stderr / np.maximum(size, 1e-300), 0.01)
 
-    def order_of(values):
-        return _order(dt, np.abs(values), weight, finest, power)
+    def orders(values):
+        """From all steps, and without the largest."""
+        return [_order(dt[k:], np.abs(values[k:]), weight[k:], finest, power) for k in (0, 1)]
 
-    order = order_of(mean)
-    left_out = np.array([order_of((errors.sum(axis=0) - row) / (_BATCHES - 1)) for row in errors])
-    sampling = math.sqrt((_BATCHES - 1) / _BATCHES * ((left_out - left_out.mean()) ** 2).sum())
-    reach = float(stats.t.ppf(0.5 + 0.5 * level, _BATCHES - 1)) * sampling + _MODEL_ERROR
-    stated = scheme.weak if kind == "weak" else scheme.strong
+    order, inner = orders(mean)
+    left_out = np.array([orders((errors.sum(axis=0) - row) / (BATCHES - 1)) for row in errors])
+    change = left_out[:, 0] - left_out[:, 1]
+    quantile = float(stats.t.ppf(0.5 + 0.5 * level, BATCHES - 1))
+    # What the largest step changes beyond its sampling error is the error of the fitted law.
+    curvature = abs(order - inner) - _jackknife(change)
+    reach = quantile * _jackknife(left_out[:, 0]) + max(_MODEL_ERROR, curvature)
+    noise = structure.verdict(study.sde).kind
+    stated = scheme.weak if kind == "weak" else scheme.strong_order(noise)
 
     def about(text):
         return {"units": "1", "long_name": text}
@@ -189,16 +190,21 @@ def _fitted(sde, scheme, kind, dt, errors, finest, level, seed, paths) -> xr.Dat
         coords={"dt": ("dt", dt, {"units": "time", "long_name": "step"})},
         attrs=provenance(
             title=f"{kind} order of {scheme.name}",
-            convention=sde.convention,
+            convention=study.sde.convention,
             scheme=scheme.name,
+            noise=noise,
             stated_order=stated,
-            stated_order_special=scheme.strong_special if kind == "strong" else scheme.weak,
-            special=scheme.special,
             level=level,
-            paths=paths,
-            seed=int(seed),
+            paths=study.per_batch * BATCHES,
+            seed=int(study.seed),
         ),
     )
+
+
+def _jackknife(left_out: np.ndarray) -> float:
+    """Standard error of an estimate from its values without one batch each."""
+    n = left_out.size
+    return math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
 
 
 def _order(dt, error, weight, finest, power) -> float:
