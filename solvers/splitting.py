@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _BUDGET = 1 << 18
 """Steps per call of a kernel: tens of milliseconds, so that Ctrl-C is prompt."""
+_COMMON = 100
+"""Arrivals while exits are counted that make the exit no rare one: counting them alone is accurate to 10 %."""
 
 
 def rare_exit(
@@ -107,7 +109,7 @@ def rare_exit(
     -----
     AccuracyWarning
         If paths diverged, no repeat reached the target, the repeats scatter so much that their mean is not
-        to be trusted, or the target was reached while counting exits.
+        to be trusted, or the target was reached often while exits were counted.
 
     Notes
     -----
@@ -336,7 +338,7 @@ def _warn(outcomes: list[_Outcome], weights: np.ndarray, probability: float) -> 
     if lost:
         doubts.append(f"{lost} paths diverged and count as not arriving; reduce dt")
     arrivals = sum(outcome.arrivals for outcome in outcomes)
-    if arrivals:
+    if arrivals >= _COMMON:
         doubts.append(
             f"the target was reached {arrivals} times while exits were counted: it is not rare, and simulate(stop=) "
             "measures it directly"
