@@ -1,25 +1,32 @@
-"""Lyapunov and moment Lyapunov exponents of the linearisation at a fixed point."""
+"""Lyapunov and moment Lyapunov exponents of the linearisation at a fixed point, and of linear SDEs."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.linalg as sl
 import xarray as xr
 
-from solvers.chain import Chain
-from solvers.errors import ConvergenceFailure, InvalidInput
-from solvers.fluxes import scharfetter_gummel
-from solvers.linear_growth import cloned_exponent, refuse_unstable_step, simulated_exponent
-from solvers.nonreversible import stationary_masses
+from solvers.angular_spectrum import second_moment_exponent, spectral_exponent, spectral_moment
+from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.linear_growth import Settings, cloned_rates, growth, mean_and_stderr
+from solvers.linear_request import checked_matrices, checked_moments, checked_simulation
+from solvers.linearisation import linearised
 from solvers.provenance import provenance
-from solvers.request import refuse_other
-from solvers.sde import SDE
+from solvers.wiener import checked_integer
+
+__all__ = [
+    "linear_lyapunov_exponent",
+    "linear_moment_lyapunov_exponent",
+    "lyapunov_exponent",
+    "moment_lyapunov_exponent",
+    "second_moment_exponent",
+]
 
 _METHODS = ("spectral", "simulation")
-_HARMONICS = (16, 32, 64, 128, 256, 512)
 
 
 def lyapunov_exponent(
@@ -31,6 +38,9 @@ def lyapunov_exponent(
     dt: float = 0.01,
     duration: float = 2000.0,
     paths: int = 64,
+    count: int | None = None,
+    burn_in: float | None = None,
+    threads: int | None = None,
 ) -> xr.Dataset:
     """Top Lyapunov exponent of the SDE linearised at a fixed point: growth rate of log|y|, almost surely.
 
@@ -43,20 +53,19 @@ def lyapunov_exponent(
     method : {"spectral", "simulation"}
         "spectral": closed form for d = 1; for d = 2 the Furstenberg-Khasminskii average over the invariant
         density of the angle. "simulation": any d, with a standard error.
-    seed : int
-        Required by "simulation".
-    dt, duration, paths
-        Of the simulation: step (the bias is of order dt), time of each path, number of paths.
+    seed, dt, duration, paths, count, burn_in, threads
+        Of the simulation, see `linear_lyapunov_exponent`.
 
     Returns
     -------
     Dataset
-        ``value`` and ``stderr`` in 1/time; stderr is 0 for "spectral" (error about 1e-9).
+        ``value`` and ``stderr`` in 1/time; stderr is 0 for "spectral" (error about 1e-9). From "simulation"
+        also what `linear_lyapunov_exponent` gives.
 
     Raises
     ------
     InvalidInput
-        If `at` is not a fixed point, an argument cannot be used, or dt is too large for the drift.
+        If `at` is not a fixed point, or an argument cannot be used.
     ConvergenceFailure
         If the Fourier series of the angular density does not converge.
 
@@ -65,24 +74,117 @@ def lyapunov_exponent(
     Khasminskii, Stochastic Stability of Differential Equations (2012) ch. 6; Arnold, Random Dynamical
     Systems (1998) sec. 6.2.
     """
-    drift, noises = linearisation(sde, at)
-    stderr = 0.0
+    drift, noises = linearised(sde, at)
     if _checked_method(method) == "simulation":
-        checked = _checked_simulation(seed, dt, duration, paths)
-        refuse_unstable_step(drift, noises, dt)
-        value, stderr = simulated_exponent(drift, noises, checked)
-    else:
-        value = _spectral_exponent(drift, noises)
-    settings = (
-        {"dt": dt, "duration": duration, "paths": paths, "seed": seed} if method == "simulation" else {}
-    )
+        found = linear_lyapunov_exponent(
+            drift,
+            noises,
+            seed=seed,
+            dt=dt,
+            duration=duration,
+            paths=paths,
+            count=count,
+            burn_in=burn_in,
+            threads=threads,
+        )
+        return found.assign_attrs(convention=sde.convention)
+    if count not in {None, 1}:
+        raise InvalidInput(f"count={count} needs method='simulation'")
+    value = spectral_exponent(drift, noises)
     return xr.Dataset(
         {
-            "value": ((), value, {"units": "1/time", "long_name": "top Lyapunov exponent"}),
-            "stderr": ((), stderr, {"units": "1/time", "long_name": "standard error"}),
+            "value": ((), value, _rate("top Lyapunov exponent")),
+            "stderr": ((), 0.0, _rate("standard error")),
         },
-        attrs=provenance(convention=sde.convention, method=method, **settings),
+        attrs=provenance(convention=sde.convention, method=method),
     )
+
+
+def linear_lyapunov_exponent(
+    drift: Any,
+    noises: Any,
+    *,
+    seed: int | None,
+    dt: float = 0.01,
+    duration: float = 2000.0,
+    paths: int = 64,
+    count: int | None = None,
+    burn_in: float | None = None,
+    threads: int | None = None,
+) -> xr.Dataset:
+    """Lyapunov exponents of dy = A y dt + sum_k B_k y dW_k (Ito) by simulation, d up to 100 and more.
+
+    Parameters
+    ----------
+    drift : array (d, d)
+        A.
+    noises : array (m, d, d)
+        B_k.
+    seed : int
+        Of the Brownian paths; the result has the same bits for any number of threads.
+    dt : float
+        Step. The bias is of order dt^2 (none if all matrices commute) and no step is unstable.
+    duration : float
+        Time of each path; rounded to whole pairs of steps.
+    paths : int
+        Independent paths, at least 20: the standard error is that of their mean.
+    count : int, optional
+        How many exponents, largest first, 1 to d.
+    burn_in : float, optional
+        Time left out at the start; a tenth of the duration if not given.
+    threads : int, optional
+        All cores of the process if not given; paths are shared out in blocks of 32.
+
+    Returns
+    -------
+    Dataset
+        ``value``, ``stderr`` of the top exponent; ``bias`` with ``bias_stderr``: what the steps contribute to
+        the value, a third of the difference between steps 2 dt and dt on the same Brownian paths (not
+        subtracted). With `count` also ``exponent`` and ``exponent_stderr`` (index). In 1/time.
+
+    Raises
+    ------
+    InvalidInput
+        If an argument cannot be used, or dt is too large for the noise.
+
+    Warns
+    -----
+    AccuracyWarning
+        If the first half of the time disagrees with the second, or the bias exceeds the standard error.
+
+    Notes
+    -----
+    Steps are products of exact flows of drift and noises, see `solvers.linear_flow`.
+    """
+    matrix, matrices = checked_matrices(drift, noises)
+    settings = checked_simulation(seed, dt, duration, paths, burn_in, threads)
+    number = 1 if count is None else checked_integer("count", count)
+    if not 1 <= number <= len(matrix):
+        raise InvalidInput(f"count={count} must lie between 1 and the dimension, {len(matrix)}")
+    found = growth(matrix, matrices, number, settings)
+    value, stderr = mean_and_stderr(found.rates[:, 0])
+    bias, bias_stderr = mean_and_stderr((found.coarse - found.rates[:, 0]) / 3)
+    _warn_of_burn_in(found.halves, settings)
+    if abs(bias) > 3 * bias_stderr + stderr + 1e-12 * abs(value):
+        warnings.warn(
+            f"the steps dt={settings.dt:g} change the exponent by about {bias:.2g}, more than its standard error "
+            f"{stderr:.2g}; use smaller ones",
+            AccuracyWarning,
+            stacklevel=2,
+        )
+    data: dict[str, Any] = {
+        "value": ((), value, _rate("top Lyapunov exponent")),
+        "stderr": ((), stderr, _rate("standard error")),
+        "bias": ((), bias, _rate("estimated bias from the length of the steps")),
+        "bias_stderr": ((), bias_stderr, _rate("standard error of the estimated bias")),
+    }
+    coords = {}
+    if count is not None:
+        pairs = [mean_and_stderr(column) for column in found.rates.T]
+        data["exponent"] = ("index", [v for v, _ in pairs], _rate("Lyapunov exponent"))
+        data["exponent_stderr"] = ("index", [e for _, e in pairs], _rate("standard error"))
+        coords["index"] = ("index", np.arange(number), {"units": "1", "long_name": "number, largest first"})
+    return xr.Dataset(data, coords=coords, attrs=_details(settings))
 
 
 def moment_lyapunov_exponent(
@@ -95,6 +197,9 @@ def moment_lyapunov_exponent(
     dt: float = 0.01,
     duration: float = 200.0,
     paths: int = 4096,
+    populations: int = 16,
+    burn_in: float | None = None,
+    threads: int | None = None,
 ) -> xr.DataArray:
     """Growth rate Lambda(p) of E|y|^p for the SDE linearised at a fixed point.
 
@@ -106,15 +211,15 @@ def moment_lyapunov_exponent(
     at : sequence of d floats
     method : {"spectral", "simulation"}
         "spectral": closed form for d = 1; for d = 2 the principal eigenvalue of the tilted generator of the
-        angle, by Fourier-Galerkin; for p = 2 and any d the second-moment matrix. "simulation": a population
+        angle, by Fourier-Galerkin; for p = 2 and any d the second-moment matrix. "simulation": populations
         resampled in proportion to |y|^p (cloning), best for moderate |p|.
-    seed, dt, duration, paths
-        Of the simulation; ten independent populations of paths / 10 give the standard error.
+    seed, dt, duration, paths, populations, burn_in, threads
+        Of the simulation, see `linear_moment_lyapunov_exponent`.
 
     Returns
     -------
     DataArray (p)
-        In 1/time, with a coordinate ``stderr(p)``.
+        In 1/time, with a coordinate ``stderr(p)``; from "simulation" also ``bias(p)``, ``bias_stderr(p)``.
 
     Raises
     ------
@@ -123,285 +228,152 @@ def moment_lyapunov_exponent(
     ConvergenceFailure
         If the Fourier series does not converge.
     """
-    drift, noises = linearisation(sde, at)
-    try:
-        moments = np.atleast_1d(np.asarray(p, dtype=float))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"p={p!r}; give finite numbers") from error
-    if moments.ndim != 1 or not np.isfinite(moments).all():
-        raise InvalidInput(f"p={p!r}; give finite numbers")
-    stderr = np.zeros(moments.size)
+    drift, noises = linearised(sde, at)
     if _checked_method(method) == "simulation":
-        settings = _checked_simulation(seed, dt, duration, paths)
-        refuse_unstable_step(drift, noises, dt)
-        pairs = [cloned_exponent(drift, noises, q, settings) for q in moments]
-        values, stderr = np.array([v for v, _ in pairs]), np.array([e for _, e in pairs])
-    else:
-        values = np.array([_spectral_moment(drift, noises, float(q)) for q in moments])
-    details = {"dt": dt, "duration": duration, "paths": paths, "seed": seed} if method == "simulation" else {}
-    return xr.DataArray(
-        values,
-        dims="p",
-        coords={
-            "p": ("p", moments, {"units": "1", "long_name": "moment"}),
-            "stderr": ("p", stderr, {"units": "1/time", "long_name": "standard error"}),
-        },
-        name="moment_lyapunov_exponent",
-        attrs={"units": "1/time", "long_name": "moment Lyapunov exponent"}
-        | provenance(convention=sde.convention, method=method, **details),
+        found = linear_moment_lyapunov_exponent(
+            drift,
+            noises,
+            p,
+            seed=seed,
+            dt=dt,
+            duration=duration,
+            paths=paths,
+            populations=populations,
+            burn_in=burn_in,
+            threads=threads,
+        )
+        return found.assign_attrs(convention=sde.convention)
+    moments = checked_moments(p)
+    values = np.array([spectral_moment(drift, noises, float(q)) for q in moments])
+    return _moments_array(
+        moments, values, {"stderr": 0.0 * moments}, provenance(convention=sde.convention, method=method)
     )
 
 
-def linearisation(sde: Any, at: Sequence[float] | float) -> tuple[np.ndarray, np.ndarray]:
-    """Ito linearisation dy = A y dt + sum_k B_k y dW_k at a fixed point.
+def linear_moment_lyapunov_exponent(
+    drift: Any,
+    noises: Any,
+    p: Sequence[float] | float,
+    *,
+    seed: int | None,
+    dt: float = 0.01,
+    duration: float = 200.0,
+    paths: int = 4096,
+    populations: int = 16,
+    burn_in: float | None = None,
+    threads: int | None = None,
+) -> xr.DataArray:
+    """Growth rate of E|y|^p of dy = A y dt + sum_k B_k y dW_k (Ito) by cloning, in any dimension.
 
     Parameters
     ----------
-    sde : SDE
-    at : sequence of d floats
+    drift, noises : array (d, d), (m, d, d)
+    p : float or sequence of float
+    seed, dt, duration, burn_in, threads
+        As for `linear_lyapunov_exponent`.
+    paths : int
+        Clones of all populations together.
+    populations : int
+        Independent ones, at least 4, of ``paths / populations`` clones, rounded up to a multiple of 64; the
+        standard error is that of their mean.
 
     Returns
     -------
-    A : ndarray (d, d)
-    B : ndarray (m, d, d)
+    DataArray (p)
+        In 1/time, with coordinates ``stderr(p)`` and ``bias(p)``, ``bias_stderr(p)``: the part of the value
+        that is due to the finite number of clones, of order 1/clones, estimated by as many populations of half
+        the size (value there minus value here). It is not subtracted: that would double the standard error.
 
     Raises
     ------
     InvalidInput
-        If drift or diffusion does not vanish at the point, or the model is not autonomous or smooth there.
+        If an argument cannot be used, or dt is too large for the noise.
+
+    Warns
+    -----
+    AccuracyWarning
+        If that bias is significant and exceeds twice the standard error.
+
+    References
+    ----------
+    Tailleur and Kurchan 2007, Nature Physics 3, 203 (cloning); Nemoto, Guevara Hidalgo, Lecomte 2017, Phys.
+    Rev. E 95, 012102 (its bias).
     """
-    import sympy as sp
+    matrix, matrices = checked_matrices(drift, noises)
+    moments = checked_moments(p)
+    settings = checked_simulation(seed, dt, duration, paths, burn_in, threads)
+    if checked_integer("populations", populations) < 4:
+        raise InvalidInput(f"populations={populations} must be at least 4")
+    found, clones = [], 0
+    for q in moments:
+        full, half, clones = cloned_rates(matrix, matrices, float(q), populations, settings)
+        (value, stderr), (smaller, smaller_stderr) = mean_and_stderr(full), mean_and_stderr(half)
+        bias, bias_stderr = smaller - value, math.hypot(stderr, smaller_stderr)
+        found.append((value, stderr, bias, bias_stderr))
+        if abs(bias) > max(2 * stderr, 4 * bias_stderr):
+            warnings.warn(
+                f"the number of clones, {clones} in a population, changes Lambda({q:g}) by about {bias:.2g}, with a "
+                f"standard error of {stderr:.2g}; use more paths, or fewer populations",
+                AccuracyWarning,
+                stacklevel=2,
+            )
+    value, stderr, bias, bias_stderr = np.array(found).reshape(-1, 4).T
+    errors = {"stderr": stderr, "bias": bias, "bias_stderr": bias_stderr}
+    return _moments_array(
+        moments, value, errors, _details(settings) | {"populations": int(populations), "clones": clones}
+    )
 
-    refuse_other(sde, SDE, "sde")
-    try:
-        point = np.atleast_1d(np.asarray(at, dtype=float))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"at={at!r}; give {sde.dimension} finite numbers, one per component") from error
-    if point.shape != (sde.dimension,) or not np.isfinite(point).all():
-        raise InvalidInput(f"at={at!r}; give {sde.dimension} finite numbers, one per component")
-    model = sde.to("ito").symbolic()
-    values = dict(zip(model.p, sde.params, strict=True)) | dict(zip(model.y, point, strict=True))
-    sigma = sp.Matrix(model.sigma)
-    if model.t in sp.Matrix(model.drift).free_symbols | sigma.free_symbols:
-        raise InvalidInput("the model depends on time; its exponents need an autonomous SDE")
-    drift = _numbers(sp.Matrix(model.drift), values)
-    noise = _numbers(sigma, values)
-    matrix = _numbers(sp.Matrix(model.drift).jacobian(model.y), values)
-    noises = np.array([_numbers(sigma[:, k].jacobian(model.y), values) for k in range(sigma.shape[1])])
-    place = ", ".join(f"{n}={v:g}" for n, v in zip(sde.names, point, strict=True))
-    reach = 1e-8 * max(1.0, float(np.abs(point).max()))
-    if np.abs(drift).max() > reach * max(1.0, float(np.abs(matrix).max())):
-        raise InvalidInput(
-            f"{place} is no fixed point: the (Ito) drift there is {drift.ravel().tolist()}; give a zero of it"
+
+_NAMES = {
+    "stderr": "standard error",
+    "bias": "estimated bias from the number of clones",
+    "bias_stderr": "standard error of the estimated bias",
+}
+
+
+def _moments_array(
+    moments: np.ndarray, values: np.ndarray, errors: dict[str, np.ndarray], details: dict[str, Any]
+) -> xr.DataArray:
+    coords = {"p": ("p", moments, {"units": "1", "long_name": "moment"})}
+    coords |= {name: ("p", error, _rate(_NAMES[name])) for name, error in errors.items()}
+    return xr.DataArray(
+        values,
+        dims="p",
+        coords=coords,
+        name="moment_lyapunov_exponent",
+        attrs=_rate("moment Lyapunov exponent") | details,
+    )
+
+
+def _rate(text: str) -> dict[str, str]:
+    return {"units": "1/time", "long_name": text}
+
+
+def _details(settings: Settings) -> dict[str, Any]:
+    step = 2 * settings.dt
+    return provenance(
+        convention="ito",
+        method="simulation",
+        dt=settings.dt,
+        duration=settings.pairs * step,
+        burn_in=settings.burn * step,
+        paths=settings.paths,
+        seed=settings.seed,
+    )
+
+
+def _warn_of_burn_in(halves: np.ndarray, settings: Settings) -> None:
+    change, stderr = mean_and_stderr(halves[:, 1] - halves[:, 0])
+    if abs(change) > 5 * stderr + 1e-9 * abs(halves.mean()):  # 5: false alarm 5e-6 with 64 paths
+        warnings.warn(
+            f"the growth rate changes by {change:.2g} +- {stderr:.2g} between the halves of the time: the start is "
+            f"not forgotten within burn_in={settings.burn * 2 * settings.dt:g}; give longer burn_in and duration",
+            AccuracyWarning,
+            stacklevel=3,
         )
-    if np.abs(noise).max() > reach * max(1.0, float(np.abs(noises).max())):
-        raise InvalidInput(
-            f"the diffusion at {place} is {float(np.abs(noise).max()):g}, not 0: with additive noise the "
-            "linearisation is not homogeneous and has no exponent of its own; leave that noise out"
-        )
-    return matrix, noises
-
-
-def _numbers(matrix: Any, values: dict[Any, float]) -> np.ndarray:
-    try:
-        result = np.array(matrix.subs(values).evalf().tolist(), dtype=float)
-    except TypeError as error:
-        raise InvalidInput(f"the model has no derivative at the point `at` ({error})") from error
-    if not np.isfinite(result).all():
-        raise InvalidInput("the model or its derivative is not finite at the point `at`; choose another")
-    return result
 
 
 def _checked_method(method: str) -> str:
     if method not in _METHODS:
         raise InvalidInput(f"method={method!r} is unknown; choose 'spectral' or 'simulation'")
     return method
-
-
-def _checked_simulation(
-    seed: int | None, dt: float, duration: float, paths: int
-) -> tuple[int, float, int, int]:
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InvalidInput(f"seed={seed!r}; method='simulation' needs an integer seed >= 0")
-    if not 0 < dt < duration < np.inf:
-        raise InvalidInput(f"dt={dt!r} and duration={duration!r}; give 0 < dt < duration")
-    if not isinstance(paths, (int, np.integer)) or paths < 20:
-        raise InvalidInput(f"paths={paths!r}; give an integer >= 20")
-    return int(seed), float(dt), round(duration / dt), int(paths)
-
-
-# ---- spectral --------------------------------------------------------------------------------------------
-
-
-def _spectral_exponent(drift: np.ndarray, noises: np.ndarray) -> float:
-    d = len(drift)
-    if d == 1:
-        return float(drift[0, 0] - 0.5 * np.sum(noises**2))
-    if not np.any(noises):
-        return float(np.linalg.eigvals(drift).real.max())
-    diagonal = _diagonal(drift, noises)
-    if diagonal is not None:
-        rates, powers = diagonal
-        return float(np.max(rates - 0.5 * powers))
-    _refuse_dimension(d, "an exponent")
-    value = _converged(lambda n: _angular_average(drift, noises, n), "Lyapunov exponent")
-    coarse, spread = _finite_volume_average(drift, noises)
-    # a truncated series can settle on nonsense where the density is a spike; finite volumes are never wrong
-    # by more than a few cells of the 1024 on the half circle
-    if abs(value - coarse) > 0.02 * spread:
-        raise ConvergenceFailure(
-            f"the Fourier series of the angle settles at {value:.6g} but finite volumes give {coarse:.4g}: the "
-            "noise hardly turns the direction; use method='simulation'"
-        )
-    return value
-
-
-def _spectral_moment(drift: np.ndarray, noises: np.ndarray, p: float) -> float:
-    d = len(drift)
-    if p == 0:
-        return 0.0
-    if d == 1:
-        return float(p * drift[0, 0] + 0.5 * p * (p - 1) * np.sum(noises**2))
-    if not np.any(noises):
-        real = np.linalg.eigvals(drift).real
-        return float(p * real.max())
-    diagonal = _diagonal(drift, noises)
-    if diagonal is not None:
-        if p < 0:
-            raise InvalidInput(f"p={p:g}: the components do not mix, so negative moments depend on the start")
-        rates, powers = diagonal
-        return float(np.max(p * rates + 0.5 * p * (p - 1) * powers))
-    if p == 2:
-        return second_moment_exponent(drift, noises)
-    _refuse_dimension(d, f"Lambda({p:g})")
-    return _converged(lambda n: _principal(_angular_generator(drift, noises, p, n)), f"Lambda({p:g})")
-
-
-def second_moment_exponent(drift: np.ndarray, noises: np.ndarray) -> float:
-    """Lambda(2): largest real eigenvalue of S -> A S + S A^T + sum_k B_k S B_k^T."""
-    identity = np.eye(len(drift))
-    operator = np.kron(drift, identity) + np.kron(identity, drift) + sum(np.kron(b, b) for b in noises)
-    return float(np.linalg.eigvals(operator).real.max())
-
-
-def _diagonal(drift: np.ndarray, noises: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rates and noise powers if no component feeds another."""
-    off = ~np.eye(len(drift), dtype=bool)
-    if np.any(drift[off]) or any(np.any(b[off]) for b in noises):
-        return None
-    return np.diag(drift), sum(np.diag(b) ** 2 for b in noises)  # type: ignore[return-value]
-
-
-def _refuse_dimension(d: int, what: str) -> None:
-    if d > 2:
-        raise InvalidInput(f"{what} in {d} dimensions has no spectral method here; use method='simulation'")
-
-
-def _converged(compute: Any, what: str) -> float:
-    """Increase the number of harmonics until two successive values agree to 1e-10 (relative above 1)."""
-    before = np.nan
-    for harmonics in _HARMONICS:
-        value = compute(harmonics)
-        if abs(value - before) <= 1e-10 * max(1.0, abs(value)):
-            return value
-        before = value
-    raise ConvergenceFailure(
-        f"{what} has not settled with {_HARMONICS[-1]} harmonics of the angle (last value {before:.6g}): the "
-        "noise hardly turns the direction, or a direction is invariant; use method='simulation'"
-    )
-
-
-def _angular_symbols(drift: np.ndarray, noises: np.ndarray) -> dict[str, np.ndarray]:
-    """Fourier coefficients, in e^(2 i n phi) for n = -2 ... 2, of the functions of the angle.
-
-    With u = (cos, sin) and v = (-sin, cos): dphi = turn dt + sum h_k dW_k and
-    d log r = (radial) dt + sum alpha_k dW_k, where alpha_k = u.B_k u, h_k = v.B_k u,
-    turn = v.A u - sum alpha_k h_k and radial = u.A u + (1/2) sum (h_k^2 - alpha_k^2).
-    """
-    phi = np.pi * np.arange(8) / 8
-    u, v = np.array([np.cos(phi), np.sin(phi)]), np.array([-np.sin(phi), np.cos(phi)])
-    alpha = np.array([np.einsum("ij,ik,kj->j", u, b, u) for b in noises])
-    h = np.array([np.einsum("ij,ik,kj->j", v, b, u) for b in noises])
-    functions = {
-        "spread": 0.5 * np.sum(h**2, axis=0),
-        "turn": np.einsum("ij,ik,kj->j", v, drift, u) - np.sum(alpha * h, axis=0),
-        "radial": np.einsum("ij,ik,kj->j", u, drift, u) + 0.5 * np.sum(h**2 - alpha**2, axis=0),
-        "coupling": np.sum(alpha * h, axis=0),
-        "power": np.sum(alpha**2, axis=0),
-    }
-    # trigonometric polynomials of degree 4 in phi: exact from 8 points on the half circle
-    return {name: np.fft.fft(f)[[-2, -1, 0, 1, 2]] / 8 for name, f in functions.items()}
-
-
-def _angular_generator(drift: np.ndarray, noises: np.ndarray, p: float, harmonics: int) -> np.ndarray:
-    """L_p f = spread f'' + (turn + p coupling) f' + (p radial + p^2 power / 2) f on e^(2 i n phi)."""
-    c = _angular_symbols(drift, noises)
-    n = np.arange(-harmonics, harmonics + 1)
-    size = len(n)
-    matrix = np.zeros((size, size), dtype=complex)
-    second, first = -4.0 * n**2, 2j * n
-    rows = np.arange(size)
-    for k, shift in enumerate(range(-2, 3)):
-        band = (
-            c["spread"][k] * second
-            + (c["turn"][k] + p * c["coupling"][k]) * first
-            + p * c["radial"][k]
-            + 0.5 * p**2 * c["power"][k]
-        )
-        inside = (rows + shift >= 0) & (rows + shift < size)
-        matrix[rows[inside] + shift, rows[inside]] = band[inside]
-    return matrix
-
-
-def _principal(matrix: np.ndarray) -> float:
-    return float(np.linalg.eigvals(matrix).real.max())
-
-
-def _angular_average(drift: np.ndarray, noises: np.ndarray, harmonics: int) -> float:
-    """Mean of `radial` over the invariant density of the angle: the null vector of L_0 transposed."""
-    generator = _angular_generator(drift, noises, 0.0, harmonics)
-    middle = harmonics
-    # L_0 annihilates constants (column `middle` is zero); moments mu_n = <density, e^(2 i n phi)>, mu_0 = 1
-    others = np.arange(2 * harmonics + 1) != middle
-    transposed = generator.T
-    system = transposed[others][:, others]
-    moments = np.zeros(2 * harmonics + 1, dtype=complex)
-    moments[middle] = 1.0
-    solution: Any = sl.lstsq(system, -transposed[others, middle])
-    moments[others] = solution[0]
-    radial = _angular_symbols(drift, noises)["radial"]
-    return float(np.real(radial @ moments[middle - 2 : middle + 3]))
-
-
-def _finite_volume_average(drift: np.ndarray, noises: np.ndarray, cells: int = 1024) -> tuple[float, float]:
-    """The same average from a positive scheme of low order, and the range of `radial`."""
-    symbols = _angular_symbols(drift, noises)
-    width = np.pi / cells
-    centers = width * (np.arange(cells) + 0.5)
-
-    def at(name: str, phi: np.ndarray) -> np.ndarray:
-        return np.real(np.exp(2j * np.outer(phi, np.arange(-2, 3))) @ symbols[name])
-
-    faces = centers + 0.5 * width
-    spread = np.maximum(at("spread", faces), 0.0)
-    slope = at("spread", centers + width) - at("spread", centers)
-    lift = at("turn", faces) * width - slope  # Ito: J = (turn - spread') p - spread p'
-    forward, backward = scharfetter_gummel(spread, np.full(cells, width), lift)
-    first = np.arange(cells)
-    chain = Chain(
-        size=cells,
-        first=first,
-        second=(first + 1) % cells,
-        forward=forward / width,
-        backward=backward / width,
-        loss=np.zeros(cells),
-        log_weights=None,
-        rate_scale=float(spread.mean() + np.abs(lift).mean()) / np.pi**2,
-    )
-    radial = at("radial", centers)
-    if len(chain.closed_classes) != 1:
-        raise ConvergenceFailure(
-            "the angle has more than one invariant set, so the exponent depends on the start; use "
-            "method='simulation'"
-        )
-    return float(radial @ stationary_masses(chain)), float(np.ptp(radial))
