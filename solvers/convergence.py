@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MODEL_ERROR = 0.01
 """Half width that the interval has even without noise, for terms of the expansion beyond the second."""
+_NEGLECTED = 0.05
+"""Relative error of the fitted law at the largest step, assumed for the weights."""
 _STEPS = {"strong": (16, 32, 64, 128, 256), "weak": (8, 16, 32, 64)}
 _PATHS = {"strong": 4000, "weak": 50_000}
 
@@ -159,8 +161,9 @@ def _fitted(study: Study, kind: str, errors: np.ndarray, level: float) -> xr.Dat
             stacklevel=3,
         )
     power = 1 if kind == "weak" else 2
-    # Relative errors under 1 % are not trusted more than that: the law itself has corrections.
-    weight = 1.0 / np.maximum(stderr / np.maximum(size, 1e-300), 0.01)
+    # The law neglects a relative term of the order dt^2: the largest steps are trusted least.
+    neglected = _NEGLECTED * (dt / dt.max()) ** 2
+    weight = 1.0 / np.hypot(stderr / np.maximum(size, 1e-300), neglected)
 
     def orders(values):
         """From all steps, and without the largest."""

@@ -11,7 +11,7 @@ milstein         Ito           1 (commutative only)    1     commutative noise; 
 platen           Ito           1 (commutative only)    1     the same without derivatives
 heun             Stratonovich  0.5 (1 commutative)     1     models stated in that convention
 sra1             Ito           1.5 (additive only)     2     additive noise; two Gaussian numbers per process
-sriw1            Ito           1.5 (diagonal, scalar)  2     accurate paths of multiplicative noise
+sriw1            Ito           1.5 (diagonal, scalar)  1.5   accurate paths of multiplicative noise
 weak-platen      Ito           none                    2     accurate expectations, any noise
 ===============  ============  ======================  ====  =================================================
 

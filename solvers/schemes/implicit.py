@@ -76,13 +76,13 @@ def _newton_source(d: int) -> str:
                     f"    u, v = m{k}_{q}, m{i}_{q}",
                     f"    m{k}_{q}, m{i}_{q} = pick(swap, v, u), pick(swap, u, v)",
                 ]
-        lines.append(f"    r = 1.0 / m{k}_{k}")
+        lines.append(f"    r{k} = 1.0 / m{k}_{k}")
         for i in range(k + 1, d):
-            lines.append(f"    f = m{i}_{k} * r")
+            lines.append(f"    f = m{i}_{k} * r{k}")
             lines += [f"    m{i}_{q} = m{i}_{q} - f * m{k}_{q}" for q in range(k + 1, d + 1)]
     for k in reversed(range(d)):
         known = "".join(f" - m{k}_{q} * z{q}" for q in range(k + 1, d))
-        lines.append(f"    z{k} = (m{k}_{d}{known}) / m{k}_{k}")
+        lines.append(f"    z{k} = (m{k}_{d}{known}) * r{k}")
     new, move = row(f"x[{i}] + z{i}" for i in range(d)), row(f"z{i}" for i in range(d))
     lines.append(f"    return {new}, {move}")
     return "\n".join(lines) + "\n"

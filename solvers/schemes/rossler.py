@@ -114,10 +114,13 @@ SRIW1 = Scheme(
     strong=1.5,
     strong_special=1.5,
     special=frozenset({"additive", "uncoupled", "scalar"}),
-    weak=2.0,
+    weak=1.5,
     build=_sriw1,
     amplification=lambda z: 1 + z + z * z / 2,
-    source="Rossler 2010, SIAM J. Numer. Anal. 48, 922, scheme SRIW1",
+    source=(
+        "Rossler 2010, SIAM J. Numer. Anal. 48, 922, scheme SRIW1; weak order 2 is often stated and found for linear "
+        "noise, but its probes at sqrt(dt) on one side leave a mean error dt^2.5 a step: 1.5 is what is found else"
+    ),
     draws=lambda m, kind: Draws(gaussian=2 * m),  # noqa: ARG005
     accepts=frozenset({"additive", "uncoupled", "scalar"}),
     remedy="use 'milstein' or 'platen' for commutative noise, else 'euler-maruyama' or 'weak-platen'",
