@@ -1,163 +1,194 @@
 """The compiled inner loops of `simulate`: blocks of paths through all steps, statistics on the way.
 
-A block is `wiener.BLOCK` paths in flat arrays ``x[component * BLOCK + i]`` that stay in the first-level
+A block is `sources.block_width` paths in flat arrays ``x[component * width + i]`` that stay in the first-level
 cache; constant widths and strides let LLVM vectorise. Blocks are cut at absolute path numbers and always
 computed in full, so that neither threads nor chunks nor the number of paths can change a bit of any path.
 
-Only the pass that moves a block by one step contains the user's model. It is called through a pointer, once
-per 256 paths, so that everything else is compiled once per process.
+Each step is a few short passes over the block, called through addresses, so that only the pass that contains
+the user's model is compiled for each model.
 """
 
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import cfunc, float64, int64, njit, types, uint64
+from numba import carray, cfunc, float32, float64, int64, njit, types, uint64
 
 from solvers.exit_times import crossing_fraction
+from solvers.lanes import not_finite_probe, shifted_product, shifted_sums
+from solvers.observers import OBSERVE
+from solvers.pointers import calling
 from solvers.schemes import FLAGS, Stepper
-from solvers.wiener import BLOCK, fill_normals
+from solvers.sources import FILL
 
-_FLOATS = float64[::1]
+_FLOATS = types.CPointer(float64)
 ADVANCE = types.void(
     float64,  # t
     float64,  # dt
-    _FLOATS,  # x (d * BLOCK), in and out
-    _FLOATS,  # increments (m * BLOCK)
+    _FLOATS,  # x (d * width), in and out
+    _FLOATS,  # random numbers (draws * width), ready
+    types.CPointer(float32),  # or of unit variance in single precision
     _FLOATS,  # parameters of the model
-    types.Tuple((uint64, int64, int64)),  # seed, number of the first path, number of the step
-    types.Tuple((_FLOATS, float64[:, ::1], int64[::1])),  # exit times, gaps, their components
+    uint64,  # seed
+    int64,  # number of the first path
+    int64,  # number of the step
+    _FLOATS,  # exit times (width)
+    _FLOATS,  # gaps (g, 2)
+    types.CPointer(int64),  # their components
+    int64,  # how many gaps
 )
 """Signature of the pass that moves a block by one step."""
 
+_advance, _fill, _observe = calling(ADVANCE), calling(FILL), calling(OBSERVE)
+
 
 @njit(fastmath=FLAGS, error_model="numpy")
-def record(x, count, pairs, mean, second):
+def record(x, count, pairs, mean, second, padded):
     """Mean of each component and summed (products of) deviations over the first `count` paths of a block.
 
     ``second`` holds the sums for (0, 0), (1, 1), ... or, with `pairs`, for (0, 0), (0, 1), ..., (1, 1), ...
-    Two passes, so that nothing cancels when the mean is much larger than the spread.
+    Deviations are taken from the first path, so that little cancels when the mean is much larger than the
+    spread. Returns whether everything was finite.
     """
     d = mean.size
-    for a in range(d):
-        column = x[a * BLOCK : a * BLOCK + count]
-        total = 0.0
-        for i in range(count):
-            total += column[i]
-        mean[a] = total / count
+    width = x.size // d
+    if count < width:  # repeat the first path, which adds nothing to sums of deviations from it
+        for a in range(d):
+            column = padded[a * width : (a + 1) * width]
+            column[:count] = x[a * width : a * width + count]
+            column[count:] = x[a * width]
+        x = padded
+    probe = 0.0
     q = 0
     for a in range(d):
-        for b in range(a, d if pairs else a + 1):
-            left, right = x[a * BLOCK : a * BLOCK + count], x[b * BLOCK : b * BLOCK + count]
-            total = 0.0
-            for i in range(count):
-                total += (left[i] - mean[a]) * (right[i] - mean[b])
-            second[q] = total
-            q += 1
+        column = x[a * width : (a + 1) * width]
+        shift = column[0]
+        total, squares = shifted_sums(column, shift)
+        mean[a] = total / count
+        second[q] = squares - total * (total / count)
+        probe += second[q] * 0.0
+        q += 1
+        if pairs:
+            for b in range(a + 1, d):
+                other = x[b * width : (b + 1) * width]
+                rest, _ = shifted_sums(other, other[0])
+                second[q] = shifted_product(column, shift, other, other[0]) - total * (rest / count)
+                q += 1
+        mean[a] += shift
+    return probe == 0.0
 
 
-@njit
-def tally(x, count, edges, offsets, counts):
-    """Count the paths of a block in the cells of a grid; axis a has edges[offsets[a]:offsets[a + 1]]."""
-    axes = offsets.size - 1
-    for i in range(count):
-        cell = 0
-        for a in range(axes):
-            axis = edges[offsets[a] : offsets[a + 1]]
-            value = x[a * BLOCK + i]
-            if not (axis[0] <= value <= axis[-1]):  # also when not a number
-                cell = -1
-                break
-            k, end = 0, axis.size - 1  # axis[k] <= value <= axis[end] throughout
-            while end - k > 1:
-                middle = (k + end) // 2
-                if axis[middle] <= value:
-                    k = middle
-                else:
-                    end = middle
-            cell = cell * (axis.size - 1) + k
-        if cell >= 0:
-            counts[cell] += 1
-
-
-@njit(fastmath=FLAGS, error_model="numpy")
+@njit(error_model="numpy")
 def mark_diverged(x, d, count, step, diverged):
     """Note the first step at which a path of the block is not finite; -1 until then."""
-    probe = 0.0
-    for i in range(d * BLOCK):
-        probe += x[i] * 0.0  # not a number as soon as one entry is infinite or not a number
-    if probe == 0.0:
-        return
+    width = x.size // d
     for a in range(d):
         for i in range(count):
-            if diverged[i] < 0 and not np.isfinite(x[a * BLOCK + i]):
+            if diverged[i] < 0 and not np.isfinite(x[a * width + i]):
                 diverged[i] = step
 
 
 @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
-def run_blocks(advance, parameters, seed, times, window, noises, saves, x, sums, states, grid, events):
+def run_blocks(
+    advance, fill, parameters, seed, times, window, noise, saves, x, sums, states, events, observations
+):  # fmt: skip
     """Carry the blocks in x from one step to another.
 
     Parameters
     ----------
-    advance : function pointer
-        From `advancing` or `advancing_until`: moves one block by one step.
+    advance, fill : int
+        Addresses of passes:
+        From `advancing` or `advancing_until`, and of a `sources.Source`.
     parameters : float array
         Of the model.
     seed : uint64
     times : (t0, dt)
     window : (first path in x, paths in the whole run, first step, last step, first index into saves)
-    noises : int
-        Number of Wiener processes.
+    noise : (numbers per path and step, depth, words, table)
+        Of the source.
     saves : int array
         Steps at which results are taken.
-    x : float array (blocks, d * BLOCK)
+    x : float array (blocks, d * width)
         State, updated in place.
     sums : (pairs, mean (blocks, saves, d), second (blocks, saves, q))
         See `record`; zero blocks long when no statistics are wanted.
     states : float array (paths in x, saves, d)
         Zero paths long when no paths are wanted.
-    grid : (edges, offsets, counts (saves, cells))
-        See `tally`; zero saves long when no histogram is wanted.
     events : (diverged (paths in x), exits (paths in x), gaps, gap components)
         First non-finite step or -1, exit time or not a number; gaps as in `solvers.exit_times`.
+    observations : (watched, passes (observers, 13))
+        0: no observers, 1: at saved steps, 2: at every step. For each observer the address of its pass, of
+        its carried rows (with the bytes per block and the number of rows), of its sums (bytes per block,
+        rows, columns), of its counts (rows, columns) and of its settings (rows, columns).
     """
     t0, dt = times
     first_path, paths, first_step, last_step, first_save = window
+    numbers, depth, scratch, table = noise
     pairs, mean, second = sums
-    edges, offsets, counts = grid
     diverged, exits, gaps, gap_components = events
-    d = x.shape[1] // BLOCK
-    z = np.empty(2 * noises * BLOCK)
-    words = np.empty(2 * BLOCK, np.uint64)
-    scale = np.sqrt(dt)
+    watched, observers = observations
+    d = mean.shape[2]
+    width = x.shape[1] // d
+    # A source fills one of the two; both have the full size, since neither is told here which.
+    z = np.empty(depth * numbers * width)
+    unit = np.empty(depth * numbers * width, np.float32)
+    words = np.empty(scratch, np.uint64)
+    padded = np.empty(d * width)
     for b in range(x.shape[0]):
         block = x[b]
-        start = first_path + b * BLOCK
-        count = min(BLOCK, paths - start)
-        rows = slice(b * BLOCK, (b + 1) * BLOCK)
-        events_here = (exits[rows], gaps, gap_components)
-        diverged_here = diverged[rows]
+        start = first_path + b * width
+        count = min(width, paths - start)
+        exits_here = exits[b * width : (b + 1) * width]
+        diverged_here = diverged[b * width : (b + 1) * width]
         save = first_save
         for step in range(first_step, last_step + 1):
             if step > first_step:
                 taken = step - 1
-                if taken % 2 == 0 or step == first_step + 1:
-                    fill_normals(seed, start, taken // 2, noises, scale, z, words)
-                dw = z[(taken % 2) * noises * BLOCK : (taken % 2 + 1) * noises * BLOCK]
-                keys = (seed, start, taken)
-                advance(t0 + taken * dt, dt, block, dw, parameters, keys, events_here)
+                slot = taken % depth
+                fresh = step == first_step + 1
+                if slot == 0 or fresh:
+                    _fill(
+                        fill, seed, start, taken, np.int64(fresh), dt, z, unit, words, table,
+                        table.shape[0], table.shape[1],
+                    )  # fmt: skip
+                here = slice(slot * numbers * width, (slot + 1) * numbers * width)
+                _advance(
+                    advance, t0 + taken * dt, dt, block, z[here], unit[here], parameters, seed, start, taken,
+                    exits_here, gaps, gap_components, gap_components.size,
+                )  # fmt: skip
+            saved = save < saves.size and saves[save] == step
+            if saved and mean.shape[0] > 0:
+                finite = record(block, count, pairs, mean[b, save], second[b, save], padded)
+            else:
+                finite = not_finite_probe(block) == 0.0
+            if not finite:
                 mark_diverged(block, d, count, step, diverged_here)
-            if save < saves.size and saves[save] == step:
-                if mean.shape[0] > 0:
-                    record(block, count, pairs, mean[b, save], second[b, save])
-                if counts.shape[0] > 0:
-                    tally(block, count, edges, offsets, counts[save])
+            if watched > 0 and (saved or watched > 1):
+                for k in range(observers.shape[0]):
+                    o = observers[k]
+                    _observe(
+                        o[0], step, save if saved else -1, count, width, block, o[1] + b * o[2], o[3],
+                        o[4] + b * o[5], o[6], o[7], o[8], o[9], o[10], o[11], o[12], d,
+                    )  # fmt: skip
+            if saved:
                 if states.shape[0] > 0:
                     for a in range(d):
                         for i in range(count):
-                            states[b * BLOCK + i, save, a] = block[a * BLOCK + i]
+                            states[b * width + i, save, a] = block[a * width + i]
                 save += 1
+
+
+def _loading(draws: int, width: int, single: bool) -> Any:
+    """Compiled code from the random numbers of a block to the tuple for one path."""
+    place = "single[{0} + i] * root" if single else "ready[{0} + i]"
+    entries = "".join(place.format(k * width) + ", " for k in range(draws))
+    scope: dict[str, Any] = {}
+    exec(
+        compile(f"def load(ready, single, root, i):\n    return ({entries})\n", "<random numbers>", "exec"),
+        scope,
+    )
+    return njit(fastmath=FLAGS, error_model="numpy", forceinline=True)(scope["load"])
 
 
 def _unpacking(kind: type, count: int) -> Any:
@@ -170,55 +201,62 @@ def _unpacking(kind: type, count: int) -> Any:
 
 
 @lru_cache(maxsize=256)
-def advancing(stepper: Stepper, kind: type, count: int) -> Any:
+def advancing(stepper: Stepper, kind: type, count: int, width: int, single: bool) -> Any:
     """The pass that moves all paths of a block by one step.
 
-    `kind` is the type of the model's parameters and `count` how many.
+    `kind` is the type of the model's parameters and `count` how many; the stepper is for blocks of `width`;
+    `single` is the source's.
     """
-    step, ops = stepper.step, stepper.ops
-    load, load_noise, store = ops.load, ops.load_noise, ops.store
+    step, ops, d = stepper.step, stepper.ops, stepper.model.d
+    numbers = sum(stepper.draws)
+    load, store, load_noise = ops.load, ops.store, _loading(sum(stepper.draws), width, single)
     unpack = _unpacking(kind, count)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
-    def advance(t, dt, x, dw, parameters, _keys, _events):
-        p = unpack(parameters)
-        for i in range(BLOCK):
-            store(x, i, step(p, t, dt, load(x, i), load_noise(dw, i)))
+    def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, _number, _exits, _gaps, _of, _g):
+        x, p = carray(at_x, (d * width,)), unpack(carray(at_p, (count,)))
+        ready, unit = carray(at_ready, (numbers * width,)), carray(at_unit, (numbers * width,))
+        root = math.sqrt(dt)
+        for i in range(width):
+            store(x, i, step(p, t, dt, load(x, i), load_noise(ready, unit, root, i)))
 
     return advance
 
 
 @lru_cache(maxsize=256)
-def advancing_until(stepper: Stepper, kind: type, count: int, stop: Any) -> Any:
+def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single: bool, stop: Any) -> Any:
     """The pass that moves the paths of a block that have not met the stop condition, and looks for exits.
 
     With gaps (the stop condition is a set of levels) the exit is sought inside the step by a Brownian bridge
     and the path is put on the level; otherwise it ends with the step at which the condition first holds.
     """
-    step, ops, d, diffusion = stepper.step, stepper.ops, stepper.model.d, stepper.model.diffusion
-    load, load_noise, store, variances = ops.load, ops.load_noise, ops.store, ops.variances
+    step, ops, d = stepper.step, stepper.ops, stepper.model.d
+    numbers, diffusion = sum(stepper.draws), stepper.model.diffusion
+    load, store, variances = ops.load, ops.store, ops.variances
+    load_noise = _loading(sum(stepper.draws), width, single)
     unpack = _unpacking(kind, count)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
-    def advance(t, dt, x, dw, parameters, keys, events):
-        p = unpack(parameters)
-        seed, start, number = keys
-        exits, gaps, gap_components = events
-        for i in range(BLOCK):
+    def advance(t, dt, at_x, at_ready, at_unit, at_p, seed, start, number, at_exits, at_gaps, at_of, g):
+        x, p = carray(at_x, (d * width,)), unpack(carray(at_p, (count,)))
+        ready, unit = carray(at_ready, (numbers * width,)), carray(at_unit, (numbers * width,))
+        exits, gaps, gap_components = carray(at_exits, (width,)), carray(at_gaps, (g, 2)), carray(at_of, (g,))
+        root = math.sqrt(dt)
+        for i in range(width):
             if not np.isnan(exits[i]):
                 continue
             y = load(x, i)
-            new = step(p, t, dt, y, load_noise(dw, i))
+            new = step(p, t, dt, y, load_noise(ready, unit, root, i))
             store(x, i, new)
-            if gap_components.size == 0:
+            if g == 0:
                 if stop(t + dt, new, p):
                     exits[i] = t + dt
                 continue
             variance = variances(diffusion(t, y, p))
             earliest, level, component = 2.0, 0.0, 0
-            for g in range(gap_components.size):
-                c = gap_components[g]
-                low, high = gaps[g, 0], gaps[g, 1]
+            for n in range(g):
+                c = gap_components[n]
+                low, high = gaps[n, 0], gaps[n, 1]
                 if not low < y[c] < high:
                     continue
                 for side in range(2):
@@ -228,14 +266,14 @@ def advancing_until(stepper: Stepper, kind: type, count: int, stop: Any) -> Any:
                     sign = 1.0 if side else -1.0
                     fraction = crossing_fraction(
                         sign * (bound - y[c]), sign * (bound - new[c]), variance[c] * dt, seed, start + i,
-                        number, 2 * g + side,
+                        number, 2 * n + side,
                     )  # fmt: skip
                     if fraction < earliest:
                         earliest, level, component = fraction, bound, c
             if earliest <= 1.0:
                 exits[i] = t + earliest * dt
                 for j in range(d):
-                    x[j * BLOCK + i] = y[j] + earliest * (new[j] - y[j])
-                x[component * BLOCK + i] = level
+                    x[j * width + i] = y[j] + earliest * (new[j] - y[j])
+                x[component * width + i] = level
 
     return advance

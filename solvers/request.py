@@ -6,18 +6,29 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from solvers import memory, schemes, tangent, wiener
 from solvers.errors import InvalidInput
 from solvers.exit_times import StopRule, stop_rule
 from solvers.grid import Grid
+from solvers.histogram import Histogram
+from solvers.observers import Observer
 from solvers.sde import SDE
 
+TITLE = "ensemble of SDE paths"
 STATISTICS = ("mean", "variance", "covariance")
 _ROUNDING = 1e-6
+
+
+class Before(NamedTuple):
+    """The paths of an earlier run that is continued."""
+
+    diverged: np.ndarray
+    exits: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -29,19 +40,27 @@ class Request:
     sde : SDE
         In the convention of the scheme.
     start : ndarray (1, d) or (paths, d)
-    steps : int
+    scheme_reason : str or None
+        Why scheme="auto" chose it.
+    first_step, last_step : int
+        Numbers of the steps that the run begins and ends with, counted from t0.
     saves : ndarray of int
         Steps at which results are taken.
     times : ndarray
         Their times.
+    before : Before or None
+        What happened to the paths in the run that this one continues.
     """
 
     sde: SDE
     scheme: schemes.Scheme
+    scheme_reason: str | None
+    resolution: int
     start: np.ndarray
     t0: float
     dt: float
-    steps: int
+    first_step: int
+    last_step: int
     paths: int
     seed: int
     saves: np.ndarray
@@ -52,6 +71,19 @@ class Request:
     stop: StopRule | None
     threads: int
     chunk: int | None
+    before: Before | None
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are to take."""
+        return self.last_step - self.first_step
+
+    def observers(self) -> list[Observer]:
+        """New observers for one run."""
+        found: list[Observer] = []
+        if self.grid is not None:
+            found.append(Histogram(self.grid, self.saves.size))
+        return found
 
     @property
     def pairs(self) -> bool:
@@ -77,7 +109,9 @@ def checked(
     paths: int,
     seed: int,
     scheme: str,
+    resolution: int,
     save_at: Any,
+    save_every: int | None,
     save_paths: bool,
     statistics: Sequence[str] | str,
     histogram: Any,
@@ -85,17 +119,34 @@ def checked(
     threads: int | None,
     chunk: int | None,
     allow_unstable_step: bool,
+    runs: int = 1,
 ) -> Request:
-    """Check everything that can be checked before work begins."""
+    """Check everything that can be checked before work begins; `runs` is how many such runs are held at once."""
     refuse_other(sde, SDE, "sde")
-    found = schemes.find(scheme)
-    for name, value in (("paths", paths), ("threads", threads), ("chunk", chunk)):
+    found, reason = schemes.choose(sde) if scheme == "auto" else (schemes.find(scheme), None)
+    counts = (("paths", paths), ("threads", threads), ("chunk", chunk), ("save_every", save_every))
+    for name, value in counts:
         if value is not None and wiener.checked_integer(name, value) < 1:
             raise InvalidInput(f"{name}={value} must be at least 1")
     seed = wiener.checked_seed(seed)
+    before, first_step = None, 0
+    if isinstance(y0, xr.Dataset):
+        t0, dt, first_step, y0, before = _continued(y0, sde, t0, dt, int(paths), seed, found.name, resolution)
     t0, dt, steps = checked_steps(t0, t1, dt)
-    start = checked_start(sde, y0, paths)
-    saves = np.arange(steps + 1) if save_at is None else _checked_saves(save_at, t0, dt, steps)
+    if steps <= first_step:
+        raise InvalidInput(
+            f"t1={t1} is not later than t={t0 + first_step * dt:.12g}, where the earlier run ended"
+        )
+    start = y0 if before is not None else checked_start(sde, y0, paths)
+    if save_at is not None and save_every is not None:
+        raise InvalidInput(f"save_at and save_every={save_every} are both given; give one of them")
+    new = first_step + (before is not None)  # the end of an earlier run is in its own result
+    if save_at is not None:
+        saves = _checked_saves(save_at, t0, dt, new, steps)
+    else:
+        saves = np.arange(new, steps + 1, save_every or 1)
+        if saves[-1] != steps:
+            saves = np.append(saves, steps)
     if not isinstance(statistics, (str, Sequence)):
         raise InvalidInput(f"statistics={statistics!r}; give some of {', '.join(STATISTICS)}")
     statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
@@ -113,22 +164,26 @@ def checked(
     request = Request(
         sde=sde.to(found.convention),
         scheme=found,
+        scheme_reason=reason,
+        resolution=resolution,
         start=start,
         t0=t0,
         dt=dt,
-        steps=steps,
+        first_step=first_step,
+        last_step=steps,
         paths=int(paths),
         seed=seed,
         saves=saves.astype(np.int64),
-        times=t0 + saves * dt,
+        times=np.where(saves == steps, t1, t0 + saves * dt),
         statistics=statistics,
         save_paths=bool(save_paths),
         grid=histogram,
         stop=None if stop is None else stop_rule(stop, sde),
         threads=available_cores() if threads is None else int(threads),
         chunk=None if chunk is None else int(chunk),
+        before=before,
     )
-    _require_memory(request)
+    _require_memory(request, runs)
     return request
 
 
@@ -154,8 +209,9 @@ def checked_steps(t0: float, t1: float, dt: float) -> tuple[float, float, int]:
             f"dt={dt} does not divide the time from t0={t0} to t1={t1}; the nearest step that does is "
             f"{(t1 - t0) / steps!r} ({steps} steps)"
         )
-    # The end time is exact, so that t0 + steps * dt is t1 and not its neighbour.
-    return float(t0), (float(t1) - float(t0)) / steps, steps
+    # dt itself where it fits to rounding, so that a run and its continuation take the same steps.
+    fits = abs(t0 + steps * dt - t1) <= 8 * np.finfo(float).eps * max(abs(t0), abs(t1))
+    return float(t0), float(dt) if fits else (float(t1) - float(t0)) / steps, steps
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
@@ -189,7 +245,7 @@ def checked_start(sde: SDE, y0: Any, paths: int) -> np.ndarray:
     return np.ascontiguousarray(start)
 
 
-def _checked_saves(save_at: Any, t0: float, dt: float, steps: int) -> np.ndarray:
+def _checked_saves(save_at: Any, t0: float, dt: float, first: int, steps: int) -> np.ndarray:
     times = np.atleast_1d(_numbers("save_at", save_at))
     if times.ndim != 1 or times.size == 0 or not np.isfinite(times).all():
         raise InvalidInput("save_at must be a non-empty list of finite times, or None for every step")
@@ -197,10 +253,11 @@ def _checked_saves(save_at: Any, t0: float, dt: float, steps: int) -> np.ndarray
         raise InvalidInput("save_at must increase; sort it and remove repeated times")
     position = (times - t0) / dt
     saves = np.rint(position)
-    outside = (saves < 0) | (saves > steps)
+    outside = (saves < first) | (saves > steps)
     if outside.any():
         raise InvalidInput(
-            f"save_at contains {times[outside][0]}, outside the run from {t0} to {t0 + steps * dt}"
+            f"save_at contains {times[outside][0]}, outside the run from {t0 + first * dt:.12g} to "
+            f"{t0 + steps * dt:.12g}"
         )
     off = np.abs(position - saves) > _ROUNDING * np.maximum(1.0, np.abs(position) * 1e-6)
     if off.any():
@@ -301,13 +358,50 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _require_memory(request: Request) -> None:
+def _continued(
+    earlier: xr.Dataset, sde: SDE, t0: float, dt: float, paths: int, seed: int, scheme: str, resolution: int
+) -> tuple[float, float, int, np.ndarray, Before]:
+    """t0, dt, number of steps, end state and fate of the paths of the run that y0 is the result of."""
+    told = earlier.attrs
+    if told.get("title") != TITLE or "final" not in earlier:
+        raise InvalidInput("y0 is a dataset, but no result of simulate with `final`; give one, or an array")
+    same = {
+        "seed": (str(told["seed"]), str(seed)),
+        "paths": (int(told["paths"]), paths),
+        "scheme": (told["scheme"], scheme),
+        "resolution": (int(told.get("normal_resolution_bits", resolution)), resolution),
+        "components": (tuple(str(n) for n in earlier["component"].values), sde.names),
+    }
+    for name, (then, now) in same.items():
+        if then != now:
+            raise InvalidInput(
+                f"{name} is {now!r}, but the run that y0 continues had {then!r}; give the same"
+            )
+    used = float(told["dt"])
+    if abs(used - dt) > _ROUNDING * used:
+        raise InvalidInput(f"dt is {dt!r}, but the run that y0 continues had {used!r}; give the same")
+    if t0 not in {0.0, float(told["t0"])}:
+        raise InvalidInput(f"t0={t0}, but the run that y0 continues began at {told['t0']}; leave t0 out")
+    start, steps = float(told["t0"]), int(told["steps"])
+    diverged = np.full(paths, -1, dtype=np.int64)
+    if "divergence_time" in earlier:
+        bad = earlier["diverged"].values.astype(bool)
+        diverged[bad] = np.rint((earlier["divergence_time"].values[bad] - start) / used)
+    exits = earlier["exit_time"].values if "exit_time" in earlier else np.full(paths, np.nan)
+    state = np.ascontiguousarray(earlier["final"].transpose("path", "component").values, dtype=float)
+    return start, used, steps, state, Before(diverged, np.array(exits, dtype=float))
+
+
+def _require_memory(request: Request, runs: int = 1) -> None:
     d, times, paths = request.sde.dimension, request.saves.size, request.paths
     tasks = request.threads + 2
     fewer_times = "give fewer times in save_at"
-    size = 8 * paths * (2 * d + 3)
+    paths *= runs
+    per_path = 8 * d + 8 + 1 + (9 if request.stop is not None else 0)  # final, diverged; exits
+    per_path += 8 * d if len(request.start) > 1 else 0
+    size = paths * per_path
     memory.require(size, f"paths={paths}", "use fewer paths")
-    size += 8 * times * (d + request.sums) * tasks
+    size += 8 * times * (d + request.sums) * (tasks + runs)
     memory.require(size, f"keeping statistics at {times} times", fewer_times)
     if request.save_paths:
         size += 8 * paths * times * d
@@ -315,7 +409,7 @@ def _require_memory(request: Request) -> None:
             size, f"save_paths=True for {paths} paths at {times} times", f"{fewer_times} or fewer paths"
         )
     if request.grid is not None:
-        cells = math.prod(request.grid.shape)
+        cells = math.prod(request.grid.shape) * runs
         size += 8 * cells * times * tasks
         memory.require(
             size, f"a histogram of {cells} cells at {times} times", f"{fewer_times} or a coarser grid"

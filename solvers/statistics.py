@@ -6,14 +6,18 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
+from numba import njit
 
-from solvers import wiener
 from solvers.errors import AccuracyWarning
+from solvers.observers import about
 from solvers.provenance import provenance
+from solvers.request import TITLE
 
 if TYPE_CHECKING:
     from solvers.request import Request
+    from solvers.running import Run
 
 
 class Moments:
@@ -30,15 +34,19 @@ class Moments:
         self._rows, self._columns = rows, columns
         self.second = np.zeros((times, rows.size))
 
-    def merge(self, mean: np.ndarray, second: np.ndarray, count: int) -> None:
-        """Add one block of `count` paths: its means (times, d) and sums (times, q)."""
-        total = self.count + count
-        with np.errstate(invalid="ignore", over="ignore"):  # diverged paths are reported, not hidden
-            shift = mean - self.mean
-            weight = self.count * count / total
-            self.second += second + weight * shift[:, self._rows] * shift[:, self._columns]
-            self.mean += shift * (count / total)
-        self.count = total
+    def merge(self, mean: np.ndarray, second: np.ndarray, counts: np.ndarray) -> None:
+        """Add consecutive blocks: their means (blocks, times, d), sums (blocks, times, q) and path counts."""
+        self.count = _merge(
+            self.count, self.mean, self.second, mean, second, counts, self._rows, self._columns
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything merged so far, for a checkpoint."""
+        return {"count": np.array(self.count), "mean": self.mean, "second": self.second}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from a checkpoint."""
+        self.count, self.mean, self.second = int(state["count"]), state["mean"].copy(), state["second"].copy()
 
     def variance(self) -> np.ndarray:
         """(times, d), divided by the number of paths."""
@@ -52,95 +60,94 @@ class Moments:
         return full
 
 
-def dataset(
-    request: Request,
-    *,
-    convention: str,
-    moments: Moments,
-    final: np.ndarray,
-    diverged: np.ndarray,
-    states: np.ndarray,
-    counts: np.ndarray | None,
-    exits: np.ndarray | None,
-) -> xr.Dataset:
-    """The result of `simulate`; warns if any path diverged."""
+@njit(nogil=True, error_model="numpy")
+def _merge(merged, mean, second, means, seconds, counts, rows, columns):
+    """Chan, Golub and LeVeque's update for each block in turn; the number of paths after it."""
+    shift = np.empty(mean.shape[1])
+    for b in range(counts.size):
+        total = merged + counts[b]
+        weight, share = merged * (counts[b] / total), counts[b] / total
+        for t in range(mean.shape[0]):
+            for a in range(shift.size):
+                shift[a] = means[b, t, a] - mean[t, a]
+            for q in range(rows.size):
+                second[t, q] += seconds[b, t, q] + weight * shift[rows[q]] * shift[columns[q]]
+            for a in range(shift.size):
+                mean[t, a] += share * shift[a]
+        merged = total
+    return merged
+
+
+def dataset(run: Run, *, convention: str) -> xr.Dataset:
+    """The result of one run of `simulate`."""
+    request = run.request
     names = list(request.sde.names)
     data: dict[str, Any] = {}
     coords: dict[str, Any] = {
         "time": ("time", request.times, {"units": "time", "long_name": "time"}),
         "component": ("component", names, {"long_name": "component of the state"}),
-        "path": ("path", np.arange(request.paths), {"units": "1", "long_name": "path number"}),
+        # A range takes no memory.
+        "path": xr.Variable("path", pd.RangeIndex(request.paths), about("path number")),
     }
     if "mean" in request.statistics:
-        data["mean"] = (("time", "component"), moments.mean, _about("mean over the paths"))
+        data["mean"] = (("time", "component"), run.moments.mean, about("mean over the paths"))
     if "variance" in request.statistics:
-        about = _about("variance over the paths, divided by their number")
-        data["variance"] = (("time", "component"), moments.variance(), about)
+        text = about("variance over the paths, divided by their number")
+        data["variance"] = (("time", "component"), run.moments.variance(), text)
     if "covariance" in request.statistics:
-        about = _about("covariance over the paths, divided by their number")
+        text = about("covariance over the paths, divided by their number")
         coords["component2"] = ("component2", names, {"long_name": "component of the state"})
-        data["covariance"] = (("time", "component", "component2"), moments.covariance(), about)
-    data["final"] = (("path", "component"), final, _about("state at the end of the run"))
-    bad = diverged >= 0
-    data["diverged"] = ("path", bad, _about("whether the path left the finite numbers"))
-    if request.save_paths:
-        data["state"] = (("path", "time", "component"), states, _about("state"))
-    if counts is not None:
-        data.update(_density(request, counts, coords))
-    if exits is not None:
-        found = request.stop is not None and request.stop.components.size > 0
-        how = "inside steps by a Brownian bridge" if found else "at the end of a step"
-        data["exit_time"] = (
-            "path",
-            exits,
-            {
-                "units": "time",
-                "long_name": "time of first meeting the stop condition, nan if never",
-                "found": how,
-            },
-        )
-        data["exited"] = ("path", ~np.isnan(exits), _about("whether the stop condition was met"))
+        data["covariance"] = (("time", "component", "component2"), run.moments.covariance(), text)
+    data["final"] = (("path", "component"), run.final, about("state at the end of the run"))
+    bad = run.diverged >= 0
+    data["diverged"] = ("path", bad, about("whether the path left the finite numbers"))
     if bad.any():
-        first = request.t0 + diverged[bad].min() * request.dt
-        warnings.warn(
-            f"{bad.sum()} of {request.paths} paths diverged, the first by t={first:.6g}; they are part of "
-            "the statistics and marked in `diverged`: reduce dt or check the model",
-            AccuracyWarning,
-            stacklevel=4,
-        )
+        when = np.where(bad, request.t0 + run.diverged * request.dt, np.nan)
+        text = about("end of the step at which the path left the finite numbers, nan if never", "time")
+        data["divergence_time"] = ("path", when, text)
+    if request.save_paths:
+        data["state"] = (("path", "time", "component"), run.states, about("state"))
+    if run.exits is not None:
+        data.update(_exits(request, run.exits))
+    for observer in run.observers:
+        data.update(observer.variables(request, coords))
     attrs = provenance(
-        title="ensemble of SDE paths",
+        title=TITLE,
         convention=convention,
         scheme=request.scheme.name,
+        scheme_reason=request.scheme_reason,
         noise=request.sde.noise,
         dt=request.dt,
         t0=request.t0,
-        steps=request.steps,
+        steps=request.last_step,
         paths=request.paths,
         seed=request.seed,
-        generator=f"threefry2x64-{wiener.ROUNDS}, Box-Muller from 53-bit uniforms",
+        **run.source.about,
         parameters=repr(request.sde.params),
     )
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
-def _density(request: Request, counts: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
-    """Density per cell volume, and the fraction of paths off the grid."""
-    grid = request.grid
-    shape = tuple(grid.shape)
-    for name in grid.names:
-        coords[name] = (
-            name,
-            grid.centers[name],
-            {"units": "1", "long_name": f"centre of the cells in {name}"},
-        )
-    density = counts.reshape(-1, *shape) / (request.paths * grid.volumes)
-    outside = 1.0 - counts.sum(axis=1) / request.paths
+def _exits(request: Request, exits: np.ndarray) -> dict[str, Any]:
+    found = request.stop is not None and request.stop.components.size > 0
+    text = about("time of first meeting the stop condition, nan if never", "time")
+    text["found"] = "inside steps by a Brownian bridge" if found else "at the end of a step"
     return {
-        "density": (("time", *grid.names), density, _about("probability density (histogram)")),
-        "outside": ("time", outside, _about("fraction of the paths off the grid")),
+        "exit_time": ("path", exits, text),
+        "exited": ("path", ~np.isnan(exits), about("whether the stop condition was met")),
     }
 
 
-def _about(long_name: str) -> dict[str, str]:
-    return {"units": "1", "long_name": long_name}
+def warn_of_divergence(results: list[xr.Dataset]) -> None:
+    """Warn, once for all, if paths left the finite numbers."""
+    bad = [result for result in results if "divergence_time" in result]
+    if bad:
+        count = sum(int(result["diverged"].sum()) for result in bad)
+        total = sum(result.sizes["path"] for result in results)
+        first = min(float(result["divergence_time"].min()) for result in bad)
+        warnings.warn(
+            f"{count} of {total} paths diverged, the first by t={first:.6g}; they are part of "
+            "the statistics and marked in `diverged`: reduce dt or check the model",
+            AccuracyWarning,
+            stacklevel=3,
+        )

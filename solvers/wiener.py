@@ -20,8 +20,8 @@ from numba import njit
 from solvers import vmath
 from solvers.errors import InvalidInput
 
-BLOCK = 256
-"""Paths per block: one component of a block fills 2 KiB, so that a block stays in the first-level cache."""
+BLOCK = 512
+"""Paths that `increments` makes at a time."""
 
 ROUNDS = 13
 NORMALS, CROSSING = 0, 1
@@ -33,24 +33,35 @@ _U11, _U32 = np.uint64(11), np.uint64(32)
 
 
 @cache
-def threefry(rounds: int) -> Any:
-    """Threefry-2x64, ``(c0, c1, k0, k1) -> (x0, x1)``, written out: LLVM vectorises no loop of rounds."""
-    lines = [
-        "def threefry(c0, c1, k0, k1):",
-        "    k2 = k0 ^ k1 ^ PARITY",
-        "    x0 = c0 + k0",
-        "    x1 = c1 + k1",
-    ]
+def interleaved_threefry(calls: int, rounds: int = ROUNDS) -> Any:
+    """Threefry-2x64 for several keys at once: ``(c0, c1, k0, k1, k1', ...) -> (x0, x1, x0', x1', ...)``.
+
+    Written out, since LLVM vectorises no loop of rounds, and round by round over the calls: each round waits
+    for the one before, so that two calls side by side keep the processor busier than one after the other.
+    """
+    keys = [f"k1_{n}" for n in range(calls)]
+    lines = [f"def threefry(c0, c1, k0, {', '.join(keys)}):"]
+    for n in range(calls):
+        lines += [f"    k2_{n} = k0 ^ k1_{n} ^ PARITY", f"    a{n} = c0 + k0", f"    b{n} = c1 + k1_{n}"]
     for r in range(rounds):
         left = _ROTATIONS[r % 8]
-        lines += ["    x0 = x0 + x1", f"    x1 = ((x1 << U[{left}]) | (x1 >> U[{64 - left}])) ^ x0"]
+        lines += [f"    a{n} = a{n} + b{n}" for n in range(calls)]
+        lines += [f"    b{n} = ((b{n} << U[{left}]) | (b{n} >> U[{64 - left}])) ^ a{n}" for n in range(calls)]
         if r % 4 == 3:
-            n = r // 4 + 1
-            lines += [f"    x0 = x0 + k{n % 3}", f"    x1 = x1 + k{(n + 1) % 3} + U[{n}]"]
-    lines.append("    return x0, x1")
+            s = r // 4 + 1
+            for n in range(calls):
+                schedule = ("k0", f"k1_{n}", f"k2_{n}")
+                lines.append(f"    a{n} = a{n} + {schedule[s % 3]}")
+                lines.append(f"    b{n} = b{n} + ({schedule[(s + 1) % 3]} + U[{s}])")
+    lines.append("    return " + ", ".join(f"a{n}, b{n}" for n in range(calls)))
     scope = {"PARITY": _PARITY, "U": tuple(np.uint64(n) for n in range(65))}
     exec(compile("\n".join(lines), "<threefry>", "exec"), scope)
     return njit(scope["threefry"], forceinline=True)
+
+
+def threefry(rounds: int) -> Any:
+    """Threefry-2x64, ``(c0, c1, k0, k1) -> (x0, x1)``."""
+    return interleaved_threefry(1, rounds)
 
 
 threefry2x64 = threefry(ROUNDS)
@@ -82,31 +93,40 @@ def normal_pair(seed, path, pair, component):
     return radius * cosine, radius * sine
 
 
-@njit(nogil=True, fastmath=vmath.FLAGS, error_model="numpy")
-def fill_normals(seed, first_path, pair, components, scale, z, words):
-    """Fill z with the increments of the steps 2 pair and 2 pair + 1 of one block (Box and Muller 1958).
+@cache
+def filler(block: int) -> Any:
+    """``fill(seed, first_path, pair, components, scale, z, words)`` for blocks of the given width.
 
-    ``z[(parity * components + c) * BLOCK + i]`` becomes ``scale`` times the normal of path first_path + i.
-    z is flat of 2 * components * BLOCK floats, words is scratch of 2 * BLOCK unsigned integers. Three short
-    loops instead of a long one: consecutive iterations then overlap in the processor (3.3 against 4.0 ns).
+    It fills z with the increments of the steps 2 pair and 2 pair + 1 (Box and Muller 1958):
+    ``z[(parity * components + c) * block + i]`` becomes ``scale`` times the normal of path first_path + i. z is
+    flat of 2 * components * block floats, words is scratch of 2 * block unsigned integers. Three short loops
+    instead of a long one: consecutive iterations then overlap in the processor (3.3 against 4.0 ns).
     """
-    counter, key = np.uint64(pair), np.uint64(seed)
-    radius_words, angle_words = words[:BLOCK], words[BLOCK : 2 * BLOCK]
-    for c in range(components):
-        # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
-        even = z[c * BLOCK : (c + 1) * BLOCK]
-        odd = z[(components + c) * BLOCK : (components + c + 1) * BLOCK]
-        for i in range(BLOCK):
-            radius_words[i], angle_words[i] = threefry2x64(
-                counter, np.uint64(c), key, np.uint64(first_path + i)
-            )
-        for i in range(BLOCK):
-            even[i] = scale * math.sqrt(-2.0 * vmath.log(uniform_of(radius_words[i])))
-        for i in range(BLOCK):
-            radius = even[i]
-            cosine, sine = vmath.cos_sin_turns(angle_words[i])
-            even[i] = radius * cosine
-            odd[i] = radius * sine
+
+    @njit(nogil=True, fastmath=vmath.FLAGS, error_model="numpy")
+    def fill(seed, first_path, pair, components, scale, z, words):
+        counter, key = np.uint64(pair), np.uint64(seed)
+        radius_words, angle_words = words[:block], words[block : 2 * block]
+        for c in range(components):
+            # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
+            even = z[c * block : (c + 1) * block]
+            odd = z[(components + c) * block : (components + c + 1) * block]
+            for i in range(block):
+                radius_words[i], angle_words[i] = threefry2x64(
+                    counter, np.uint64(c), key, np.uint64(first_path + i)
+                )
+            for i in range(block):
+                even[i] = scale * math.sqrt(-2.0 * vmath.log(uniform_of(radius_words[i])))
+            for i in range(block):
+                radius = even[i]
+                cosine, sine = vmath.cos_sin_turns(angle_words[i])
+                even[i] = radius * cosine
+                odd[i] = radius * sine
+
+    return fill
+
+
+_fill_normals = filler(BLOCK)
 
 
 @njit(nogil=True)
@@ -120,7 +140,7 @@ def _fill_increments(seed, first_path, first_step, scale, out):
         for step in range(steps):
             pair, parity = divmod(first_step + step, 2)
             if pair != filled:
-                fill_normals(seed, first_path + start, pair, components, scale, z, words)
+                _fill_normals(seed, first_path + start, pair, components, scale, z, words)
                 filled = pair
             for c in range(components):
                 offset = (parity * components + c) * BLOCK
@@ -137,8 +157,9 @@ def increments(
     *,
     first_path: int = 0,
     first_step: int = 0,
+    resolution: int = 53,
 ) -> np.ndarray:
-    """The Wiener increments that `simulate` uses, as an array.
+    """The Wiener increments that `simulate` uses at a resolution, as an array.
 
     Parameters
     ----------
@@ -150,6 +171,8 @@ def increments(
         Step; increments have variance dt.
     first_path, first_step : int
         Where to start: increment (path, step) is the same whatever window it is asked in.
+    resolution : {53, 32}
+        Bits behind each normal; the two give different numbers.
 
     Returns
     -------
@@ -158,7 +181,7 @@ def increments(
     Raises
     ------
     InvalidInput
-        If a count is not a positive integer, dt not positive or the seed out of range.
+        If a count is not a positive integer, dt not positive, or the seed or the resolution unknown.
     """
     counts = {"paths": paths, "steps": steps, "components": components}
     for name, value in counts.items():
@@ -166,8 +189,15 @@ def increments(
             raise InvalidInput(f"{name}={value} must be at least 1")
     if not dt > 0:
         raise InvalidInput(f"dt={dt} must be positive")
+    if resolution not in {32, 53}:
+        raise InvalidInput(f"resolution={resolution!r} is unknown; choose 32 (fast) or 53 (fine)")
     out = np.empty((paths, steps, components))
     seed_word = np.uint64(checked_seed(seed))
+    if resolution == 32:
+        from solvers.fast_normals import fill_increments
+
+        fill_increments(seed_word, np.int64(first_path), np.int64(first_step), math.sqrt(dt), out)
+        return out
     _fill_increments(seed_word, np.int64(first_path), np.int64(first_step), math.sqrt(dt), out)
     return out
 

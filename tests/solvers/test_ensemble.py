@@ -59,11 +59,15 @@ def test_the_moment_test_sees_three_percent():
     assert np.abs(_moment_scores(OU.sde.replace(k=1.5 * 0.97), *_scheme_truth())[0]).max() > LIMIT
 
 
-def test_paths_are_those_of_the_increments():
+@pytest.mark.parametrize("resolution", [32, 53])
+def test_paths_are_those_of_the_increments(resolution):
     """The blocked kernel against the plain loop over `wiener.increments`: the same numbers to rounding."""
     problem = problems.correlated_linear()
-    kept = simulate(problem.sde, [0.3, 0.1], t1=0.5, dt=0.01, paths=300, seed=5, save_paths=True)
-    driven = drive(problem.sde, [0.3, 0.1], wiener.increments(5, 300, 50, 2, 0.01), dt=0.01)
+    dw = wiener.increments(5, 1100, 50, 2, 0.01, resolution=resolution)
+    kept = simulate(
+        problem.sde, [0.3, 0.1], t1=0.5, dt=0.01, paths=1100, seed=5, save_paths=True, resolution=resolution
+    )
+    driven = drive(problem.sde, [0.3, 0.1], dw, dt=0.01)
     np.testing.assert_allclose(kept["state"], driven, rtol=1e-11, atol=1e-13)
     np.testing.assert_array_equal(kept["final"], kept["state"][:, -1])
 
@@ -131,10 +135,10 @@ def test_bits_do_not_depend_on_threads_or_chunks(stop):
 
 
 def test_bits_do_not_depend_on_the_length_of_a_call(monkeypatch):
-    from solvers import ensemble
+    from solvers import running
 
     expected = simulate(OU.sde, 2.0, t1=0.51, dt=0.01, paths=300, seed=1, save_at=[0.0, 0.02, 0.06, 0.51])
-    monkeypatch.setattr(ensemble, "_WORK", 1024)  # two steps per call
+    monkeypatch.setattr(running, "_WORK", 1024)  # two steps per call
     again = simulate(OU.sde, 2.0, t1=0.51, dt=0.01, paths=300, seed=1, save_at=[0.0, 0.02, 0.06, 0.51])
     assert again.identical(expected)
 
@@ -261,7 +265,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_arguments_are_refused_before_work(arguments, message, monkeypatch):
-    monkeypatch.setattr("solvers.ensemble.run_blocks", None)
+    monkeypatch.setattr("solvers.running.run_blocks", None)
     settings = {"y0": 1.0, "t1": 1.0, "dt": 0.1, "paths": 5, "seed": 0, **arguments}
     with pytest.raises(InvalidInput, match=message):
         simulate(OU.sde, settings.pop("y0"), **settings)

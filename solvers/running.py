@@ -1,0 +1,246 @@
+"""Running ensembles: paths cut into tasks, tasks spread over threads, their results merged in order."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from solvers import schemes
+from solvers import statistics as results
+from solvers.exit_times import met_at_start
+from solvers.kernels import advancing, advancing_until, run_blocks
+from solvers.request import Request
+from solvers.sources import block_width, source
+
+_WORK = 1 << 23
+"""Component-steps per call of the kernel: some hundredths of a second, so that Ctrl-C is prompt."""
+_PARTIAL = 1 << 25
+"""Bytes of unmerged statistics per task."""
+
+
+class Part(NamedTuple):
+    """Consecutive paths: what one task returns."""
+
+    first: int
+    paths: int
+    mean: np.ndarray
+    second: np.ndarray
+    carried: tuple[np.ndarray, ...]
+    sums: tuple[np.ndarray, ...]
+    counts: tuple[np.ndarray, ...]
+
+
+class Run:
+    """One ensemble: the arrays of its results and the tasks that fill them.
+
+    Attributes
+    ----------
+    done : int
+        Paths whose results are merged.
+    """
+
+    def __init__(self, request: Request):
+        self.request = request
+        sde, d, times = request.sde, request.sde.dimension, request.saves.size
+        self.numbers = sum(schemes.stepper(request.scheme, sde).draws)
+        self.width = block_width(max(d, self.numbers))
+        stepper = schemes.stepper(request.scheme, sde, self.width)
+        self.source = source(stepper.draws, request.resolution, self.width)
+        self.parameters = np.array(sde.params, dtype=float)
+        model = (stepper, type(sde.params), len(sde.params), self.width, self.source.single)
+        if request.stop is None:
+            self.advance = advancing(*model)
+        else:
+            self.advance = advancing_until(*model, request.stop.condition)
+        before = request.before
+        self.final = np.empty((request.paths, d))
+        self.diverged = (
+            np.full(request.paths, -1, dtype=np.int64) if before is None else before.diverged.copy()
+        )
+        self.exits = None
+        if request.stop is not None:
+            self.exits = np.full(request.paths, np.nan) if before is None else before.exits.copy()
+        self.states = np.empty((request.paths if request.save_paths else 0, times, d))
+        self.moments = results.Moments(times, d, request.pairs)
+        self.observers = request.observers()
+        self.done = 0
+
+    def tasks(self) -> Iterator[tuple[int, int]]:
+        """First path and number of paths of each task still to do."""
+        chunk = self._chunk()
+        for first in range(self.done, self.request.paths, chunk):
+            yield first, min(chunk, self.request.paths - first)
+
+    def _chunk(self) -> int:
+        """Paths per task, a multiple of the block width."""
+        request, d = self.request, self.request.sde.dimension
+        if request.chunk is not None:
+            return math.ceil(request.chunk / self.width) * self.width
+        blocks = math.ceil(request.paths / self.width)
+        by_work = _WORK // (self.width * d * request.steps)
+        sums = sum(math.prod(observer.sums) for observer in self.observers)
+        by_memory = _PARTIAL // (8 * (request.saves.size * (d + request.sums) + sums))
+        by_threads = math.ceil(blocks / request.threads)
+        return max(1, min(by_work, by_memory, by_threads)) * self.width
+
+    def work(self, first: int, count: int, cancelled: threading.Event) -> Part:
+        """Carry `count` paths from `first` through all steps."""
+        request, d, times = self.request, self.request.sde.dimension, self.request.saves.size
+        blocks = math.ceil(count / self.width)
+        x = _blocks(request.start, first, count, blocks, self.width)
+        kept = blocks if request.statistics else 0
+        mean, second = np.empty((kept, times, d)), np.empty((kept, times, request.sums))
+        here = slice(first, first + count)
+        diverged, exits = (
+            np.full(blocks * self.width, -1, dtype=np.int64),
+            np.full(blocks * self.width, np.nan),
+        )
+        diverged[:count] = self.diverged[here]
+        gaps, gap_components = np.empty((0, 2)), np.empty(0, dtype=np.int64)
+        if request.stop is not None and self.exits is not None:
+            gaps, gap_components = request.stop.gaps, request.stop.components
+            exits[:count] = self.exits[here]
+            if request.before is None:
+                start = request.start if len(request.start) == 1 else request.start[here]
+                met = met_at_start(request.stop, request.t0, start, request.sde.params)
+                exits[:count] = np.where(met, request.t0, np.nan)
+        carried, sums, counts = self._observed(blocks)
+        observations = self._watched(), self._passes(carried, sums, counts)
+        source = self.source
+        leg = max(1, _WORK // (blocks * self.width * d))
+        leg += leg % 2  # even: normals come in pairs of steps
+        for step in range(request.first_step, request.last_step, leg):
+            if cancelled.is_set():
+                raise InterruptedError("the run was cancelled")
+            # A step where a leg ends is saved by that leg; only the start has none before it.
+            side = "right" if step > request.first_step else "left"
+            run_blocks(
+                self.advance.address,
+                source.fill.address,
+                self.parameters,
+                np.uint64(request.seed),
+                (request.t0, request.dt),
+                (
+                    first,
+                    request.paths,
+                    step,
+                    min(step + leg, request.last_step),
+                    int(np.searchsorted(request.saves, step, side=side)),
+                ),
+                (self.numbers, source.depth, source.words, source.table),
+                request.saves,
+                x,
+                (request.pairs, mean, second),
+                self.states[here],
+                (diverged, exits, gaps, gap_components),
+                observations,
+            )
+        self.final[here] = x.reshape(blocks, d, self.width).transpose(0, 2, 1).reshape(-1, d)[:count]
+        self.diverged[here] = diverged[:count]
+        if self.exits is not None:
+            self.exits[here] = exits[:count]
+        return Part(first, count, mean, second, carried, sums, counts)
+
+    def _watched(self) -> int:
+        """0: no observers, 1: some at saved steps, 2: some at every step."""
+        return 0 if not self.observers else 2 if any(o.every_step for o in self.observers) else 1
+
+    def _observed(self, blocks: int) -> tuple[tuple[np.ndarray, ...], ...]:
+        """The arrays that observers fill in one task: carried, sums, counts."""
+        return (
+            tuple(np.zeros((blocks, o.carried, self.width)) for o in self.observers),
+            tuple(np.zeros((blocks, *o.sums)) for o in self.observers),
+            tuple(np.zeros(o.counts, dtype=np.int64) for o in self.observers),
+        )
+
+    def _passes(self, carried: Any, sums: Any, counts: Any) -> np.ndarray:
+        """Addresses, strides and sizes as `run_blocks` takes them."""
+        rows = [
+            (
+                *(observer.observe.address, c.ctypes.data, c.strides[0], c.shape[1]),
+                *(s.ctypes.data, s.strides[0], *s.shape[1:]),
+                *(n.ctypes.data, *n.shape),
+                *(observer.settings.ctypes.data, observer.settings.size),
+            )
+            for observer, c, s, n in zip(self.observers, carried, sums, counts, strict=True)
+        ]
+        return np.array(rows, dtype=np.int64).reshape(-1, 13)
+
+    def take(self, part: Part) -> None:
+        """Merge the next part; parts come in the order of their paths."""
+        blocks = math.ceil(part.paths / self.width)
+        sizes = np.minimum(self.width, part.paths - self.width * np.arange(blocks))
+        if len(part.mean):
+            self.moments.merge(part.mean, part.second, sizes)
+        for k, observer in enumerate(self.observers):
+            observer.merge(part.sums[k], sizes)
+            observer.add_counts(part.counts[k])
+            observer.keep(part.carried[k], part.first, part.paths)
+        self.done = part.first + part.paths
+
+
+def execute(
+    runs: Sequence[Run],
+    threads: int,
+    *,
+    progress: Callable[[float], Any] | None = None,
+    taken: Callable[[Run], Any] | None = None,
+) -> None:
+    """Do all the tasks of some runs and merge their parts in order.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    threads : int
+    progress : callable, optional
+        Called from this thread with the finished fraction.
+    taken : callable, optional
+        Called from this thread with the run, after each merged part.
+    """
+    tasks = [(run, first, count) for run in runs for first, count in run.tasks()]
+    total = sum(run.request.paths for run in runs)
+    done = sum(run.done for run in runs)
+    for run, part in _parts(tasks, threads):
+        run.take(part)
+        done += part.paths
+        if taken is not None:
+            taken(run)
+        if progress is not None:
+            progress(done / total)
+
+
+def _parts(tasks: list[tuple[Run, int, int]], threads: int) -> Iterator[tuple[Run, Part]]:
+    """Finished parts in the order of the tasks."""
+    cancelled = threading.Event()
+    if min(threads, len(tasks)) <= 1:
+        for run, first, count in tasks:
+            yield run, run.work(first, count, cancelled)
+        return
+    pool = ThreadPoolExecutor(min(threads, len(tasks)))
+    waiting: deque[Any] = deque()
+    try:
+        for run, first, count in tasks:
+            waiting.append((run, pool.submit(run.work, first, count, cancelled)))
+            if len(waiting) > threads:
+                run, future = waiting.popleft()
+                yield run, future.result()
+        while waiting:
+            run, future = waiting.popleft()
+            yield run, future.result()
+    finally:  # also on Ctrl-C: running tasks notice within one call of the kernel
+        cancelled.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _blocks(start: np.ndarray, first: int, count: int, blocks: int, width: int) -> np.ndarray:
+    """The starting state in block layout; padding repeats the last path."""
+    d = start.shape[1]
+    rows = np.minimum(np.arange(blocks * width), count - 1) + first
+    state = start[rows] if len(start) > 1 else np.broadcast_to(start, (blocks * width, d))
+    return np.ascontiguousarray(state.reshape(blocks, width, d).transpose(0, 2, 1)).reshape(blocks, d * width)

@@ -1,0 +1,168 @@
+"""Where the random numbers of a block come from: Gaussian at two resolutions, or the numbers of weak schemes.
+
+To add a source: write a builder of the pass that fills a block and return a `Source` that carries it. Every
+number is a function of (seed, path, step, component) alone, so that no bit depends on threads or chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, float32, float64, int64, types, uint64
+
+from solvers import fast_normals, weak_increments, wiener
+from solvers.errors import InvalidInput
+from solvers.schemes import Draws
+from solvers.weak_increments import THREE_POINT_STEPS, TWO_POINT_STEPS
+from solvers.wiener import ROUNDS
+
+FILL = types.void(
+    uint64,  # seed
+    int64,  # number of the first path
+    int64,  # number of the step
+    int64,  # not 0 when nothing is left in the scratch from the step before
+    float64,  # dt
+    types.CPointer(float64),  # numbers (depth * sum(draws) * width), unless the source is single
+    types.CPointer(float32),  # the same in single precision, if it is
+    types.CPointer(uint64),  # scratch that lives while one block is carried from step to step
+    types.CPointer(float64),  # table of the source
+    int64,  # its rows
+    int64,  # its columns
+)
+"""Signature of the pass that fills a block with random numbers."""
+
+_NO_TABLE = np.empty((0, 0))
+_WIDEST, _NARROWEST = 512, 64
+
+
+def block_width(numbers: int) -> int:
+    """Paths per block for a model with that many components or random numbers per path, a power of two.
+
+    Per path and number the state takes 8 bytes and the random numbers of two steps 8 (in single precision),
+    per path the words behind them 8: together at most 28 KiB, so that a block stays in a first-level cache.
+    """
+    fitting = 28 * 1024 // (16 * numbers + 8)
+    return min(_WIDEST, max(_NARROWEST, 1 << (fitting.bit_length() - 1)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Random numbers for the blocks of `simulate`.
+
+    Attributes
+    ----------
+    name : str
+    fill : compiled pass of type `FILL`
+        Makes the numbers of `depth` steps when the step number is a multiple of depth or the scratch is stale;
+        number k of path i at step s lies at ``[((s % depth) * sum(draws) + k) * width + i]``.
+    depth : int
+        Steps per call.
+    single : bool
+        Numbers are float32 of unit variance, scaled by sqrt(dt) when used; else float64 and ready.
+    words : int
+        Size of the scratch.
+    about : dict
+        Attributes of the dataset: the generator and the resolution.
+    table : ndarray
+        What `fill` reads besides.
+    """
+
+    name: str
+    fill: Any
+    depth: int
+    single: bool
+    words: int
+    about: dict[str, Any]
+    table: np.ndarray = field(default_factory=lambda: _NO_TABLE)
+
+
+def source(draws: Draws, resolution: int, width: int) -> Source:
+    """The numbers that a scheme takes in blocks of a width, Gaussian ones at 32 or 53 bits.
+
+    Raises
+    ------
+    InvalidInput
+        For another resolution.
+    """
+    if resolution not in {32, 53}:
+        raise InvalidInput(f"resolution={resolution!r} is unknown; choose 32 (fast) or 53 (fine)")
+    engine = f"threefry2x64-{ROUNDS}"
+    if draws.three_point or draws.two_point:
+        about = {"generator": f"{engine}, weak increments"}
+        if draws.gaussian:
+            about = {"generator": f"{engine}, Box-Muller and weak increments", "normal_resolution_bits": 53}
+        words = width * (2 * max(draws.gaussian, 1) + 2 * draws.three_point + draws.two_point)
+        return Source("weak", _weak(draws, width), 1, False, words, about)
+    about = {"generator": f"{engine}, Box-Muller", "normal_resolution_bits": resolution}
+    if resolution == 32:
+        return Source("gaussian-32", _gaussian_32(draws.gaussian, width), 2, True, width, about)
+    return Source("gaussian-53", _gaussian_53(draws.gaussian, width), 2, False, 2 * width, about)
+
+
+@lru_cache(maxsize=64)
+def _gaussian_32(components: int, width: int) -> Any:
+    fill_pair = fast_normals.filler(width)
+
+    @cfunc(FILL)
+    def fill(seed, start, step, _fresh, _dt, _z, at_unit, at_words, _table, _rows, _columns):
+        unit, words = carray(at_unit, (2 * components * width,)), carray(at_words, (width,))
+        fill_pair(seed, start, step // 2, components, unit, words)
+
+    return fill
+
+
+@lru_cache(maxsize=64)
+def _gaussian_53(components: int, width: int) -> Any:
+    fill_pair = wiener.filler(width)
+
+    @cfunc(FILL)
+    def fill(seed, start, step, _fresh, dt, at_z, _unit, at_words, _table, _rows, _columns):
+        z, words = carray(at_z, (2 * components * width,)), carray(at_words, (2 * width,))
+        fill_pair(seed, start, step // 2, components, math.sqrt(dt), z, words)
+
+    return fill
+
+
+@lru_cache(maxsize=64)
+def _weak(draws: Draws, width: int) -> Any:
+    """Three-point and two-point numbers; a scheme that also takes Gaussian ones gets them at 53 bits."""
+    gaussian, three, two = draws
+    signs = 2 * three * width  # where the two-point words begin in the scratch
+    normals_at = signs + two * width
+    size = normals_at + 2 * width * max(gaussian, 1)
+    fill_pair = wiener.filler(width)
+    two_point_word, two_point_of = weak_increments.two_point_word, weak_increments.two_point_of
+    three_point_words, three_point_of = weak_increments.three_point_words, weak_increments.three_point_of
+
+    @cfunc(FILL, error_model="numpy")
+    def fill(seed, start, step, fresh, dt, at_z, _unit, at_words, _table, _rows, _columns):
+        z, words = carray(at_z, ((gaussian + three + two) * width,)), carray(at_words, (size,))
+        scale = math.sqrt(dt)
+        if gaussian > 0:
+            both = np.empty(2 * gaussian * width)
+            fill_pair(seed, start, step // 2, gaussian, scale, both, words[normals_at:])
+            z[: gaussian * width] = both[(step % 2) * gaussian * width : (step % 2 + 1) * gaussian * width]
+        place, bit = step % THREE_POINT_STEPS, step % TWO_POINT_STEPS
+        for c in range(three):
+            low = words[2 * c * width : (2 * c + 1) * width]
+            high = words[(2 * c + 1) * width : (2 * c + 2) * width]
+            if fresh or place == 0:
+                for i in range(width):
+                    low[i], high[i] = three_point_words(seed, start + i, step // THREE_POINT_STEPS, c)
+            out = z[(gaussian + c) * width : (gaussian + c + 1) * width]
+            for i in range(width):
+                out[i] = scale * three_point_of((low[i], high[i]), place)
+        for c in range(two):
+            held = words[signs + c * width : signs + (c + 1) * width]
+            if fresh or bit == 0:
+                for i in range(width):
+                    held[i] = two_point_word(seed, start + i, step // TWO_POINT_STEPS, c)
+            out = z[(gaussian + three + c) * width : (gaussian + three + c + 1) * width]
+            for i in range(width):
+                out[i] = scale * two_point_of(held[i], bit)
+
+    return fill
