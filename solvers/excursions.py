@@ -64,7 +64,7 @@ def _weak_increments(seed, path, step, counts, scale, dw):
         dw[gaussian + three + c] = scale * two_point_of(word, step % TWO_POINT_STEPS)
 
 
-@njit
+@njit(error_model="numpy", forceinline=True)
 def _earliest(gaps, gap_components, y, new, variance, dt, seed, path, step, stream):
     """The fraction of a step at which a bridge leaves the first of the gaps that hold y; 2 if none."""
     earliest = 2.0
@@ -102,7 +102,7 @@ def compiled(stepper: Stepper, source: Any, target: Any, score: Any) -> tuple[An
     counts = tuple(stepper.draws)
     gaussian, width = counts[0], sum(counts)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", forceinline=True)  # a third of the time otherwise goes into passing arrays
     def moved(p, t, dt, seed, path, taken, y, first, noise, walls):
         """One step: the new state and what it met. Normals come in pairs: noise keeps the odd step's."""
         target_gaps, target_components, source_gaps, source_components = walls
@@ -111,10 +111,10 @@ def compiled(stepper: Stepper, source: Any, target: Any, score: Any) -> tuple[An
             for c in range(gaussian):
                 even, odd = normal_pair(seed, path, taken // 2, c)
                 noise[c], noise[width + c] = scale * even, scale * odd
-        dw = noise[(taken % 2) * width : (taken % 2 + 1) * width]
+        offset = (taken % 2) * width
         if width > gaussian:
-            _weak_increments(seed, path, taken, counts, scale, dw)
-        new = step(p, t, dt, y, load_noise(dw, 0))
+            _weak_increments(seed, path, taken, counts, scale, noise[offset : offset + width])
+        new = step(p, t, dt, y, load_noise(noise, offset))
         finite = 0.0
         for value in new:
             finite += value * 0.0

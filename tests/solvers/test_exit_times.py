@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import integrate
 
 from solvers.ensemble import simulate
 from solvers.errors import InvalidInput
-from solvers.exit_times import stop_rule
+from solvers.exit_times import level_attributes, region_rule, stop_rule
 from solvers.sde import SDE
 
 LIMIT = 4.5  # z-scores: a false alarm in 150 000; seeds are fixed
@@ -95,6 +96,60 @@ def test_mean_first_passage_over_a_barrier(reference):
     assert abs(times.mean() / truth - 1) < LIMIT * times.std() / truth / np.sqrt(paths) + 0.01
 
 
+def exact_mean_exit_time(drift, variance, start):
+    """Of a diffusion leaving (-1, 1), by scale function and speed measure (Karlin and Taylor 1981, 15.3)."""
+    x = np.linspace(-1.0, 1.0, 4001)
+
+    def integral(f):
+        return integrate.cumulative_simpson(f, x=x, initial=0.0)
+
+    exponent = integral(2 * drift(x) / variance(x))
+    scale, speed = integral(np.exp(-exponent)), 2 * np.exp(exponent) / variance(x)
+    left, right = integral(scale * speed), integral((scale[-1] - scale) * speed)
+    chance = np.interp(start, x, scale) / scale[-1]
+    return (1 - chance) * np.interp(start, x, left) + chance * (right[-1] - np.interp(start, x, right))
+
+
+MEAN_REVERTING = SDE(
+    lambda t, y, p, xp: (-p.k * y[0],),
+    lambda t, y, p, xp: (xp.sqrt(1.0 + p.c * y[0] ** 2),),
+    params={"k": 1.0, "c": 0.0},
+    convention="ito",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "c"), [(1.0, 0.0), (2.0, 0.5)], ids=["additive", "state-dependent"])
+def test_the_bridge_restores_order_one(k, c):
+    """Error of the mean exit time against dt: order 1 with the bridge, 1/2 without (Gobet 2000).
+
+    Fitted: log|error| = log C + q log dt + c dt, each error weighted by its sampling error or by 1 %, for
+    terms the fit leaves out. The interval is 3.3 standard errors plus 0.01: a false alarm in 1000.
+    """
+    sde, start, end = MEAN_REVERTING.replace(k=k, c=c), 0.3, 40.0
+    truth = exact_mean_exit_time(lambda x: -k * x, lambda x: 1 + c * x**2, start)
+    steps = np.array([0.2, 0.1, 0.05, 0.025])
+    conditions = {
+        1.0: lambda t, y, p, xp: xp.abs(y[0]) > 1.0,  # two levels
+        0.5: lambda t, y, p, xp: y[0] ** 2 > 1.0,  # the same region, but no levels
+    }
+    orders = {}
+    for stated, stop in conditions.items():
+        errors, weights = [], []
+        for dt in steps:
+            run = simulate(sde, start, t1=end, dt=dt, paths=800_000, seed=4, save_at=[end], stop=stop)
+            times = run["exit_time"].fillna(end).values  # e^-12 of the paths, or fewer, are still inside
+            errors.append(abs(times.mean() / truth - 1))
+            weights.append(1 / max(times.std() / truth / times.size**0.5 / errors[-1], 0.01))
+        columns = np.stack([np.ones(4), np.log(steps), steps], axis=1) * np.array(weights)[:, None]
+        fit = np.linalg.lstsq(columns, np.log(errors) * weights)[0]
+        reach = 3.3 * np.sqrt(np.linalg.inv(columns.T @ columns)[1, 1]) + 0.01
+        orders[stated] = fit[1], reach
+        assert abs(fit[1] - stated) < reach, orders
+        assert abs(fit[1] - (1.5 - stated)) > reach  # negative control: the other order
+        assert reach < 0.25
+
+
 def test_exited_paths_stay_where_they_left():
     result = simulate(
         BROWNIAN, 0.0, t1=2.0, dt=0.1, paths=300, seed=1, save_paths=True, stop=lambda t, y, p, xp: y[0] > 0.5
@@ -152,6 +207,27 @@ def test_levels_are_found(stop, gaps):
     )
     rule = stop_rule(stop, sde)
     assert [(int(c), *map(float, g)) for c, g in zip(rule.components, rule.gaps, strict=True)] == gaps
+
+
+def test_levels_are_listed_by_component():
+    rule = stop_rule(lambda t, y, p, xp: (y[1] > 2.0) | (xp.abs(y[0]) > 1.0), PLANAR)
+    found = level_attributes(rule, PLANAR.names)
+    np.testing.assert_array_equal(found["levels"], [-1.0, 1.0, 2.0])
+    assert found["level_components"] == "x, x, z"
+    assert level_attributes(stop_rule(lambda t, y, p, xp: y[0] > y[1], PLANAR), PLANAR.names) == {}
+
+
+def test_a_region_tests_membership_where_a_stop_leaves_it_to_the_gaps():
+    def beyond(t, y, p, xp):
+        return y[0] > 1.0
+
+    stop, region = stop_rule(beyond, BROWNIAN), region_rule(beyond, BROWNIAN, "target")
+    np.testing.assert_array_equal(stop.gaps, region.gaps)
+    assert not stop.condition(0.0, (2.0,), BROWNIAN.params)
+    assert region.condition(0.0, (2.0,), BROWNIAN.params)
+    assert not region.condition(0.0, (0.0,), BROWNIAN.params)
+    with pytest.raises(InvalidInput, match="target returns float64"):
+        region_rule(lambda t, y, p, xp: y[0], BROWNIAN, "target")
 
 
 @pytest.mark.parametrize(
