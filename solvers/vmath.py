@@ -1,6 +1,6 @@
 """Elementary functions as straight-line polynomials, so that LLVM turns loops over them into vectors.
 
-Calls into the C library stop vectorisation (4 to 20 ns each); these cost 1 to 2 ns on AVX2. `log` and `cos_sin_turns`
+Calls into the C library stop vectorisation (4 to 20 ns each); these cost 1 to 3 ns on AVX2. `log` and `cos_sin_turns`
 serve the random numbers and their bits are pinned; the others are what a model finds in `xp`
 (`solvers.scalar`), with `solvers.vmath_trig`. Those use explicit fused multiply-adds and no fast-math flags:
 every operation is fixed by IEEE 754, so that their bits are the same in any loop and on any instruction set.
