@@ -115,7 +115,7 @@ def tan(x):
 
 @exactly
 def arctan(x):
-    """Inverse tangent to 1 ulp, for every double."""
+    """Inverse tangent to 1.5 ulp, for every double."""
     x = float(x)
     a = abs(x)
     large, middle = a > 1.0 / _TAN_EIGHTH, a > _TAN_EIGHTH
