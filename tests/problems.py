@@ -44,18 +44,21 @@ def ornstein_uhlenbeck(k: float = 1.5, s: float = 0.9, x0: float = 2.0) -> Probl
 
 
 def geometric_brownian(mu: float = 0.5, s: float = 0.6, x0: float = 1.0, convention: str = "ito") -> Problem:
-    """Geometric Brownian motion dX = mu X dt + s X dW, Ito or Stratonovich."""
+    """Geometric Brownian motion dX = mu X dt + s X dW in any convention.
+
+    The Ito drift is mu X, mu X + s^2 X / 2 (Stratonovich) or, with D = s^2 X^2 / 2, mu X + D' = mu X + s^2 X.
+    """
     sde = SDE(
         lambda t, y, p, xp: (p.mu * y[0],),
         lambda t, y, p, xp: (p.s * y[0],),
         params={"mu": mu, "s": s},
         convention=convention,
     )
-    rate = mu if convention == "ito" else mu + s**2 / 2  # of the Ito drift
+    gain = {"ito": 0.0, "stratonovich": 0.5, "klimontovich": 1.0}[convention]
+    rate = mu + gain * s**2  # of the Ito drift
 
     def exact(t, y0, w, p):
-        drift = p.mu - (p.s**2 / 2 if convention == "ito" else 0.0)
-        return (y0[0] * np.exp(drift * t + p.s * w[0]),)
+        return (y0[0] * np.exp((p.mu + (gain - 0.5) * p.s**2) * t + p.s * w[0]),)
 
     return Problem(
         sde,
@@ -121,6 +124,64 @@ def circle() -> Problem:
 
     sde = SDE(drift, diffusion, names=("x", "z"), convention="ito", noise="general")
     return Problem(sde, (1.0, 0.0), exact)
+
+
+def correlated_geometric() -> Problem:
+    """Two geometric Brownian motions dX_i = mu_i X_i dt + X_i sum_k S_ik dW_k (Ito): commuting general noise."""
+    mu, s = np.array([0.3, -0.4]), np.array([[0.5, 0.2], [-0.3, 0.4]])
+    (s11, s12), (s21, s22) = s.tolist()
+    sde = SDE(
+        lambda t, y, p, xp: (p[0] * y[0], p[1] * y[1]),
+        lambda t, y, p, xp: ((p[2] * y[0], p[3] * y[0]), (p[4] * y[1], p[5] * y[1])),
+        params=(*mu.tolist(), s11, s12, s21, s22),
+        names=("x", "z"),
+        convention="ito",
+        noise="general",
+    )
+
+    def exact(t, y0, w, p):
+        return tuple(
+            y0[i] * np.exp((mu[i] - (s[i] ** 2).sum() / 2) * t + s[i, 0] * w[0] + s[i, 1] * w[1])
+            for i in range(2)
+        )
+
+    return Problem(sde, (1.0, 1.5), exact)
+
+
+def rotating_noise() -> Problem:
+    """Linear dX = A X dt + B_1 X dW_1 + B_2 X dW_2 (Ito) with B_1 B_2 != B_2 B_1: noise that does not commute.
+
+    `variance(t)` is E X X^T, from dM/dt = A M + M A^T + B_1 M B_1^T + B_2 M B_2^T.
+    """
+    a = np.array([[-0.5, 0.6], [-0.4, -0.2]])
+    b1, b2 = np.array([[0.0, 0.7], [0.1, 0.0]]), np.array([[0.5, 0.0], [0.3, -0.4]])
+    sde = SDE(
+        lambda t, y, p, xp: (-0.5 * y[0] + 0.6 * y[1], -0.4 * y[0] - 0.2 * y[1]),
+        lambda t, y, p, xp: ((0.7 * y[1], 0.5 * y[0]), (0.1 * y[0], 0.3 * y[0] - 0.4 * y[1])),
+        names=("x", "z"),
+        convention="ito",
+        noise="general",
+    )
+    one = np.eye(2)
+    generator = np.kron(a, one) + np.kron(one, a) + np.kron(b1, b1) + np.kron(b2, b2)
+    y0 = np.array([1.0, 0.5])
+    return Problem(
+        sde,
+        (1.0, 0.5),
+        mean=lambda t: expm(a * t) @ y0,
+        variance=lambda t: (expm(generator * t) @ np.outer(y0, y0).ravel()).reshape(2, 2),
+    )
+
+
+def additive_well(s: float = 0.8) -> Problem:
+    """Double well dX = (X - X^3) dt + s dW: additive noise, nonlinear drift."""
+    sde = SDE(
+        lambda t, y, p, xp: (y[0] - y[0] ** 3,),
+        lambda t, y, p, xp: (p.s,),
+        params={"s": s},
+        convention="ito",
+    )
+    return Problem(sde, (0.5,))
 
 
 LINEAR_A = np.array([[1.0, 2.0], [-2.0, 1.0]])
