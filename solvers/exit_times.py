@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from solvers.sde import SDE
 
 
+CERTAIN = 18.5
+"""Beyond this ratio of before * after to variance, exp(-2 ratio) is below the smallest uniform: no crossing."""
+
+
 class StopRule(NamedTuple):
     """A stop condition, ready for the kernels.
 
@@ -75,7 +79,7 @@ def crossing_fraction(before, after, variance, seed, path, step, side):
         return 2.0
     if not variance > 0.0:
         return before / (before - after) if after <= 0.0 else 2.0
-    if after > 0.0 and 2.0 * before * after > 37.0 * variance:  # below the smallest uniform
+    if after > 0.0 and before * after > CERTAIN * variance:
         return 2.0
     first, second = crossing_uniforms(seed, path, step, 2 * side)
     if after > 0.0 and first > math.exp(-2.0 * before * after / variance):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, float32, float64, int64, njit, types, uint64
 
-from solvers.exit_times import crossing_fraction
+from solvers.exit_times import CERTAIN, crossing_fraction
 from solvers.lanes import not_finite_probe, shifted_product, shifted_sums
 from solvers.observers import OBSERVE
 from solvers.pointers import calling
@@ -229,35 +229,68 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
 
     With gaps (the stop condition is a set of levels) the exit is sought inside the step by a Brownian bridge
     and the path is put on the level; otherwise it ends with the step at which the condition first holds.
+
+    All paths are moved, and those that may have left are flagged, in loops without branches; only the flagged
+    ones, few in most steps, are looked at one by one.
     """
     step, ops, d = stepper.step, stepper.ops, stepper.model.d
     numbers, diffusion = sum(stepper.draws), stepper.model.diffusion
     load, store, variances = ops.load, ops.store, ops.variances
     load_noise = _loading(sum(stepper.draws), width, single)
     unpack = _unpacking(kind, count)
+    settle = _settling(d, width)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, seed, start, number, at_exits, at_gaps, at_of, g):
         x, p = carray(at_x, (d * width,)), unpack(carray(at_p, (count,)))
         ready, unit = carray(at_ready, (numbers * width,)), carray(at_unit, (numbers * width,))
-        exits, gaps, gap_components = carray(at_exits, (width,)), carray(at_gaps, (g, 2)), carray(at_of, (g,))
+        exits, gaps, components = carray(at_exits, (width,)), carray(at_gaps, (g, 2)), carray(at_of, (g,))
         root = math.sqrt(dt)
+        new, spread, flags = np.empty(d * width), np.empty(d * width), np.zeros(width)
+        if g == 0:
+            for i in range(width):
+                after = step(p, t, dt, load(x, i), load_noise(ready, unit, root, i))
+                store(new, i, after)
+                flags[i] = 1.0 if stop(t + dt, after, p) else 0.0
+        else:
+            for i in range(width):
+                y = load(x, i)
+                store(new, i, step(p, t, dt, y, load_noise(ready, unit, root, i)))
+                store(spread, i, variances(diffusion(t, y, p)))
+        settle(t, dt, x, new, spread, flags, exits, gaps, components, seed, start, number)
+
+    return advance
+
+
+@lru_cache(maxsize=256)
+def _settling(d: int, width: int) -> Any:
+    """What follows the step of a block with a stop condition; independent of the model."""
+
+    @njit(nogil=True, error_model="numpy")
+    def settle(t, dt, x, new, spread, flags, exits, gaps, components, seed, start, number):
+        for n in range(components.size):
+            before = x[components[n] * width : (components[n] + 1) * width]
+            after = new[components[n] * width : (components[n] + 1) * width]
+            variance = spread[components[n] * width : (components[n] + 1) * width]
+            low, high = gaps[n, 0], gaps[n, 1]
+            for i in range(width):
+                y, z, reach = before[i], after[i], CERTAIN * (dt * variance[i])
+                above = (z >= high) | ((high - y) * (high - z) <= reach)
+                below = (z <= low) | ((y - low) * (z - low) <= reach)
+                flags[i] += 1.0 if (low < y) & (y < high) & (above | below) else 0.0
         for i in range(width):
-            if not np.isnan(exits[i]):
+            if flags[i] == 0.0 or not np.isnan(exits[i]):
                 continue
-            y = load(x, i)
-            new = step(p, t, dt, y, load_noise(ready, unit, root, i))
-            store(x, i, new)
-            if g == 0:
-                if stop(t + dt, new, p):
-                    exits[i] = t + dt
+            if components.size == 0:
+                exits[i] = t + dt
+                flags[i] = -1.0  # it has just left: still moved below
                 continue
-            variance = variances(diffusion(t, y, p))
             earliest, level, component = 2.0, 0.0, 0
-            for n in range(g):
-                c = gap_components[n]
+            for n in range(components.size):
+                c = components[n]
                 low, high = gaps[n, 0], gaps[n, 1]
-                if not low < y[c] < high:
+                before, after = x[c * width + i], new[c * width + i]
+                if not low < before < high:
                     continue
                 for side in range(2):
                     bound = high if side else low
@@ -265,15 +298,22 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
                         continue
                     sign = 1.0 if side else -1.0
                     fraction = crossing_fraction(
-                        sign * (bound - y[c]), sign * (bound - new[c]), variance[c] * dt, seed, start + i,
-                        number, 2 * n + side,
+                        sign * (bound - before), sign * (bound - after), spread[c * width + i] * dt, seed,
+                        start + i, number, 2 * n + side,
                     )  # fmt: skip
                     if fraction < earliest:
                         earliest, level, component = fraction, bound, c
             if earliest <= 1.0:
                 exits[i] = t + earliest * dt
+                flags[i] = -1.0
                 for j in range(d):
-                    x[j * width + i] = y[j] + earliest * (new[j] - y[j])
-                x[component * width + i] = level
+                    place = j * width + i
+                    new[place] = x[place] + earliest * (new[place] - x[place])
+                new[component * width + i] = level
+        for j in range(d):
+            now, then = x[j * width : (j + 1) * width], new[j * width : (j + 1) * width]
+            for i in range(width):
+                moves = (exits[i] != exits[i]) | (flags[i] < 0.0)
+                now[i] = then[i] if moves else now[i]
 
-    return advance
+    return settle
