@@ -10,6 +10,7 @@ import xarray as xr
 
 from solvers.checkpoint import Checkpoint
 from solvers.parameter_sweep import combined, sweep_points
+from solvers.path_store import refuse_store, stored_paths
 from solvers.progress import reporting
 from solvers.request import checked
 from solvers.running import Run, execute
@@ -32,9 +33,11 @@ def simulate(
     resolution: int = 32,
     save_at: Any = None,
     save_every: int | None = None,
-    save_paths: bool = False,
+    save_paths: bool | str | Path = False,
     statistics: Sequence[str] | str = ("mean", "variance"),
     histogram: Any = None,
+    quantiles: Sequence[float] | None = None,
+    autocorrelation: Any = None,
     stop: Callable[..., Any] | None = None,
     threads: int | None = None,
     chunk: int | None = None,
@@ -70,14 +73,28 @@ def simulate(
         Times on the step grid at which results are kept; every step, t0 included, if not given.
     save_every : int, optional
         Instead: keep every so many steps, and the end.
-    save_paths : bool
-        Keep ``state(path, time, component)``.
-    statistics : sequence of {"mean", "variance", "covariance"}
-        Computed while running, over all paths, diverged ones included; (co)variances are divided by the
-        number of paths.
+    save_paths : bool or path
+        Keep ``state(path, time, component)``; in memory (True), or in a Zarr v3 store (a name that ends in .zarr)
+        that is written while the run goes on, so that memory stays bounded. The store gets its name when it is
+        complete, holds the whole result, and its ``state`` is read only where it is used.
+    statistics : sequence of str
+        Computed while running, over all paths, diverged ones included. "mean", "mean_stderr", "variance",
+        "covariance", "skewness", "kurtosis" (excess) at the saved times; (co)variances are divided by the number of
+        paths. "maximum", "minimum": of every path over all times, inside steps by a Brownian bridge (exact for
+        additive noise); "step_maximum", "step_minimum": over the ends of the steps only, which falls short by
+        0.5826 sigma sqrt(dt) on average. Those four also give their means over the paths so far.
     histogram : Grid, optional
         Axes named as the components: keep ``density(time, *names)`` and ``outside(time)``, the fraction of
         paths off the grid.
+    quantiles : sequence of float, optional
+        Levels in [0, 1]: ``quantile(time, q, component)`` from counts in fine bins, and ``quantile_error``, a bound
+        on its difference from the quantile of these paths: at most (w + distance from the median)/1024, w being
+        half the distance of the quartiles. Takes about 200 kB per saved time, component and thread.
+    autocorrelation : sequence of float or mapping, optional
+        Lags in time, or {"lags": lags, "start": time, "every": time}: ``autocovariance(lag, component)`` and
+        ``autocorrelation``, with standard errors, averaged over the paths and over the times from "start" (the
+        beginning, if not given) to t1, in which the process should be stationary; taken every so often as "every"
+        says (the greatest common divisor of the lags, if not given).
     stop : callable, optional
         ``stop(t, y, p, xp)`` -> bool: a path for which it holds is frozen where it is, and counted so in all
         later statistics. If the condition sets levels for single components (``y[0] > 1``,
@@ -106,7 +123,8 @@ def simulate(
     Dataset
         Coordinates time, component, path. ``mean``, ``variance`` (time, component), ``covariance`` (time,
         component, component2), as asked; ``final`` (path, component); ``diverged`` (path); and as asked
-        ``state``, ``density``, ``outside``, ``exit_time`` (nan if not met) and ``exited`` (path).
+        ``state``, ``density``, ``outside``, ``quantile``, ``autocorrelation`` and so on, ``exit_time`` (nan if not
+        met) and ``exited`` (path).
 
     Raises
     ------
@@ -137,6 +155,8 @@ def simulate(
         "save_paths": save_paths,
         "statistics": statistics,
         "histogram": histogram,
+        "quantiles": quantiles,
+        "autocorrelation": autocorrelation,
         "stop": stop,
         "threads": threads,
         "chunk": chunk,
@@ -147,11 +167,14 @@ def simulate(
     request = checked(sde, y0, **settings)
     run = Run(request)
     store = None if checkpoint is None else Checkpoint(Path(checkpoint), run)
-    with reporting(progress, "paths") as report:
-        execute([run], request.threads, progress=report, taken=None if store is None else store.taken)
-    if store is not None:
-        store.write()
-    result = dataset(run, convention=sde.convention)
+    with stored_paths(run, resumable=store is not None) as kept:
+        with reporting(progress, "paths") as report:
+            execute([run], request.threads, progress=report, taken=None if store is None else store.taken)
+        if store is not None:
+            store.write()
+        result = dataset(run, convention=sde.convention)
+        if kept is not None:
+            result = kept.finish(result)
     warn_of_divergence([result])
     return result
 
@@ -159,6 +182,7 @@ def simulate(
 def _swept(sde, y0, sweep, checkpoint, progress, settings) -> xr.Dataset:
     """One run for each point of a sweep, all in one pool of tasks."""
     axes, points = sweep_points(sde, sweep, checkpoint)
+    refuse_store(settings["save_paths"])
     runs = [Run(checked(point, y0, runs=len(points), **settings)) for point in points]
     with reporting(progress, "points") as report:
         execute(runs, runs[0].request.threads, progress=report)

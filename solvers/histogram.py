@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
-from solvers.observers import about, observing
+from solvers.observers import Observer, about, observing
 
 if TYPE_CHECKING:
     from solvers.request import Request
+    from solvers.running import Run
 
 
 @njit
@@ -46,12 +47,10 @@ def _tally() -> Any:
     return observing(_look)
 
 
-class Histogram:
+class Histogram(Observer):
     """``density(time, *names)`` and ``outside(time)``; see `solvers.observers.Observer`."""
 
-    carried = 0
-    sums = (0, 0)
-    every_step = False
+    remedy = "give fewer times in save_at or a coarser grid"
 
     def __init__(self, grid: Any, saves: int):
         self.grid = grid
@@ -59,17 +58,16 @@ class Histogram:
         self.observe = _tally()
         self.settings = np.concatenate([part for axis in edges for part in ([float(axis.size)], axis)])
         self.counts = (saves, math.prod(grid.shape))
-        self._total = np.zeros(self.counts, dtype=np.int64)
+        self.held = 8 * math.prod(self.counts)
+        self.purpose = f"a histogram of {self.counts[1]} cells at {saves} times"
 
-    def merge(self, sums: np.ndarray, paths: np.ndarray) -> None:
-        """Nothing: all is in the counts."""
+    def prepare(self, run: Run) -> None:  # noqa: ARG002 - the same for any run
+        """Allocate the counts."""
+        self._total = np.zeros(self.counts, dtype=np.int64)
 
     def add_counts(self, counts: np.ndarray) -> None:
         """Take in the counts of a part."""
         self._total += counts
-
-    def keep(self, carried: np.ndarray, first: int, count: int) -> None:
-        """Nothing is carried."""
 
     def state(self) -> dict[str, np.ndarray]:
         """The counts so far."""

@@ -1,19 +1,20 @@
-"""Statistics taken of a block at saved steps: the interface, and what one part of an ensemble collects.
+"""Statistics taken of a block while it is carried from step to step: what a statistic is made of.
 
 To add a statistic: write an `Observer` (its compiled pass, the arrays it fills, how blocks are merged and
-which variables it becomes) and one entry in `STATISTICS` of `solvers.request`. The pass sees every step of a
-block while it lies in the first-level cache; nothing is stored per path and step.
+which variables it becomes) and one entry in `solvers.collecting`. The pass sees a block while it lies in the
+first-level cache; nothing is stored per path and step.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import carray, cfunc, float64, int64, types
 
 if TYPE_CHECKING:
     from solvers.request import Request
+    from solvers.running import Run
 
 _FLOATS, _INTEGERS = types.CPointer(float64), types.CPointer(int64)
 OBSERVE = types.void(
@@ -28,7 +29,7 @@ OBSERVE = types.void(
 """Signature of the pass that looks at a block; made by `observing`."""
 
 
-def observing(look: Any) -> Any:
+def observing(look: Any, *, every_step: bool = False) -> Any:
     """The pass of an observer from a Numba function over arrays.
 
     Parameters
@@ -36,13 +37,18 @@ def observing(look: Any) -> Any:
     look : dispatcher
         ``look(when, x, carried, sums, counts, settings)``: when is (step, number of the saved step or -1, paths
         that count), x the state (d, width), carried (rows, width), sums and counts two-dimensional, settings
-        flat.
+        flat. Entries of x beyond the paths that count are to be ignored.
+    every_step : bool
+        Whether it is called between saved steps too. It may then be called twice with the same step, where
+        one call of the kernel ends and the next begins.
     """
 
     @cfunc(OBSERVE, error_model="numpy")
     def observe(
         step, save, count, width, at_x, at_carried, rows, at_sums, r, c, at_counts, m, n, at_settings, size, d
     ):  # fmt: skip
+        if save < 0 and not every_step:
+            return
         look(
             (step, save, count),
             carray(at_x, (d, width)),
@@ -55,15 +61,15 @@ def observing(look: Any) -> Any:
     return observe
 
 
-class Observer(Protocol):
-    """One statistic of a run.
+class Observer:
+    """One statistic of a run. A subclass overrides what it needs; the rest does nothing.
 
     Attributes
     ----------
     observe : compiled pass of type `OBSERVE`
-        From `observing`.
+        From `observing`; may be set as late as in `prepare`.
     carried : int
-        Rows of one entry per path kept per block, zero at the start.
+        Rows of one entry per path kept per block, zero at the start of a run.
     sums : (int, int)
         Shape of each block's sums, zero at the start; merged in the order of the paths.
     counts : (int, int)
@@ -72,40 +78,55 @@ class Observer(Protocol):
         Flat, contiguous floats.
     every_step : bool
         Whether it wants to see steps that are not saved.
+    held : int
+        Bytes of what is merged in one run.
+    purpose, remedy : str
+        For the refusal of a run that would not fit in memory: what needs it, and what to do.
     """
 
     observe: Any
-    carried: int
-    sums: tuple[int, int]
-    counts: tuple[int, int]
-    settings: np.ndarray
-    every_step: bool
+    carried: int = 0
+    sums: tuple[int, int] = (0, 0)
+    counts: tuple[int, int] = (0, 0)
+    settings: np.ndarray = np.empty(0)
+    every_step: bool = False
+    held: int = 0
+    purpose: str = "statistics"
+    remedy: str = "ask for fewer"
+
+    def prepare(self, run: Run) -> None:
+        """Allocate what is merged; called once, when a run is made."""
+
+    def begin(self, carried: np.ndarray, first: int) -> None:
+        """Fill the carried rows (blocks, rows, width) of a part before its first step; `first` is its first path."""
 
     def merge(self, sums: np.ndarray, paths: np.ndarray) -> None:
         """Take in consecutive blocks: their sums (blocks, *shape) and how many paths each has."""
-        ...
 
     def add_counts(self, counts: np.ndarray) -> None:
         """Take in the counts of a part."""
-        ...
 
     def keep(self, carried: np.ndarray, first: int, count: int) -> None:
         """Take in the final carried rows of a part, (blocks, rows, width), for its `count` paths from `first`."""
-        ...
 
     def variables(self, request: Request, coords: dict[str, Any]) -> dict[str, Any]:
         """Variables of the dataset; may add coordinates."""
-        ...
+        raise NotImplementedError
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything merged so far, for a checkpoint."""
-        ...
+        raise NotImplementedError
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a checkpoint."""
-        ...
+        raise NotImplementedError
 
 
 def about(long_name: str, units: str = "1") -> dict[str, str]:
     """Attributes of a variable."""
     return {"units": units, "long_name": long_name}
+
+
+def by_path(rows: np.ndarray, count: int) -> np.ndarray:
+    """Carried rows (blocks, rows, width) as (count, rows): one line for each of the paths that count."""
+    return rows.transpose(0, 2, 1).reshape(-1, rows.shape[1])[:count]

@@ -6,21 +6,24 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from solvers import memory, schemes, tangent, wiener
+from solvers import schemes, wiener
+from solvers.autocorrelation import Window, checked_window
+from solvers.collecting import checked_statistics, require_memory
 from solvers.errors import InvalidInput
 from solvers.exit_times import StopRule, stop_rule
 from solvers.grid import Grid
-from solvers.histogram import Histogram
-from solvers.observers import Observer
+from solvers.path_store import checked_place
+from solvers.quantiles import checked_levels
 from solvers.sde import SDE
+from solvers.stability import refuse_unstable_step
 
 TITLE = "ensemble of SDE paths"
-STATISTICS = ("mean", "variance", "covariance")
 _ROUNDING = 1e-6
 
 
@@ -48,6 +51,12 @@ class Request:
         Steps at which results are taken.
     times : ndarray
         Their times.
+    save_paths : bool or Path
+        A path: the store to which they go.
+    levels : tuple of float
+        Of the quantiles.
+    window : Window or None
+        Of the autocorrelation.
     before : Before or None
         What happened to the paths in the run that this one continues.
     """
@@ -66,8 +75,10 @@ class Request:
     saves: np.ndarray
     times: np.ndarray
     statistics: tuple[str, ...]
-    save_paths: bool
+    save_paths: bool | Path
     grid: Any
+    levels: tuple[float, ...]
+    window: Window | None
     stop: StopRule | None
     threads: int
     chunk: int | None
@@ -78,12 +89,10 @@ class Request:
         """How many steps there are to take."""
         return self.last_step - self.first_step
 
-    def observers(self) -> list[Observer]:
-        """New observers for one run."""
-        found: list[Observer] = []
-        if self.grid is not None:
-            found.append(Histogram(self.grid, self.saves.size))
-        return found
+    @property
+    def to_store(self) -> bool:
+        """Whether the paths go to a store and not to memory."""
+        return isinstance(self.save_paths, Path)
 
     @property
     def pairs(self) -> bool:
@@ -112,9 +121,11 @@ def checked(
     resolution: int,
     save_at: Any,
     save_every: int | None,
-    save_paths: bool,
+    save_paths: bool | str | Path,
     statistics: Sequence[str] | str,
     histogram: Any,
+    quantiles: Any,
+    autocorrelation: Any,
     stop: Callable[..., Any] | None,
     threads: int | None,
     chunk: int | None,
@@ -147,12 +158,7 @@ def checked(
         saves = np.arange(new, steps + 1, save_every or 1)
         if saves[-1] != steps:
             saves = np.append(saves, steps)
-    if not isinstance(statistics, (str, Sequence)):
-        raise InvalidInput(f"statistics={statistics!r}; give some of {', '.join(STATISTICS)}")
-    statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
-    for name in statistics:
-        if name not in STATISTICS:
-            raise InvalidInput(f"statistics contains {name!r}; available: {', '.join(STATISTICS)}")
+    statistics = checked_statistics(statistics, stop)
     if histogram is not None:
         refuse_other(histogram, Grid, "histogram")
     if histogram is not None and tuple(histogram.names) != sde.names:
@@ -176,14 +182,18 @@ def checked(
         saves=saves.astype(np.int64),
         times=np.where(saves == steps, t1, t0 + saves * dt),
         statistics=statistics,
-        save_paths=bool(save_paths),
+        save_paths=checked_place(save_paths),
         grid=histogram,
+        levels=checked_levels(quantiles),
+        window=checked_window(
+            autocorrelation, t0=t0, dt=dt, first_step=first_step, last_step=steps, paths=int(paths)
+        ),
         stop=None if stop is None else stop_rule(stop, sde),
         threads=available_cores() if threads is None else int(threads),
         chunk=None if chunk is None else int(chunk),
         before=before,
     )
-    _require_memory(request, runs)
+    require_memory(request, runs)
     return request
 
 
@@ -269,90 +279,6 @@ def _checked_saves(save_at: Any, t0: float, dt: float, first: int, steps: int) -
     return saves.astype(np.int64)
 
 
-def refuse_unstable_step(sde: SDE, start: np.ndarray, t0: float, dt: float, scheme: schemes.Scheme) -> None:
-    """Refuse a step at which the scheme amplifies a mode that the drift damps, at up to 100 of the starts."""
-    points = np.unique(start, axis=0)[:100]
-    rates = np.linalg.eigvals(_drift_jacobians(sde, t0, points)).ravel()
-    if _amplified(rates, dt, scheme.amplification).any():
-        # a jump of the drift looks as stiff as its difference is fine: only exact derivatives count against dt
-        rates = np.linalg.eigvals(_exact_jacobians(sde, t0, points)).ravel()
-    refuse_amplified(
-        rates,
-        dt,
-        scheme.amplification,
-        what="the drift: its Jacobian at y0",
-        name=repr(scheme.name),
-        insist=" (allow_unstable_step=True to insist)",
-    )
-
-
-def refuse_amplified(
-    rates: np.ndarray,
-    dt: float,
-    amplification: Callable[[np.ndarray], np.ndarray],
-    *,
-    what: str,
-    name: str,
-    insist: str = "",
-) -> None:
-    """Refuse a step at which a linear mode with one of these rates grows although it is damped."""
-    if not _amplified(rates, dt, amplification).any():
-        return
-    damped = rates[rates.real < 0]
-    largest = _largest_stable_step(damped, dt, amplification)
-    worst = damped[np.argmax(np.abs(amplification(dt * damped)))]
-    shown = f"{worst.real:.6g}" if worst.imag == 0 else f"{worst:.6g}"
-    raise InvalidInput(
-        f"dt={dt:.6g} is too large for {what} has the eigenvalue {shown}, which {name} amplifies; the largest "
-        f"stable dt is {largest:.6g}{insist}"
-    )
-
-
-def _amplified(rates: np.ndarray, dt: float, amplification: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Which of the damped rates a step amplifies."""
-    # A Jacobian by differences is exact to about 1e-9 relative: a step exactly at the edge passes.
-    return np.abs(amplification(dt * rates[rates.real < 0])) > 1 + 1e-6
-
-
-def _exact_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:
-    """Symbolic derivatives at every point, zero for jumps; points where they are not finite are left out."""
-    try:
-        exact = tangent.jacobian(sde)
-    except InvalidInput:  # a drift that cannot be traced is judged by its differences
-        return _drift_jacobians(sde, t0, points)
-    with np.errstate(all="ignore"):
-        jacobians = np.array([exact(t0, point) for point in points])
-    return jacobians[np.isfinite(jacobians).all(axis=(1, 2))]
-
-
-def _drift_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:
-    """Central differences at every point; points where they are not finite are left out."""
-    d = sde.dimension
-    jacobians = np.empty((len(points), d, d))
-    with np.errstate(all="ignore"):
-        for j in range(d):
-            h = 6e-6 * np.maximum(1.0, np.abs(points[:, j]))
-            up, down = points.copy(), points.copy()
-            up[:, j] += h
-            down[:, j] -= h
-            above = np.stack(sde.drift_at(t0, tuple(up.T)), axis=-1)
-            below = np.stack(sde.drift_at(t0, tuple(down.T)), axis=-1)
-            jacobians[:, :, j] = (above - below) / (up[:, j] - down[:, j])[:, None]
-    return jacobians[np.isfinite(jacobians).all(axis=(1, 2))]
-
-
-def _largest_stable_step(rates: np.ndarray, dt: float, amplification: Callable[..., Any]) -> float:
-    """Bisection between a step small enough and dt; the stable set of these schemes is an interval."""
-    low, high = 0.0, dt
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if (np.abs(amplification(middle * rates)) <= 1).all():
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -390,27 +316,3 @@ def _continued(
     exits = earlier["exit_time"].values if "exit_time" in earlier else np.full(paths, np.nan)
     state = np.ascontiguousarray(earlier["final"].transpose("path", "component").values, dtype=float)
     return start, used, steps, state, Before(diverged, np.array(exits, dtype=float))
-
-
-def _require_memory(request: Request, runs: int = 1) -> None:
-    d, times, paths = request.sde.dimension, request.saves.size, request.paths
-    tasks = request.threads + 2
-    fewer_times = "give fewer times in save_at"
-    paths *= runs
-    per_path = 8 * d + 8 + 1 + (9 if request.stop is not None else 0)  # final, diverged; exits
-    per_path += 8 * d if len(request.start) > 1 else 0
-    size = paths * per_path
-    memory.require(size, f"paths={paths}", "use fewer paths")
-    size += 8 * times * (d + request.sums) * (tasks + runs)
-    memory.require(size, f"keeping statistics at {times} times", fewer_times)
-    if request.save_paths:
-        size += 8 * paths * times * d
-        memory.require(
-            size, f"save_paths=True for {paths} paths at {times} times", f"{fewer_times} or fewer paths"
-        )
-    if request.grid is not None:
-        cells = math.prod(request.grid.shape) * runs
-        size += 8 * cells * times * tasks
-        memory.require(
-            size, f"a histogram of {cells} cells at {times} times", f"{fewer_times} or a coarser grid"
-        )

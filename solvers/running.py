@@ -7,21 +7,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from solvers import schemes
-from solvers import statistics as results
+from solvers.collecting import blocks_per_task, in_kernel, observers
 from solvers.exit_times import met_at_start
 from solvers.kernels import advancing, advancing_until, run_blocks
+from solvers.moments import Moments
 from solvers.request import Request
 from solvers.sources import block_width, source
 
+if TYPE_CHECKING:
+    from solvers.path_store import PathStore
+
 _WORK = 1 << 23
 """Component-steps per call of the kernel: some hundredths of a second, so that Ctrl-C is prompt."""
-_PARTIAL = 1 << 25
-"""Bytes of unmerged statistics per task."""
+_PER_COUNT = 16
+"""Component-steps per integer that a task counts, at least: merging the counts then costs little."""
 
 
 class Part(NamedTuple):
@@ -34,6 +38,7 @@ class Part(NamedTuple):
     carried: tuple[np.ndarray, ...]
     sums: tuple[np.ndarray, ...]
     counts: tuple[np.ndarray, ...]
+    states: np.ndarray
 
 
 class Run:
@@ -43,6 +48,8 @@ class Run:
     ----------
     done : int
         Paths whose results are merged.
+    store : PathStore or None
+        Takes the paths if they go to a file.
     """
 
     def __init__(self, request: Request):
@@ -66,35 +73,38 @@ class Run:
         self.exits = None
         if request.stop is not None:
             self.exits = np.full(request.paths, np.nan) if before is None else before.exits.copy()
-        self.states = np.empty((request.paths if request.save_paths else 0, times, d))
-        self.moments = results.Moments(times, d, request.pairs)
-        self.observers = request.observers()
+        kept = request.paths if request.save_paths and not request.to_store else 0
+        self.states = np.empty((kept, times, d))
+        self.moments = Moments(times, d, request.pairs)
+        self.observers = observers(request)
+        for observer in self.observers:
+            observer.prepare(self)
+        self.store: PathStore | None = None
         self.done = 0
 
     def tasks(self) -> Iterator[tuple[int, int]]:
         """First path and number of paths of each task still to do."""
-        chunk = self._chunk()
+        chunk = self.paths_per_task()
         for first in range(self.done, self.request.paths, chunk):
             yield first, min(chunk, self.request.paths - first)
 
-    def _chunk(self) -> int:
-        """Paths per task, a multiple of the block width."""
+    def paths_per_task(self) -> int:
+        """A multiple of the block width."""
         request, d = self.request, self.request.sde.dimension
-        if request.chunk is not None:
-            return math.ceil(request.chunk / self.width) * self.width
-        blocks = math.ceil(request.paths / self.width)
-        by_work = _WORK // (self.width * d * request.steps)
-        sums = sum(math.prod(observer.sums) for observer in self.observers)
-        by_memory = _PARTIAL // (8 * (request.saves.size * (d + request.sums) + sums))
-        by_threads = math.ceil(blocks / request.threads)
-        return max(1, min(by_work, by_memory, by_threads)) * self.width
+        blocks = blocks_per_task(request, self.observers, self.width)
+        if request.chunk is None:
+            counted = sum(math.prod(observer.counts) for observer in self.observers)
+            by_work = max(_WORK, _PER_COUNT * counted) // (self.width * d * request.steps)
+            by_threads = math.ceil(math.ceil(request.paths / self.width) / request.threads)
+            blocks = max(1, min(by_work, blocks, by_threads))
+        return blocks * self.width
 
     def work(self, first: int, count: int, cancelled: threading.Event) -> Part:
         """Carry `count` paths from `first` through all steps."""
         request, d, times = self.request, self.request.sde.dimension, self.request.saves.size
         blocks = math.ceil(count / self.width)
         x = _blocks(request.start, first, count, blocks, self.width)
-        kept = blocks if request.statistics else 0
+        kept = blocks if in_kernel(request.statistics) else 0
         mean, second = np.empty((kept, times, d)), np.empty((kept, times, request.sums))
         here = slice(first, first + count)
         diverged, exits = (
@@ -110,7 +120,8 @@ class Run:
                 start = request.start if len(request.start) == 1 else request.start[here]
                 met = met_at_start(request.stop, request.t0, start, request.sde.params)
                 exits[:count] = np.where(met, request.t0, np.nan)
-        carried, sums, counts = self._observed(blocks)
+        states = np.empty((count, times, d)) if request.to_store else self.states[here]
+        carried, sums, counts = self._observed(blocks, first)
         observations = self._watched(), self._passes(carried, sums, counts)
         source = self.source
         leg = max(1, _WORK // (blocks * self.width * d))
@@ -137,7 +148,7 @@ class Run:
                 request.saves,
                 x,
                 (request.pairs, mean, second),
-                self.states[here],
+                states,
                 (diverged, exits, gaps, gap_components),
                 observations,
             )
@@ -145,16 +156,19 @@ class Run:
         self.diverged[here] = diverged[:count]
         if self.exits is not None:
             self.exits[here] = exits[:count]
-        return Part(first, count, mean, second, carried, sums, counts)
+        return Part(first, count, mean, second, carried, sums, counts, states)
 
     def _watched(self) -> int:
         """0: no observers, 1: some at saved steps, 2: some at every step."""
         return 0 if not self.observers else 2 if any(o.every_step for o in self.observers) else 1
 
-    def _observed(self, blocks: int) -> tuple[tuple[np.ndarray, ...], ...]:
+    def _observed(self, blocks: int, first: int) -> tuple[tuple[np.ndarray, ...], ...]:
         """The arrays that observers fill in one task: carried, sums, counts."""
+        carried = tuple(np.zeros((blocks, o.carried, self.width)) for o in self.observers)
+        for observer, rows in zip(self.observers, carried, strict=True):
+            observer.begin(rows, first)
         return (
-            tuple(np.zeros((blocks, o.carried, self.width)) for o in self.observers),
+            carried,
             tuple(np.zeros((blocks, *o.sums)) for o in self.observers),
             tuple(np.zeros(o.counts, dtype=np.int64) for o in self.observers),
         )
@@ -174,6 +188,8 @@ class Run:
 
     def take(self, part: Part) -> None:
         """Merge the next part; parts come in the order of their paths."""
+        if self.store is not None:
+            self.store.write(part.first, part.states)
         blocks = math.ceil(part.paths / self.width)
         sizes = np.minimum(self.width, part.paths - self.width * np.arange(blocks))
         if len(part.mean):

@@ -1,4 +1,4 @@
-"""Merging the results of blocks in a fixed order, and the datasets that users see."""
+"""The datasets that users of `simulate` see."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numba import njit
 
 from solvers.errors import AccuracyWarning
 from solvers.observers import about
@@ -18,64 +17,6 @@ from solvers.request import TITLE
 if TYPE_CHECKING:
     from solvers.request import Request
     from solvers.running import Run
-
-
-class Moments:
-    """Means and summed products of deviations, merged block by block (Chan, Golub, LeVeque 1983).
-
-    Blocks are always merged one at a time and in the order of their paths: the result has the same bits
-    however they were spread over chunks and threads.
-    """
-
-    def __init__(self, times: int, d: int, pairs: bool):
-        self.count = 0
-        self.mean = np.zeros((times, d))
-        rows, columns = np.triu_indices(d) if pairs else (np.arange(d), np.arange(d))
-        self._rows, self._columns = rows, columns
-        self.second = np.zeros((times, rows.size))
-
-    def merge(self, mean: np.ndarray, second: np.ndarray, counts: np.ndarray) -> None:
-        """Add consecutive blocks: their means (blocks, times, d), sums (blocks, times, q) and path counts."""
-        self.count = _merge(
-            self.count, self.mean, self.second, mean, second, counts, self._rows, self._columns
-        )
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything merged so far, for a checkpoint."""
-        return {"count": np.array(self.count), "mean": self.mean, "second": self.second}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from a checkpoint."""
-        self.count, self.mean, self.second = int(state["count"]), state["mean"].copy(), state["second"].copy()
-
-    def variance(self) -> np.ndarray:
-        """(times, d), divided by the number of paths."""
-        return self.second[:, self._rows == self._columns] / self.count
-
-    def covariance(self) -> np.ndarray:
-        """(times, d, d), divided by the number of paths."""
-        times, d = self.mean.shape
-        full = np.empty((times, d, d))
-        full[:, self._rows, self._columns] = full[:, self._columns, self._rows] = self.second / self.count
-        return full
-
-
-@njit(nogil=True, error_model="numpy")
-def _merge(merged, mean, second, means, seconds, counts, rows, columns):
-    """Chan, Golub and LeVeque's update for each block in turn; the number of paths after it."""
-    shift = np.empty(mean.shape[1])
-    for b in range(counts.size):
-        total = merged + counts[b]
-        weight, share = merged * (counts[b] / total), counts[b] / total
-        for t in range(mean.shape[0]):
-            for a in range(shift.size):
-                shift[a] = means[b, t, a] - mean[t, a]
-            for q in range(rows.size):
-                second[t, q] += seconds[b, t, q] + weight * shift[rows[q]] * shift[columns[q]]
-            for a in range(shift.size):
-                mean[t, a] += share * shift[a]
-        merged = total
-    return merged
 
 
 def dataset(run: Run, *, convention: str) -> xr.Dataset:
@@ -98,6 +39,9 @@ def dataset(run: Run, *, convention: str) -> xr.Dataset:
         text = about("covariance over the paths, divided by their number")
         coords["component2"] = ("component2", names, {"long_name": "component of the state"})
         data["covariance"] = (("time", "component", "component2"), run.moments.covariance(), text)
+    if "mean_stderr" in request.statistics:
+        text = about("standard error of the mean over the paths")
+        data["mean_stderr"] = (("time", "component"), run.moments.stderr(), text)
     data["final"] = (("path", "component"), run.final, about("state at the end of the run"))
     bad = run.diverged >= 0
     data["diverged"] = ("path", bad, about("whether the path left the finite numbers"))
@@ -105,7 +49,7 @@ def dataset(run: Run, *, convention: str) -> xr.Dataset:
         when = np.where(bad, request.t0 + run.diverged * request.dt, np.nan)
         text = about("end of the step at which the path left the finite numbers, nan if never", "time")
         data["divergence_time"] = ("path", when, text)
-    if request.save_paths:
+    if request.save_paths and not request.to_store:
         data["state"] = (("path", "time", "component"), run.states, about("state"))
     if run.exits is not None:
         data.update(_exits(request, run.exits))
