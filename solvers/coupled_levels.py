@@ -8,21 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from solvers import namespaces, scalar, schemes, vmath, wiener
-from solvers.compiling import Keyed
-from solvers.errors import InvalidInput
-from solvers.exit_times import refuse_arity
-from solvers.purity import plain_function, purity_key
-from solvers.reading import PROBES, read_model
+from solvers import schemes, vmath, wiener
 from solvers.schemes import FLAGS
-
-if TYPE_CHECKING:
-    from solvers.sde import SDE
 
 WIDTH = 64
 """Paths per block; samples come in whole blocks."""
@@ -32,10 +24,7 @@ LEVEL_SHIFT = 40
 
 OVER = ("end", "mean", "max", "min")
 
-_AREAS = ("sra1", "sriw1")
-"""Schemes whose step draws, besides dW, numbers U with int_0^dt W ds = dt (dW + U / sqrt(3)) / 2."""
 _ROOT_THIRD = 1.0 / math.sqrt(3.0)
-
 _WORK = 1 << 22
 """Steps of single paths per task: a few hundredths of a second, so that Ctrl-C is prompt."""
 _SUMS = 7  # of one block or of many, see `_summarise`
@@ -69,63 +58,14 @@ class Tally(NamedTuple):
         return self.fourth / self.variance**2 if self.variance > 0 else 3.0
 
 
-def coupling(scheme: schemes.Scheme, sde: SDE) -> schemes.Stepper:
-    """The step of a scheme whose random numbers of short steps make those of long ones.
-
-    Raises
-    ------
-    InvalidInput
-        If they do not, as two-point numbers or auxiliary ones, or the scheme cannot treat the noise.
-    """
-    stepper = schemes.stepper(scheme, sde, WIDTH)
-    m, draws = sde.noise_dimension, stepper.draws
-    if draws.gaussian != sum(draws) or not (draws.gaussian == m or scheme.name in _AREAS):
-        raise InvalidInput(
-            f"scheme={scheme.name!r} draws numbers that do not add up to those of a longer step; choose one "
-            "that draws Gaussian increments, such as 'milstein' or 'euler-maruyama'"
-        )
-    return stepper
-
-
-def compiled_observable(observable: Callable[..., Any], sde: SDE) -> Any:
-    """A dispatcher (t, y, p) -> float for ``observable(t, y, p, xp)``, after one trial on arrays.
-
-    Raises
-    ------
-    InvalidInput
-        If it is no such function, or does not return one real number per path.
-    """
-    function = plain_function(observable, "observable")
-    refuse_arity(function, 4, "observable", "(t, y, p, xp)")
-    probes = tuple(PROBES + 0.1 * i for i in range(sde.dimension))
-    with np.errstate(all="ignore"):
-        value = read_model("observable", function, 0.0, probes, sde.params, namespaces.array)
-    if (
-        isinstance(value, (tuple, list))
-        or np.iscomplexobj(value)
-        or np.shape(value) not in {(), PROBES.shape}
-    ):
-        raise InvalidInput(f"observable returned {value!r}; return one real number, as in y[0] ** 2")
-    return _observing(Keyed(purity_key(function, "observable"), function))
-
-
 @lru_cache(maxsize=128)
-def _observing(keyed: Keyed) -> Any:
-    function = njit(fastmath=FLAGS, error_model="numpy")(keyed.function)
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def observe(t, y, p):
-        return float(function(t, y, p, scalar))
-
-    return observe
-
-
-@lru_cache(maxsize=128)
-def sampling(stepper: schemes.Stepper, observe: Any, over: str) -> Any:
+def sampling(stepper: schemes.Stepper, observe: Any, over: str, antithetic: bool = False) -> Any:
     """The kernel ``sample(p, start, times, shape, seed, first_path, sums)``; see its comment for the arguments.
 
     The path functional `over` is f at the end, or the time average (trapezoidal rule), maximum or minimum of
-    f over the steps of each path's own grid.
+    f over the steps of each path's own grid. With `antithetic` (refinement 2) P_fine is the mean over two fine
+    paths, the second of which takes the increments of each pair of steps in reverse order: Levy areas that
+    the scheme leaves out then cancel to leading order (Giles and Szpruch 2014, Ann. Appl. Probab. 24, 1585).
     """
     step, ops = stepper.step, stepper.ops
     load, load_noise, store = ops.load, ops.load_noise, ops.store
@@ -168,13 +108,16 @@ def sampling(stepper: schemes.Stepper, observe: Any, over: str) -> Any:
         long = dt * refinement
         scale = math.sqrt(dt)
         fine, coarse = np.empty(d * WIDTH), np.empty(d * WIDTH)
-        f, c = np.empty(WIDTH), np.zeros(WIDTH)
+        twin, g = np.empty(d * WIDTH if antithetic else 0), np.zeros(WIDTH)
+        f, c, y = np.empty(WIDTH), np.zeros(WIDTH), np.empty(WIDTH)
         z, summed, area = np.empty(2 * draws * WIDTH), np.zeros(draws * WIDTH), np.zeros(m * WIDTH)
         for block in range(sums.shape[0]):
             path = first_path + block * WIDTH
             begin(t0, fine, start, p, dt, f)
             if coupled:
                 begin(t0, coarse, start, p, long, c)
+                if antithetic:
+                    begin(t0, twin, start, p, dt, g)
             for k in range(steps):
                 if k % 2 == 0:
                     for q in range(draws):
@@ -187,6 +130,12 @@ def sampling(stepper: schemes.Stepper, observe: Any, over: str) -> Any:
                 if over != "end" or last:
                     gather(t0 + (k + 1) * dt, fine, p, 0.5 * dt if last else dt, f)
                 if coupled:
+                    if antithetic:
+                        other = (k + 1) % 2
+                        swapped = z[other * draws * WIDTH : (other + 1) * draws * WIDTH]
+                        advance(t0 + k * dt, dt, twin, swapped, p)
+                        if over != "end" or last:
+                            gather(t0 + (k + 1) * dt, twin, p, 0.5 * dt if last else dt, g)
                     if with_areas:
                         for i in range(m * WIDTH):
                             mean = 0.5 * (dw[i] + _ROOT_THIRD * dw[m * WIDTH + i])
@@ -202,11 +151,13 @@ def sampling(stepper: schemes.Stepper, observe: Any, over: str) -> Any:
                         summed[:] = 0.0
                         if over != "end" or last:
                             gather(t0 + (k + 1) * dt, coarse, p, 0.5 * long if last else long, c)
-            if over == "mean":
-                for i in range(WIDTH):
-                    f[i] /= t1 - t0
-                    c[i] /= t1 - t0
-            _summarise(f, c, sums[block])
+            length = t1 - t0 if over == "mean" else 1.0
+            for i in range(WIDTH):
+                f[i] /= length
+                y[i] = f[i]
+                if coupled:
+                    y[i] = (0.5 * (f[i] + g[i] / length) if antithetic else f[i]) - c[i] / length
+            _summarise(y, f, sums[block])
 
     return sample
 
@@ -226,25 +177,25 @@ def _draw(seed, first_path, pair, component, scale, even, odd):
 
 
 @njit(error_model="numpy")
-def _summarise(f, c, row):
-    """Count, mean, sums of the powers 2, 3, 4 of deviations, of f - c; mean and second of f; one block.
+def _summarise(y, f, row):
+    """Count, mean, sums of the powers 2, 3, 4 of deviations, of y; mean and second of f; one block.
 
     Samples that are not finite are left out here and counted by the missing number: the caller refuses them.
     """
     count, mean, fine = 0, 0.0, 0.0
-    for i in range(f.size):
-        if np.isfinite(f[i] - c[i]):
+    for i in range(y.size):
+        if np.isfinite(y[i]):
             count += 1
-            mean += f[i] - c[i]
+            mean += y[i]
             fine += f[i]
     row[:] = 0.0
     if count == 0:
         return
     mean /= count
     fine /= count
-    for i in range(f.size):
-        if np.isfinite(f[i] - c[i]):
-            u = f[i] - c[i] - mean
+    for i in range(y.size):
+        if np.isfinite(y[i]):
+            u = y[i] - mean
             row[2] += u * u
             row[3] += u * u * u
             row[4] += u * u * u * u
@@ -293,13 +244,17 @@ class Level:
         Fine steps, and how many make a coarse one.
     coupled : bool
         Whether there is a coarse path.
+    fine_paths : int
+        Fine paths of a coupled sample: 2 if antithetic.
     """
 
-    def __init__(self, sample: Any, number: int, steps: int, refinement: int, coupled: bool):
+    def __init__(
+        self, sample: Any, number: int, steps: int, refinement: int, coupled: bool, fine_paths: int = 1
+    ):
         self.number, self.steps, self.coupled = number, steps, coupled
         self._sample, self._refinement = sample, refinement
         self._total, self._drawn = np.zeros(_SUMS), 0
-        self.unit_cost = steps + (steps // refinement if coupled else 0)
+        self.unit_cost = fine_paths * steps + steps // refinement if coupled else steps
 
     @property
     def drawn(self) -> int:

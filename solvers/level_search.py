@@ -39,6 +39,8 @@ class Run:
     max_cost : float or None
         Time steps at most.
     progress : callable or None
+    fine_paths : int
+        See `Level`.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class Run:
         weak: float,
         max_cost: float | None,
         progress: Callable[[float], Any] | None,
+        fine_paths: int = 1,
     ):
         self._kernel, self._workers, self._error = kernel, workers, error
         self._most, self.refinement, self.weak = most, refinement, weak
-        self._max_cost, self._progress = max_cost, progress
+        self._max_cost, self._progress, self._fine_paths = max_cost, progress, fine_paths
         self.levels: list[Level] = []
         self.discarded = 0
         self._spent, self._planned, self._shown = 0, 1.0, 0.0
@@ -79,7 +82,7 @@ class Run:
 
     def _level(self, number: int, coarse_steps: int, coupled: bool) -> Level:
         fine = coarse_steps * (self.refinement if coupled else 1)
-        return Level(self._kernel, number, fine, self.refinement, coupled)
+        return Level(self._kernel, number, fine, self.refinement, coupled, self._fine_paths)
 
     def _too_coarse(self, single: Level, pair: Level) -> bool:
         """Whether starting one level finer is cheaper, for equal variance of the sum."""

@@ -11,8 +11,9 @@ import xarray as xr
 
 from solvers import level_statistics as ls
 from solvers import schemes, wiener
-from solvers.coupled_levels import LEVEL_SHIFT, OVER, Level, Workers, compiled_observable, coupling, sampling
+from solvers.coupled_levels import LEVEL_SHIFT, OVER, Level, Workers, sampling
 from solvers.errors import InvalidInput
+from solvers.level_schemes import compiled_observable, coupling, truncated_milstein
 from solvers.level_search import FINEST, PILOT, Run, refuse_diverged
 from solvers.provenance import provenance
 from solvers.request import available_cores, checked_start, refuse_other, refuse_unstable_step
@@ -33,6 +34,7 @@ def expectation(
     t0: float = 0.0,
     scheme: str = "auto",
     over: str = "end",
+    antithetic: bool = False,
     levels: int = 24,
     refinement: int = 2,
     first_steps: int | None = None,
@@ -69,6 +71,10 @@ def expectation(
     over : {"end", "mean", "max", "min"}
         f(X) at t1; or its time average (trapezoidal rule), maximum or minimum over the time steps. The last
         two are the extremes of the continuous path in the limit, with bias of order dt^(1/2).
+    antithetic : bool
+        For noise="general" that does not commute: Milstein's scheme without the Levy areas, averaged over two
+        fine paths in which they cancel, so that beta = 2 for smooth f without any area being drawn (Giles and
+        Szpruch 2014). Replaces `scheme`; needs refinement=2.
     levels : int
         At most so many, 3 or more.
     refinement : int
@@ -122,6 +128,10 @@ def expectation(
     True
     """
     found, start = _checked(sde, y0, t0, t1, error, "error", scheme, over)
+    if antithetic:
+        if scheme != "auto" or refinement != 2:
+            raise InvalidInput("antithetic=True brings its own scheme and refinement=2; leave both out")
+        found = truncated_milstein(sde)
     for name, value, least in (("levels", levels, 3), ("refinement", refinement, 2)):
         if wiener.checked_integer(name, value) < least:
             raise InvalidInput(f"{name}={value} must be at least {least}")
@@ -133,9 +143,11 @@ def expectation(
         refuse_unstable_step(sde, start, t0, (t1 - t0) / first_steps, found)
     first = first_steps or _stable_steps(sde, start, t0, t1, found, refinement)
     weak = min(found.weak, 0.5 if over in {"max", "min"} else math.inf)
-    kernel, model = _prepared(sde, start, observable, over, found, t0, t1, seed)
+    kernel, model = _prepared(sde, start, observable, over, found, t0, t1, seed, antithetic)
     with Workers(model, _checked_threads(threads)) as workers:
-        run = Run(kernel, workers, float(error), levels, refinement, weak, max_cost, progress)
+        run = Run(
+            kernel, workers, float(error), levels, refinement, weak, max_cost, progress, 1 + bool(antithetic)
+        )
         run.begin(first, fixed=first_steps is not None)
         bias = run.finish()
     details = provenance(
@@ -246,10 +258,10 @@ def _checked_threads(threads: int | None) -> int:
     return int(threads)
 
 
-def _prepared(sde, start, observable, over, scheme, t0, t1, seed) -> tuple[Any, Any]:
+def _prepared(sde, start, observable, over, scheme, t0, t1, seed, antithetic=False) -> tuple[Any, Any]:
     """The kernel and what it is called with for any level."""
     observe = compiled_observable(observable, sde)
-    kernel = sampling(coupling(scheme, sde), observe, over)
+    kernel = sampling(coupling(scheme, sde), observe, over, bool(antithetic))
     return kernel, (sde.params, start[0], (float(t0), float(t1)), wiener.checked_seed(seed))
 
 
