@@ -16,8 +16,9 @@ from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.exit_times import refuse_arity
 from solvers.provenance import provenance
 from solvers.purity import plain_function
-from solvers.request import checked_start, checked_steps, refuse_other, refuse_unstable_step
+from solvers.request import checked_start, checked_steps, refuse_other
 from solvers.sde import SDE
+from solvers.stability import refuse_unstable_step
 
 _ENTRIES = 1 << 21
 """Increments held at once."""
@@ -46,8 +47,8 @@ def expectation_and_gradient(
     """E f(X) at t1 and its derivatives with respect to the parameters and the start, path by path, by JAX.
 
     Every path is differentiated through its time steps (pathwise or infinitesimal perturbation analysis;
-    Glasserman 2004, Monte Carlo Methods in Financial Engineering, sec. 7.2), on the increments that
-    `solvers.simulate` uses for the same seed.
+    Glasserman 2004, Monte Carlo Methods in Financial Engineering, sec. 7.2), on the increments of
+    `solvers.wiener.increments`: those of ``solvers.simulate(..., resolution=53)`` at the same seed.
 
     Parameters
     ----------

@@ -16,8 +16,9 @@ from solvers.errors import InvalidInput
 from solvers.level_schemes import compiled_observable, coupling, truncated_milstein
 from solvers.level_search import FINEST, PILOT, Run, refuse_diverged
 from solvers.provenance import provenance
-from solvers.request import available_cores, checked_start, refuse_other, refuse_unstable_step
+from solvers.request import available_cores, checked_start, refuse_other
 from solvers.sde import SDE
+from solvers.stability import refuse_unstable_step
 
 if TYPE_CHECKING:
     from solvers.level_statistics import Bias
@@ -63,8 +64,8 @@ def expectation(
     error : float
         Root-mean-square error of the value, sampling and time steps together.
     seed : int
-        0 <= seed < 2^64. Level l uses the paths l 2^40, l 2^40 + 1, ...; the result has the same bits for any
-        number of threads.
+        0 <= seed < 2^64. Level l uses the paths l 2^40, l 2^40 + 1, ..., with normals of 53 bits; the result has
+        the same bits for any number of threads.
     scheme : str
         As in `simulate`, but one that draws Gaussian numbers: only those add up to longer steps. "auto" takes
         the strongest that the noise allows, and the attribute ``scheme`` says which.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eos_sde.jax_terms import expectation_and_gradient
-from solvers import SDE, ConvergenceFailure, InvalidInput, drive
+from solvers import SDE, ConvergenceFailure, InvalidInput, drive, simulate
 from solvers.wiener import increments
 from tests.problems import geometric_brownian, ornstein_uhlenbeck
 
@@ -128,6 +128,14 @@ def test_values_and_gradients_are_those_of_the_numba_schemes_on_the_same_noise(s
         np.testing.assert_allclose(result.gradient, wanted, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(result.start_gradient, moved, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(results[0].gradient_stderr, results[1].gradient_stderr, rtol=1e-9)
+
+
+def test_the_value_is_the_mean_of_simulate_at_the_same_seed():
+    sde = ornstein_uhlenbeck().sde
+    found = expectation_and_gradient(sde, 2.0, first, paths=1000, **RUN)
+    ensemble = simulate(sde, 2.0, paths=1000, resolution=53, save_at=[1.0], **RUN)
+    assert float(found.value) == pytest.approx(float(ensemble["mean"][-1, 0]), rel=1e-12)
+    assert float(found.stderr) ** 2 == pytest.approx(float(ensemble["variance"][-1, 0]) / 999, rel=1e-10)
 
 
 def test_chunks_change_nothing_but_rounding(monkeypatch):
