@@ -8,12 +8,16 @@ from solvers.errors import (
     ImpureFunction,
     InvalidInput,
     MissingConvention,
+    PerformanceNotice,
 )
 from solvers.evolution import evolve
+from solvers.exit_statistics import exit_summary, survival
 from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
 from solvers.grid import Grid
+from solvers.heavy_tails import AlphaStable, StudentT
 from solvers.lyapunov import lyapunov_exponent, moment_lyapunov_exponent
+from solvers.multilevel import expectation
 from solvers.observables import (
     committor,
     effective_potential,
@@ -21,19 +25,25 @@ from solvers.observables import (
     mean_first_passage_time,
     stationary_density,
 )
+from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
+from solvers.splitting import rare_exit
 from solvers.transfer import TransferOperator
 
 __all__ = [
     "SDE",
     "AccuracyWarning",
+    "AlphaStable",
     "ConvergenceFailure",
     "FokkerPlanck",
     "Grid",
     "ImpureFunction",
     "InvalidInput",
     "MissingConvention",
+    "PerformanceNotice",
+    "Resampled",
+    "StudentT",
     "TransferOperator",
     "committor",
     "drive",
@@ -42,10 +52,14 @@ __all__ = [
     "escape_rate",
     "estimate_order",
     "evolve",
+    "exit_summary",
+    "expectation",
     "from_potential",
     "lyapunov_exponent",
     "mean_first_passage_time",
     "moment_lyapunov_exponent",
+    "rare_exit",
     "simulate",
     "stationary_density",
+    "survival",
 ]

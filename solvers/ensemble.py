@@ -31,6 +31,7 @@ def simulate(
     t0: float = 0.0,
     scheme: str = "euler-maruyama",
     resolution: int = 32,
+    increments: Any = None,
     save_at: Any = None,
     save_every: int | None = None,
     save_paths: bool | str | Path = False,
@@ -67,8 +68,13 @@ def simulate(
         1e-7; 53: the numbers of `wiener.increments`, up to 8.57 and to rounding error, at about three times the
         cost. The attribute ``normal_resolution_bits`` says which was used.
     scheme : str
-        "euler-maruyama" (Ito; strong order 0.5, 1.0 for additive noise; weak 1.0) or "heun" (Stratonovich;
-        strong 0.5, 1.0 for commutative noise; weak 1.0).
+        A name of `schemes.SCHEMES`, where orders and conditions stand: "euler-maruyama", "milstein", "platen",
+        "sra1" and "sriw1" (Runge-Kutta of strong order 1.5), "implicit-euler" for stiff and "tamed-euler" for
+        superlinear drift, "heun" (Stratonovich), "weak-euler" and "weak-platen" (weak orders 1 and 2). "auto"
+        chooses by convention and noise; the attribute ``scheme_reason`` says why.
+    increments : StudentT, AlphaStable or Resampled, optional
+        Heavy-tailed or mini-batch noise in place of the Wiener increments, with "euler-maruyama" and an Ito
+        model; exits are then judged at the ends of steps.
     save_at : array of float, optional
         Times on the step grid at which results are kept; every step, t0 included, if not given.
     save_every : int, optional
@@ -150,6 +156,7 @@ def simulate(
         "seed": seed,
         "scheme": scheme,
         "resolution": resolution,
+        "increments": increments,
         "save_at": save_at,
         "save_every": save_every,
         "save_paths": save_paths,

@@ -22,3 +22,7 @@ class ConvergenceFailure(RuntimeError):
 
 class AccuracyWarning(UserWarning):
     """A result was computed, but a measured number says that it may be inaccurate; the message gives it."""
+
+
+class PerformanceNotice(UserWarning):
+    """The model runs several times slower than it could, and what to write instead."""

@@ -93,8 +93,8 @@ def crossing_fraction(before, after, variance, seed, path, step, side):
     return time / (1.0 + time)
 
 
-def stop_rule(stop: Callable[..., Any], sde: SDE) -> StopRule:
-    """Compile a stop condition and read its levels.
+def stop_rule(stop: Callable[..., Any], sde: SDE, *, bridge: bool = True) -> StopRule:
+    """Compile a stop condition and read its levels, unless a Brownian bridge would not fit the noise.
 
     Raises
     ------
@@ -102,6 +102,8 @@ def stop_rule(stop: Callable[..., Any], sde: SDE) -> StopRule:
         If it is no function of (t, y, p, xp) that returns a condition, or cannot be traced symbolically.
     """
     rule = region_rule(stop, sde, "stop")
+    if not bridge:
+        return rule._replace(gaps=np.empty((0, 2)), components=np.empty(0, dtype=np.int64))
     return rule._replace(condition=never) if rule.components.size else rule
 
 

@@ -55,9 +55,8 @@ def record(x, count, pairs, mean, second, padded):
     width = x.size // d
     if count < width:  # repeat the first path, which adds nothing to sums of deviations from it
         for a in range(d):
-            column = padded[a * width : (a + 1) * width]
-            column[:count] = x[a * width : a * width + count]
-            column[count:] = x[a * width]
+            for i in range(width):
+                padded[a * width + i] = x[a * width + (i if i < count else 0)]
         x = padded
     probe = 0.0
     q = 0

@@ -21,6 +21,7 @@ from solvers.grid import Grid
 from solvers.path_store import checked_place
 from solvers.quantiles import checked_levels
 from solvers.sde import SDE
+from solvers.sources import checked_increments
 from solvers.stability import refuse_unstable_step
 
 TITLE = "ensemble of SDE paths"
@@ -32,6 +33,7 @@ class Before(NamedTuple):
 
     diverged: np.ndarray
     exits: np.ndarray
+    increments: str | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Request:
     scheme: schemes.Scheme
     scheme_reason: str | None
     resolution: int
+    increments: Any
     start: np.ndarray
     t0: float
     dt: float
@@ -119,6 +122,7 @@ def checked(
     seed: int,
     scheme: str,
     resolution: int,
+    increments: Any,
     save_at: Any,
     save_every: int | None,
     save_paths: bool | str | Path,
@@ -134,6 +138,8 @@ def checked(
 ) -> Request:
     """Check everything that can be checked before work begins; `runs` is how many such runs are held at once."""
     refuse_other(sde, SDE, "sde")
+    if increments is not None:
+        scheme = checked_increments(increments, scheme, sde.convention)
     found, reason = schemes.choose(sde) if scheme == "auto" else (schemes.find(scheme), None)
     counts = (("paths", paths), ("threads", threads), ("chunk", chunk), ("save_every", save_every))
     for name, value in counts:
@@ -159,6 +165,12 @@ def checked(
         if saves[-1] != steps:
             saves = np.append(saves, steps)
     statistics = checked_statistics(statistics, stop)
+    bridged = {"maximum", "minimum"} & set(statistics)
+    if increments is not None and bridged:
+        raise InvalidInput(
+            f"statistics {', '.join(sorted(bridged))} use a Brownian bridge, which does not fit increments; take "
+            "step_maximum or step_minimum"
+        )
     if histogram is not None:
         refuse_other(histogram, Grid, "histogram")
     if histogram is not None and tuple(histogram.names) != sde.names:
@@ -172,6 +184,7 @@ def checked(
         scheme=found,
         scheme_reason=reason,
         resolution=resolution,
+        increments=increments,
         start=start,
         t0=t0,
         dt=dt,
@@ -188,7 +201,7 @@ def checked(
         window=checked_window(
             autocorrelation, t0=t0, dt=dt, first_step=first_step, last_step=steps, paths=int(paths)
         ),
-        stop=None if stop is None else stop_rule(stop, sde),
+        stop=None if stop is None else stop_rule(stop, sde, bridge=increments is None),
         threads=available_cores() if threads is None else int(threads),
         chunk=None if chunk is None else int(chunk),
         before=before,
@@ -315,4 +328,4 @@ def _continued(
         diverged[bad] = np.rint((earlier["divergence_time"].values[bad] - start) / used)
     exits = earlier["exit_time"].values if "exit_time" in earlier else np.full(paths, np.nan)
     state = np.ascontiguousarray(earlier["final"].transpose("path", "component").values, dtype=float)
-    return start, used, steps, state, Before(diverged, np.array(exits, dtype=float))
+    return start, used, steps, state, Before(diverged, np.array(exits, dtype=float), told.get("increments"))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from solvers import schemes
 from solvers.collecting import blocks_per_task, in_kernel, observers
+from solvers.errors import InvalidInput, PerformanceNotice
 from solvers.exit_times import met_at_start
 from solvers.kernels import advancing, advancing_until, run_blocks
 from solvers.moments import Moments
 from solvers.request import Request
 from solvers.sources import block_width, source
+from solvers.vectorisation import explain
 
 if TYPE_CHECKING:
     from solvers.path_store import PathStore
@@ -58,11 +62,21 @@ class Run:
         self.numbers = sum(schemes.stepper(request.scheme, sde).draws)
         self.width = block_width(max(d, self.numbers))
         stepper = schemes.stepper(request.scheme, sde, self.width)
-        self.source = source(stepper.draws, request.resolution, self.width)
+        if request.increments is None:
+            self.source = source(stepper.draws, request.resolution, self.width)
+        else:
+            self.source = request.increments.source(self.numbers, self.width)
+        told = self.source.about.get("increments")
+        if request.before is not None and request.before.increments != told:
+            raise InvalidInput(
+                f"increments are {told or 'Gaussian'!r}, but the run that y0 continues had "
+                f"{request.before.increments or 'Gaussian'!r}; give the same"
+            )
         self.parameters = np.array(sde.params, dtype=float)
         model = (stepper, type(sde.params), len(sde.params), self.width, self.source.single)
         if request.stop is None:
             self.advance = advancing(*model)
+            _notice_once(self.advance)
         else:
             self.advance = advancing_until(*model, request.stop.condition)
         before = request.before
@@ -199,6 +213,14 @@ class Run:
             observer.add_counts(part.counts[k])
             observer.keep(part.carried[k], part.first, part.paths)
         self.done = part.first + part.paths
+
+
+@lru_cache(maxsize=256)
+def _notice_once(advance: Any) -> None:
+    """Say why a model is slow, the first time that it is run."""
+    reason = explain(advance)
+    if reason is not None:
+        warnings.warn(reason, PerformanceNotice, stacklevel=4)
 
 
 def execute(

@@ -103,6 +103,28 @@ def source(draws: Draws, resolution: int, width: int) -> Source:
     return Source("gaussian-53", _gaussian_53(draws.gaussian, width), 2, False, 2 * width, about)
 
 
+def checked_increments(increments: Any, scheme: str, convention: str) -> str:
+    """The scheme to be used with increments that are not Gaussian.
+
+    Raises
+    ------
+    InvalidInput
+        If they are none of this package's, the scheme is not Euler-Maruyama, or the SDE not Ito.
+    """
+    if not callable(getattr(increments, "source", None)):
+        raise InvalidInput(f"increments={increments!r} is no noise; give StudentT, AlphaStable or Resampled")
+    if scheme not in {"auto", "euler-maruyama"}:
+        raise InvalidInput(
+            f"scheme={scheme!r} is made for Gaussian increments; with increments use scheme='euler-maruyama'"
+        )
+    if convention != "ito":
+        raise InvalidInput(
+            f"the SDE is read as {convention}, whose conversion holds for Gaussian noise only; with increments "
+            "write the model with convention='ito'"
+        )
+    return "euler-maruyama"
+
+
 @lru_cache(maxsize=64)
 def _gaussian_32(components: int, width: int) -> Any:
     fill_pair = fast_normals.filler(width)

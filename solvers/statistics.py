@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from solvers.errors import AccuracyWarning
+from solvers.exit_times import level_attributes
 from solvers.observers import about
 from solvers.provenance import provenance
 from solvers.request import TITLE
@@ -76,6 +77,8 @@ def _exits(request: Request, exits: np.ndarray) -> dict[str, Any]:
     found = request.stop is not None and request.stop.components.size > 0
     text = about("time of first meeting the stop condition, nan if never", "time")
     text["found"] = "inside steps by a Brownian bridge" if found else "at the end of a step"
+    if request.stop is not None:
+        text |= level_attributes(request.stop, request.sde.names)
     return {
         "exit_time": ("path", exits, text),
         "exited": ("path", ~np.isnan(exits), about("whether the stop condition was met")),
