@@ -7,7 +7,15 @@ import sympy as sp
 from numba import njit
 
 from solvers import SDE, InvalidInput, namespaces
-from solvers.tangent import SymbolicSDE, jacobian, lambdify_components, trace
+from solvers.tangent import (
+    SymbolicSDE,
+    compiled_components,
+    jacobian,
+    lambdify_components,
+    milstein_terms,
+    slopes_of_noise,
+    trace,
+)
 
 x, z, t = sp.symbols("x z t", real=True)
 SYMBOLS = SymbolicSDE(t, (x, z), (), (), ())
@@ -122,3 +130,40 @@ def test_jacobian_follows_the_parameters():
     )
     assert jacobian(sde)(0.0, (3.0,)).tolist() == [[-1.5]]
     assert jacobian(sde.replace(k=2))(0.0, (3.0,)).tolist() == [[-2.0]]
+
+
+def _noisy(sigma):
+    return SymbolicSDE(t, (x, z), (), (0, 0), sigma)
+
+
+def test_milstein_terms_of_diagonal_noise():
+    """Half of b b' of each component; a root that vanishes leaves no singularity."""
+    terms = milstein_terms(_noisy((sp.sqrt(sp.Abs(x)), x * sp.sin(z))))
+    assert set(terms) == {(0, 0, 0), (1, 1, 1)}
+    assert sp.simplify(terms[0, 0, 0] - sp.sign(x) / 4) == 0
+    assert sp.simplify(terms[1, 1, 1] - x**2 * sp.sin(z) * sp.cos(z) / 2) == 0
+
+
+def test_milstein_terms_of_commuting_noise():
+    """For b_i^k = s_ik y_i: s_ij s_ik y_i, halved for j = k."""
+    s = ((2, 3), (5, 7))
+    terms = milstein_terms(_noisy(((2 * x, 3 * x), (5 * z, 7 * z))))
+    assert len(terms) == 6
+    for i, component in enumerate((x, z)):
+        for j in range(2):
+            for k in range(j, 2):
+                factor = sp.Rational(1, 2) if j == k else 1
+                assert sp.simplify(terms[i, j, k] - factor * s[i][j] * s[i][k] * component) == 0
+
+
+def test_slopes_of_noise_are_those_that_are_not_zero():
+    slopes = slopes_of_noise(_noisy(((x, 1), (sp.sin(z), (x + z) ** 2 - x**2 - 2 * x * z))))
+    assert set(slopes) == {(0, 0, 0), (1, 0, 1), (1, 1, 1)}
+    assert sp.expand(slopes[1, 1, 1]) == 2 * z
+
+
+def test_equal_expressions_are_compiled_once():
+    first = compiled_components([x * z, sp.sin(x)], SYMBOLS)
+    assert compiled_components([x * z, sp.sin(x)], SYMBOLS) is first
+    assert compiled_components([x * z, sp.cos(x)], SYMBOLS) is not first
+    assert first(0.0, (2.0, 3.0), ()) == pytest.approx((6.0, np.sin(2.0)), rel=1e-15)
