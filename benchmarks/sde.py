@@ -1,221 +1,211 @@
-"""Ensembles of SDE paths with mean and variance at every step: `simulate` beside its peers, same work.
+"""Ensembles of SDE paths with mean and variance at every step: `simulate` beside its peers, same work, one core.
 
-    python benchmarks/sde.py [--paths 100000] [--steps 200] [--repeats 3]
+    pip install -r benchmarks/requirements.txt        # the peers; those that are missing are listed
+    python benchmarks/sde.py [--paths 100000] [--steps 200] [--repeats 5] [--only numpy C,]
+                             [--plot FILE] [--json FILE] [--memory]
 
-Times are CPU time per path and step on one thread's worth of work (all threads of a peer are added up), the
-best of the repeats, compilation left out. On a shared machine compare the ratios, not the nanoseconds.
+Every peer gets the same equations (sde_problems.py), start and step, and must end with moments within 6
+standard errors of the right ones. Compilation is left out. Times are CPU time on one core, to which the process
+is bound; peers take turns, and the best of the repeats counts, because other work on a machine only ever adds.
+Slow peers do fewer paths. Numbers are nanoseconds per path, step and component; trust the ratios more.
 """
-# ruff: noqa: ARG005 - model functions have a fixed signature
+# ruff: noqa: E402 - threads and cores are set before NumPy and the peers are imported
 
 from __future__ import annotations
 
+import os
+
+for _name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
+    os.environ.setdefault(f"{_name}_NUM_THREADS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
 import argparse
-import importlib.util
+import json
 import math
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+import warnings
+from pathlib import Path
 
-import numpy as np
-from numba import njit
+import sde_c
+import sde_limit
+from sde_peers import PEERS, Peer, ours
+from sde_problems import DT, PROBLEMS, START, Problem
 
-from solvers import SDE, simulate
+from solvers import Grid
 
-DT = 0.01
-MODELS = {
-    "Ornstein-Uhlenbeck": (lambda x: -x, lambda x: 1.0 + 0.0 * x),
-    "double well": (lambda x: x - x * x * x, lambda x: 0.5 + 0.0 * x),
-    "multiplicative": (lambda x: x - x * x * x, lambda x: 0.3 * x),
-}
-
-
-def ours(name: str, paths: int, steps: int) -> Callable[[], tuple]:
-    """Simulate on one thread."""
-    sde = {
-        "Ornstein-Uhlenbeck": SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), convention="ito"),
-        "double well": SDE(
-            lambda t, y, p, xp: (y[0] - y[0] * y[0] * y[0],), lambda t, y, p, xp: (0.5,), convention="ito"
-        ),
-        "multiplicative": SDE(
-            lambda t, y, p, xp: (y[0] - y[0] * y[0] * y[0],),
-            lambda t, y, p, xp: (0.3 * y[0],),
-            convention="ito",
-        ),
-    }[name]
-
-    def run():
-        result = simulate(sde, 0.5, t1=steps * DT, dt=DT, paths=paths, seed=1, threads=1)
-        return result["mean"].values[:, 0], result["variance"].values[:, 0]
-
-    return run
+OURS = "eos_sde simulate f64, 32-bit normals"
+FOUR = ("OU", "double well", "multiplicative", "d = 10")
+VARIANTS = (
+    Peer(OURS, ours()),
+    Peer("  53-bit normals", ours(resolution=53)),
+    Peer("  two-point increments", ours(scheme="weak-euler")),
+    Peer("  Milstein", ours(scheme="milstein"), problems=("multiplicative",)),
+    Peer("  with covariance", ours(statistics=("mean", "variance", "covariance")), problems=("d = 10",)),
+    Peer("  with a histogram", ours(histogram=Grid.uniform(x=(-5, 5, 100))), problems=FOUR[:3]),
+)
 
 
-def numpy_chunked(name: str, paths: int, steps: int) -> Callable[[], tuple]:
-    """What an expert writes in NumPy: chunks that stay in the cache, normals in place."""
-    drift, diffusion = MODELS[name]
-    chunk = 4096
-
-    def run():
-        generator = np.random.Generator(np.random.SFC64(1))
-        sums, squares = np.zeros(steps + 1), np.zeros(steps + 1)
-        for low in range(0, paths, chunk):
-            x = np.full(min(chunk, paths - low), 0.5)
-            z = np.empty_like(x)
-            for k in range(steps + 1):
-                sums[k] += x.sum()
-                squares[k] += x @ x
-                if k < steps:
-                    generator.standard_normal(out=z)
-                    x += drift(x) * DT + diffusion(x) * z * math.sqrt(DT)
-        mean = sums / paths
-        return mean, squares / paths - mean**2
-
-    return run
+def exact(problem: Problem, steps: int) -> tuple[float, float] | None:
+    """Mean and variance of Euler-Maruyama at the end, for a linear drift."""
+    if problem.drift(2.0) != 2.0 * problem.drift(1.0) or problem.additive is None:
+        return None
+    mean, variance = START, 0.0
+    for _ in range(steps):
+        mean, variance = mean * (1 - DT), variance * (1 - DT) ** 2 + problem.additive**2 * DT
+    return mean, variance
 
 
-def plain_numba(name: str, paths: int, steps: int) -> Callable[[], tuple]:
-    """A loop over paths and steps with NumPy's Generator inside Numba."""
-    drift, diffusion = (njit(f) for f in MODELS[name])
-
-    @njit
-    def loop(generator, paths, steps, dt):
-        sums, squares = np.zeros(steps + 1), np.zeros(steps + 1)
-        root = math.sqrt(dt)
-        for _ in range(paths):
-            x = 0.5
-            for k in range(steps + 1):
-                sums[k] += x
-                squares[k] += x * x
-                x += drift(x) * dt + diffusion(x) * root * generator.standard_normal()
-        return sums, squares
-
-    def run():
-        sums, squares = loop(np.random.Generator(np.random.SFC64(1)), paths, steps, DT)
-        mean = sums / paths
-        return mean, squares / paths - mean**2
-
-    return run
+def deviation(result: tuple, paths: int, right: tuple[float, float], right_paths: float) -> float:
+    """Standard errors between the end moments, averaged over components, and the right ones."""
+    means, variances = result[0][-1], result[1][-1]
+    share = 1 / (paths * len(means)) + 1 / right_paths
+    return max(
+        abs(means.mean() - right[0]) / math.sqrt(right[1] * share),
+        abs(variances.mean() - right[1]) / (right[1] * math.sqrt(2 * share)),
+    )
 
 
-def jax_scan(name: str, paths: int, steps: int) -> Callable[[], tuple]:
-    """A hand-written scan over steps, all paths at once, single precision."""
-    import jax
-    import jax.numpy as jnp
-
-    drift, diffusion = MODELS[name]
-
-    @jax.jit
-    def whole(key):
-        def step(x, key):
-            z = jax.random.normal(key, x.shape, dtype=jnp.float32)
-            new = x + drift(x) * jnp.float32(DT) + diffusion(x) * z * jnp.float32(math.sqrt(DT))
-            return new, (new.mean(), new.var())
-
-        start = jnp.full(paths, 0.5, dtype=jnp.float32)
-        return jax.lax.scan(step, start, jax.random.split(key, steps))[1]
-
-    def run():
-        mean, variance = whole(jax.random.key(1))
-        return np.append(0.5, mean), np.append(0.0, variance)
-
-    return run
-
-
-def diffrax_unsafe(name: str, paths: int, steps: int) -> Callable[[], tuple]:
-    """Diffrax's Euler with UnsafeBrownianPath, vmapped; keeps all paths, since it has no streaming sums."""
-    import diffrax
-    import jax
-    import jax.numpy as jnp
-
-    drift, diffusion = MODELS[name]
-    paths = min(paths, 20_000)
-
-    def one(key):
-        brownian = diffrax.UnsafeBrownianPath((), key)
-        terms = diffrax.MultiTerm(
-            diffrax.ODETerm(lambda t, y, args: drift(y)),
-            diffrax.ControlTerm(lambda t, y, args: diffusion(y), brownian),
-        )
-        solution = diffrax.diffeqsolve(
-            terms,
-            diffrax.Euler(),
-            0.0,
-            steps * DT,
-            DT,
-            jnp.float32(0.5),
-            saveat=diffrax.SaveAt(t0=True, steps=True),
-            adjoint=diffrax.DirectAdjoint(),
-            max_steps=steps + 8,
-        )
-        return solution.ys[: steps + 1]
-
-    @jax.jit
-    def whole(key):
-        ys = jax.vmap(one)(jax.random.split(key, paths))
-        return ys.mean(axis=0), ys.var(axis=0)
-
-    def run():
-        return tuple(np.asarray(v) for v in whole(jax.random.key(1)))
-
-    run.paths = paths
-    return run
-
-
-PEERS = {
-    "eos_sde simulate, float64": ours,
-    "numpy, chunked, float64": numpy_chunked,
-    "plain Numba + Generator, float64": plain_numba,
-}
-if importlib.util.find_spec("jax"):
-    PEERS["jax scan, float32"] = jax_scan
-if importlib.util.find_spec("diffrax"):
-    PEERS["diffrax UnsafeBrownianPath, float32"] = diffrax_unsafe
-
-
-def measure(run: Callable[[], tuple], repeats: int) -> tuple[float, tuple]:
-    result = run()  # compiles
-    best = math.inf
+def measure(problem: Problem, peers: list[Peer], paths: int, steps: int, repeats: int, missing: dict) -> dict:
+    """Nanoseconds per path-step-component of each peer, taking turns."""
+    runs, best = {}, {}
+    right = exact(problem, steps)
+    right_paths = math.inf
+    for peer in peers:
+        count = int(min(paths // problem.d, peer.most // (steps * problem.d)))
+        try:
+            run = peer.build(problem, max(1, count), steps)
+            result = run()  # compiles
+        except (Exception, SystemExit) as error:  # a peer that fails is a result
+            missing[peer.name] = f"{problem.name}: {type(error).__name__}: {str(error)[:80]}"
+            continue
+        if right is None:
+            if peer.name != OURS:
+                raise SystemExit(f"the moments of {problem.name} are not known; do not leave out {OURS}")
+            right, right_paths = (float(result[0][-1].mean()), float(result[1][-1].mean())), count
+        if (off := deviation(result, count, right, right_paths)) > 6:
+            raise SystemExit(
+                f"{peer.name} computes something else for {problem.name}: off by {off:.1f} errors"
+            )
+        runs[peer.name], best[peer.name] = (run, count), math.inf
     for _ in range(repeats):
-        start = time.process_time()
-        result = run()
-        best = min(best, time.process_time() - start)
-    return best, result
+        for name, (run, count) in runs.items():
+            begin = time.process_time()
+            run()
+            seconds = time.process_time() - begin
+            best[name] = min(best[name], seconds / (count * steps * problem.d) * 1e9)
+    return best
+
+
+def table(results: dict[str, dict[str, float]], names: list[str]) -> str:
+    """One row per peer: nanoseconds and how many times ours."""
+    lines = [f"{'':40}" + "".join(f"{problem:>22}" for problem in results)]
+    for name in names:
+        cells = []
+        for costs in results.values():
+            cost, own = costs.get(name), costs.get(OURS)
+            ratio = f"{cost / own:9.2f} x" if cost and own else " " * 11
+            cells.append(f"{cost:11.2f}{ratio}" if cost else " " * 22)
+        lines.append(f"{name:40}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[str, float]], names: list[str], file: str) -> None:
+    """Costs on a logarithmic axis, one row per peer, one mark per problem."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 0.27 * len(names) + 1.0), layout="constrained")
+    for (problem, costs), mark in zip(results.items(), "os^D", strict=False):
+        shown = [(costs[name], k) for k, name in enumerate(names) if name in costs]
+        axes.plot([c for c, _ in shown], [k for _, k in shown], mark, ms=4.5, alpha=0.8, label=problem)
+    axes.set(xscale="log", xlabel="ns per path, step and component, one core (less is better)")
+    axes.set_yticks(range(len(names)), [name.strip() for name in names], fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="x", which="both", alpha=0.25)
+    axes.legend(fontsize=7)
+    figure.savefig(file, dpi=110)
+
+
+def memory(paths: int, steps: int) -> float:
+    """MiB by which a run of many paths raises the peak of a process that has compiled everything."""
+    code = (
+        f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
+        "from sde_peers import ours; from sde_problems import PROBLEMS;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        f"ours()(PROBLEMS[0], 1000, {steps})(); before = peak();"
+        f"ours()(PROBLEMS[0], {paths}, {steps})(); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(done.stdout) / 1024
+
+
+def processor() -> str:
+    """The name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--paths", type=int, default=100_000)
+    parser.add_argument("--paths", type=int, default=100_000, help="paths, a tenth of it at d = 10")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=None, metavar="WORD", help="peers that contain a word")
+    parser.add_argument("--plot", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--memory", action="store_true", help="also the memory of 1e7 paths, 100 steps")
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")  # peers warn of their own affairs
+    peers = [
+        peer
+        for peer in (*VARIANTS, *PEERS)
+        if peer in VARIANTS or arguments.only is None or any(word in peer.name for word in arguments.only)
+    ]
+    missing = {peer.name: reason for peer in peers if (reason := peer.missing())}
+    present = [peer for peer in peers if peer.name not in missing]
     print(
-        f"{arguments.paths} paths, {arguments.steps} steps, statistics at every step; CPU ns per path-step\n"
+        f"{processor()}, one core; {arguments.paths} paths, {arguments.steps} steps, mean and variance at each"
     )
-    print(f"{'':38}" + "".join(f"{name:>28}" for name in MODELS))
-    reference: dict[str, tuple[float, tuple]] = {}
-    for peer, build in PEERS.items():
-        cells = []
-        for name in MODELS:
-            run = build(name, arguments.paths, arguments.steps)
-            paths = getattr(run, "paths", arguments.paths)
-            seconds, (mean, variance) = measure(run, arguments.repeats)
-            cost = seconds / paths / arguments.steps * 1e9
-            own, (own_mean, own_variance) = reference.setdefault(name, (cost, (mean, variance)))
-            # The same work means the same numbers: end values within 6 standard errors of ours.
-            spread = math.sqrt(own_variance[-1] * (1 / paths + 1 / arguments.paths))
-            if abs(mean[-1] - own_mean[-1]) > 6 * spread:
-                raise SystemExit(
-                    f"{peer} computes something else for {name}: mean {mean[-1]}, ours {own_mean[-1]}"
-                )
-            cells.append(f"{cost:>14.2f} ns {cost / own:>8.1f} x")
-        print(f"{peer:38}" + "".join(f"{cell:>28}" for cell in cells))
-    print(
-        "\nThe limit: a normal needs half of a 13-round Threefry call (some 40 integer operations) and half\n"
-        "of a logarithm, a root and a sine-cosine pair (some 45 floating-point operations). With 4 lanes\n"
-        "(AVX2) and 2 to 3 operations per cycle that is 8 to 10 cycles, some 3 ns at 3 GHz; with 8 and\n"
-        "native rotations (AVX-512) half of it. The step costs 0.3 to 1 ns. (Counted by hand.)"
-    )
+    results: dict[str, dict[str, float]] = {}
+    for problem in PROBLEMS:
+        chosen = [peer for peer in present if not peer.problems or problem.name in peer.problems]
+        results[problem.name] = measure(
+            problem, chosen, arguments.paths, arguments.steps, arguments.repeats, missing
+        )
+    names = [peer.name for peer in present if any(peer.name in costs for costs in results.values())]
+    print("\nns per path-step-component, and times ours\n" + table(results, names))
+    for name, reason in missing.items():
+        print(f"{name.strip():40} missing: {reason}")
+    gigahertz = sde_c.clock(PROBLEMS[0]) if sde_c.compiler() else None
+    print("\n" + sde_limit.report(sde_limit.counted(), gigahertz, results["OU"][OURS]))
+    used = memory(10**7, 100) if arguments.memory else None
+    if used is not None:
+        print(f"1e7 paths of 100 steps take {used:.0f} MiB more than 1000, of which 77 are the final states.")
+    if arguments.plot:
+        plot(results, names, arguments.plot)
+    if arguments.json:
+        record = {
+            "processor": processor(),
+            "gigahertz": gigahertz,
+            "paths": arguments.paths,
+            "steps": arguments.steps,
+            "ns_per_path_step_component": results,
+            "missing": missing,
+            "mebibytes_of_1e7_paths": used,
+        }
+        Path(arguments.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
