@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -61,19 +62,27 @@ def _over_steps(sides: tuple[float, ...]) -> Any:
 def _inside_steps(stepper: schemes.Stepper, kind: type, count: int, sides: tuple[float, ...]) -> Any:
     """The pass for the extremes over all times.
 
-    Carried rows: extremes (side, component), the state before (component), sigma^2 dt (component), how far a
-    bridge may surpass the extreme, the number of the path.
+    Carried rows: extremes (side, component), the state before (component), sigma^2 (component), whether a
+    bridge may surpass an extreme, the number of the path.
     """
-    d, load = stepper.model.d, stepper.ops.load
+    d, load, store = stepper.model.d, stepper.ops.load, stepper.ops.store
     diffusion, variances, unpack = stepper.model.diffusion, stepper.ops.variances, unpacking(kind, count)
     many = len(sides)
+
+    @njit(fastmath=schemes.FLAGS, error_model="numpy")
+    def flag(old, new, squares, extreme, dt, flags):
+        """Flag the paths whose extreme so far a bridge can surpass: 2 (m - a)(m - b) <= 36.75 sigma^2 dt."""
+        half = 0.5 * _FARTHEST * dt
+        for i in range(old.size):
+            beyond = (extreme[i] - old[i]) * (extreme[i] - new[i])
+            flags[i] = flags[i] if beyond > half * squares[i] else 1.0
 
     @njit(fastmath=schemes.FLAGS, error_model="numpy")
     def look(when, x, carried, sums, _counts, settings):
         step, save, paths = when
         width = x.shape[1]
         extremes, before = carried[: many * d], carried[many * d : (many + 1) * d]
-        spread, reach, number = carried[(many + 1) * d : (many + 2) * d], carried[-2], carried[-1]
+        squares, flags, number = carried[(many + 1) * d : (many + 2) * d], carried[-2], carried[-1]
         if step == int(settings[0]):
             for k in range(many):
                 extremes[k * d : (k + 1) * d] = x
@@ -83,30 +92,23 @@ def _inside_steps(stepper: schemes.Stepper, kind: type, count: int, sides: tuple
             t = settings[1] + (step - 1) * dt
             seed = (np.uint64(settings[3]) << np.uint64(32)) | np.uint64(settings[4])
             p = unpack(settings[_SETTINGS:])
-            flat = before.reshape(-1)
+            flat, flat_squares = before.reshape(-1), squares.reshape(-1)
             for i in range(width):
-                variance = variances(diffusion(t, load(flat, i), p))
-                for a in range(d):
-                    spread[a, i] = variance[a] * dt
+                store(flat_squares, i, variances(diffusion(t, load(flat, i), p)))
             for a in range(d):
-                old, new, wide = before[a], x[a], spread[a]
-                reach[:] = -1.0
+                old, new, square = before[a], x[a], squares[a]
+                flags[:] = 0.0
                 for k in range(many):
-                    extreme, side = extremes[k * d + a], sides[k]
-                    for i in range(width):
-                        gap = new[i] - old[i]
-                        far = np.sqrt(gap * gap + 2.0 * _FARTHEST * wide[i])
-                        excess = 0.5 * (side * (old[i] + new[i]) + far) - side * extreme[i]
-                        reach[i] = reach[i] if excess <= 0.0 else 1.0
+                    flag(old, new, square, extremes[k * d + a], dt, flags)
                 for i in range(width):
-                    if reach[i] <= 0.0:
+                    if flags[i] == 0.0:
                         continue
                     uniforms = crossing_uniforms(seed, np.int64(number[i]), step - 1, 2 * a)
                     gap = new[i] - old[i]
                     for k in range(many):
                         side = sides[k]
                         u = uniforms[0] if side > 0.0 else uniforms[1]
-                        far = np.sqrt(gap * gap - 2.0 * wide[i] * vmath.log(u))
+                        far = math.sqrt(gap * gap - 2.0 * dt * square[i] * vmath.log(u))
                         top = 0.5 * (old[i] + new[i] + side * far)
                         if side * top > side * extremes[k * d + a, i] or top != top:
                             extremes[k * d + a, i] = top
