@@ -16,8 +16,13 @@ from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
 from solvers.grid import Grid
 from solvers.heavy_tails import AlphaStable, StudentT
-from solvers.lyapunov import lyapunov_exponent, moment_lyapunov_exponent
-from solvers.multilevel import expectation
+from solvers.lyapunov import (
+    linear_lyapunov_exponent,
+    linear_moment_lyapunov_exponent,
+    lyapunov_exponent,
+    moment_lyapunov_exponent,
+)
+from solvers.multilevel import expectation, plain_expectation
 from solvers.observables import (
     committor,
     effective_potential,
@@ -55,9 +60,12 @@ __all__ = [
     "exit_summary",
     "expectation",
     "from_potential",
+    "linear_lyapunov_exponent",
+    "linear_moment_lyapunov_exponent",
     "lyapunov_exponent",
     "mean_first_passage_time",
     "moment_lyapunov_exponent",
+    "plain_expectation",
     "rare_exit",
     "simulate",
     "stationary_density",
