@@ -43,7 +43,7 @@ def test_student_increments_have_their_law(nu):
 
 
 def test_standardised_student_increments_have_unit_variance():
-    """nu = 10: the kurtosis is 4, so that the variance of 1e5 squares is known to sqrt(3/1e5); 4 of them."""
+    """With nu = 10 the kurtosis is 4, so that the variance of 1e5 squares is known to sqrt(3/1e5); 4 of them."""
     drawn = _one_step(StudentT(10.0))[:, 0]
     assert abs(drawn.var() / 0.25 - 1) < 4 * math.sqrt(3 / N)
 
