@@ -146,9 +146,13 @@ def _look(when, x, carried, sums, _counts, settings):
                 for i in range(width):
                     product[i] += old[i] * new[i]
             if j == samples - 1 - lag:
-                carried[heads + k * d + a] = total
+                head = carried[heads + k * d + a]
+                for i in range(width):
+                    head[i] = total[i]
             if j == lag - 1:
-                carried[leads + k * d + a] = total
+                lead = carried[leads + k * d + a]
+                for i in range(width):
+                    lead[i] = total[i]
     if j == samples - 1:
         for k in range(lags.size):
             pairs = samples - int(lags[k])
@@ -302,11 +306,13 @@ class Autocorrelation(Observer):
         (a, h, t, q, v), cov = self._means.T, self._products / (n - 1)
         value = a - h * t + cov[:, 1, 2] / n
         variance = q - v * v + cov[:, 4, 4] / n
+        value[: self._d] = variance[: self._d]  # lag 0: the same but for rounding
         one, zero = np.ones_like(a), np.zeros_like(a)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = value / variance
             value_stderr = _stderr(np.stack([one, -t, -h, zero, zero]), cov, n)
             ratio_stderr = _stderr(np.stack([one, -t, -h, -ratio, 2 * ratio * v]), cov, n) / np.abs(variance)
+        ratio_stderr[: self._d] = 0.0 * ratio_stderr[: self._d]
         shown = slice(len(self._lags) - len(window.lags), None)
         lags = np.array(window.lags) * window.spacing * request.dt
         coords["lag"] = ("lag", lags, about("time between the two values", "time"))

@@ -24,42 +24,82 @@ EXTREMES = ("maximum", "minimum", "step_maximum", "step_minimum")
 _UP, _DOWN = 1.0, -1.0
 _FARTHEST = 36.75
 """Just above -log of the smallest uniform, 53 log 2 = 36.74: no bridge reaches farther."""
-_SETTINGS = 5
-"""Settings before the parameters of the model: first step, t0, dt, upper and lower half of the seed."""
+_SETTINGS = 8
+"""Settings before the parameters of the model.
+
+They are first step, t0, dt, upper and lower half of the seed, how many sides, and the sides: 1 up, -1 down.
+"""
 
 
 @njit(error_model="numpy")
-def _note(save, count, rows, sums):
+def _copied(source, rows):
+    for a in range(source.shape[0]):
+        for i in range(source.shape[1]):
+            rows[a, i] = source[a, i]
+
+
+@njit(error_model="numpy")
+def _note(save, count, many, rows, sums):
     """Mean and summed squared deviations of the running extremes at a saved time."""
-    for q in range(rows.shape[0]):
+    for q in range(many):
         sums[save + 1, 2 * q], sums[save + 1, 2 * q + 1] = mean_and_second(rows[q], count)
 
 
+@njit(error_model="numpy")
+def _look_at_steps(when, x, carried, sums, _counts, settings):
+    """Extremes over the ends of the steps: carried rows (side, component)."""
+    step, save, count = when
+    d, width = x.shape
+    many = int(settings[5])
+    for k in range(many):
+        side = settings[6 + k]
+        if step == int(settings[0]):
+            _copied(x, carried[k * d :])
+        for a in range(d):
+            here, extreme = x[a], carried[k * d + a]
+            for i in range(width):
+                value = here[i]
+                # what is not a number stays so
+                extreme[i] = value if side * value > side * extreme[i] or value != value else extreme[i]
+    if save >= 0:
+        _note(save, count, many * d, carried, sums)
+
+
 @cache
-def _over_steps(sides: tuple[float, ...]) -> Any:
-    """The pass for the extremes over the ends of the steps: carried rows (side, component)."""
+def _over_steps() -> Any:
+    return observing(_look_at_steps, every_step=True)
 
-    @njit(error_model="numpy")
-    def look(when, x, carried, sums, _counts, settings):
-        step, save, count = when
-        d, width = x.shape
-        for k in range(len(sides)):
-            for a in range(d):
-                here, extreme, side = x[a], carried[k * d + a], sides[k]
-                if step == int(settings[0]):
-                    extreme[:] = here
-                for i in range(width):
-                    value = here[i]
-                    # what is not a number stays so
-                    extreme[i] = value if side * value > side * extreme[i] or value != value else extreme[i]
-        if save >= 0:
-            _note(save, count, carried, sums)
 
-    return observing(look, every_step=True)
+@njit(fastmath=schemes.FLAGS, error_model="numpy")
+def _flag(old, new, squares, extreme, dt, flags):
+    """Flag the paths whose extreme m so far a bridge can surpass: 2 (m - a)(m - b) <= 36.75 sigma^2 dt."""
+    half = 0.5 * _FARTHEST * dt
+    for i in range(old.size):
+        beyond = (extreme[i] - old[i]) * (extreme[i] - new[i])
+        flags[i] = flags[i] if beyond > half * squares[i] else 1.0
+
+
+@njit(fastmath=schemes.FLAGS, error_model="numpy")
+def _surpass(old, new, squares, flags, number, extremes, settings, step, a, d):
+    """Draw the extremes of the flagged paths inside one step, in one component."""
+    dt = settings[2]
+    seed = (np.uint64(settings[3]) << np.uint64(32)) | np.uint64(settings[4])
+    for i in range(old.size):
+        if flags[i] == 0.0:
+            continue
+        uniforms = crossing_uniforms(seed, np.int64(number[i]), step, 2 * a)
+        gap = new[i] - old[i]
+        for k in range(int(settings[5])):
+            side = settings[6 + k]
+            u = uniforms[0] if side > 0.0 else uniforms[1]
+            far = math.sqrt(gap * gap - 2.0 * dt * squares[i] * vmath.log(u))
+            top = 0.5 * (old[i] + new[i] + side * far)
+            if side * top > side * extremes[k * d + a, i] or top != top:
+                extremes[k * d + a, i] = top
 
 
 @lru_cache(maxsize=64)
-def _inside_steps(stepper: schemes.Stepper, kind: type, count: int, sides: tuple[float, ...]) -> Any:
+def _inside_steps(stepper: schemes.Stepper, kind: type, count: int) -> Any:
     """The pass for the extremes over all times.
 
     Carried rows: extremes (side, component), the state before (component), sigma^2 (component), whether a
@@ -67,55 +107,34 @@ def _inside_steps(stepper: schemes.Stepper, kind: type, count: int, sides: tuple
     """
     d, load, store = stepper.model.d, stepper.ops.load, stepper.ops.store
     diffusion, variances, unpack = stepper.model.diffusion, stepper.ops.variances, unpacking(kind, count)
-    many = len(sides)
-
-    @njit(fastmath=schemes.FLAGS, error_model="numpy")
-    def flag(old, new, squares, extreme, dt, flags):
-        """Flag the paths whose extreme so far a bridge can surpass: 2 (m - a)(m - b) <= 36.75 sigma^2 dt."""
-        half = 0.5 * _FARTHEST * dt
-        for i in range(old.size):
-            beyond = (extreme[i] - old[i]) * (extreme[i] - new[i])
-            flags[i] = flags[i] if beyond > half * squares[i] else 1.0
 
     @njit(fastmath=schemes.FLAGS, error_model="numpy")
     def look(when, x, carried, sums, _counts, settings):
         step, save, paths = when
         width = x.shape[1]
+        many = int(settings[5])
         extremes, before = carried[: many * d], carried[many * d : (many + 1) * d]
         squares, flags, number = carried[(many + 1) * d : (many + 2) * d], carried[-2], carried[-1]
         if step == int(settings[0]):
             for k in range(many):
-                extremes[k * d : (k + 1) * d] = x
-            before[:] = x
-        elif step > int(sums[0, 0]):
-            dt = settings[2]
-            t = settings[1] + (step - 1) * dt
-            seed = (np.uint64(settings[3]) << np.uint64(32)) | np.uint64(settings[4])
+                _copied(x, carried[k * d :])
+            _copied(x, before)
+        elif step > int(sums[0, 0]):  # not seen already
+            t = settings[1] + (step - 1) * settings[2]
             p = unpack(settings[_SETTINGS:])
             flat, flat_squares = before.reshape(-1), squares.reshape(-1)
             for i in range(width):
                 store(flat_squares, i, variances(diffusion(t, load(flat, i), p)))
             for a in range(d):
-                old, new, square = before[a], x[a], squares[a]
-                flags[:] = 0.0
-                for k in range(many):
-                    flag(old, new, square, extremes[k * d + a], dt, flags)
                 for i in range(width):
-                    if flags[i] == 0.0:
-                        continue
-                    uniforms = crossing_uniforms(seed, np.int64(number[i]), step - 1, 2 * a)
-                    gap = new[i] - old[i]
-                    for k in range(many):
-                        side = sides[k]
-                        u = uniforms[0] if side > 0.0 else uniforms[1]
-                        far = math.sqrt(gap * gap - 2.0 * dt * square[i] * vmath.log(u))
-                        top = 0.5 * (old[i] + new[i] + side * far)
-                        if side * top > side * extremes[k * d + a, i] or top != top:
-                            extremes[k * d + a, i] = top
-            before[:] = x
+                    flags[i] = 0.0
+                for k in range(many):
+                    _flag(before[a], x[a], squares[a], extremes[k * d + a], settings[2], flags)
+                _surpass(before[a], x[a], squares[a], flags, number, extremes, settings, step - 1, a, d)
+            _copied(x, before)
         sums[0, 0] = step
         if save >= 0:
-            _note(save, paths, extremes, sums)
+            _note(save, paths, many * d, extremes, sums)
 
     return observing(look, every_step=True)
 
@@ -144,15 +163,17 @@ class Extremes(Observer):
         d, saves = request.sde.dimension, request.saves.size
         self.names, self._d = names, d
         self.bridged = not names[0].startswith("step_")
-        self.sides = tuple(_UP if name.endswith("maximum") else _DOWN for name in names)
         quantities = len(names) * d
         self.carried = quantities + 2 * d + 2 if self.bridged else quantities
         self.sums = (1 + saves, 2 * quantities)
         self.held = 8 * quantities * (request.paths + 2 * saves)
         self.purpose = f"{' and '.join(names)} of {request.paths} paths at {saves} times"
         high, low = divmod(request.seed, 1 << 32)
+        sides = [_UP if name.endswith("maximum") else _DOWN for name in names]
+        sides += [0.0] * (2 - len(sides))
         self.settings = np.array(
-            [request.first_step, request.t0, request.dt, high, low, *request.sde.params], dtype=float
+            [request.first_step, request.t0, request.dt, high, low, len(names), *sides, *request.sde.params],
+            dtype=float,
         )
 
     def prepare(self, run: Run) -> None:
@@ -172,9 +193,9 @@ class Extremes(Observer):
                 )
             stepper = schemes.stepper(request.scheme, request.sde, run.width)
             kind = type(request.sde.params)
-            self.observe = _inside_steps(stepper, kind, len(request.sde.params), self.sides)
+            self.observe = _inside_steps(stepper, kind, len(request.sde.params))
         else:
-            self.observe = _over_steps(self.sides)
+            self.observe = _over_steps()
         self._moments = Moments(request.saves.size, len(self.names) * self._d, False)
         self._kept = np.full((request.paths, len(self.names) * self._d), np.nan)
 

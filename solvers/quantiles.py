@@ -84,9 +84,9 @@ class Quantiles(Observer):
     number instead of its logarithm, and counts are integers: merging is exact. Centre c (median) and scale w
     (half the distance of the quartiles) are those of the first 512 paths, which are run once in advance. The
     error against the quantile of the paths themselves (with linear interpolation, as `numpy.quantile`) is
-    at most (w + |x - c|)/1024, and ``quantile_error`` bounds it; it is usually far less, because ranks are
-    interpolated inside bins. Beyond 4093 w from the centre a quantile is reported as infinite, and where a
-    path is not a number as not a number.
+    at most (w + |x - c|)/1024, and ``quantile_error`` bounds it; it is less where many paths share a bin, for
+    ranks are interpolated inside. Beyond 4093 w from the centre a quantile is reported as infinite, and where
+    a path is not a number as not a number.
     """
 
     remedy = "give fewer times in save_at"
