@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from solvers.schemes.claims import Model
     from solvers.sde import SDE
 
-ITERATIONS = 8
-"""Newton steps. Quadratic convergence needs four; the rest brings in starts far out on a cubic or quintic wall."""
+ITERATIONS = 12
+"""Newton steps. Quadratic convergence needs four; the others bring in starts far out, by 4/5 each on a quintic wall."""
 TOLERANCE = 1e-8
 """Largest last move, relative to 1 + |y|: the move after it would be of the order of its square."""
 _WRITTEN_OUT = 3

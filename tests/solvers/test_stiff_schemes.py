@@ -93,3 +93,12 @@ def test_tamed_euler_survives_where_euler_diverges():
     )
     assert not np.isfinite(euler).any()
     assert np.abs(tamed).max() < 2.5
+
+
+@pytest.mark.parametrize("y0", [10.0, -15.0])
+def test_implicit_euler_comes_in_from_far_out(y0):
+    """Newton's method on the wall of -x^5 gains 4/5 a step; the root of Y + dt (Y^5 - Y) = y0 is found."""
+    sde = SDE(lambda t, y, p, xp: (y[0] - y[0] ** 5,), lambda t, y, p, xp: (1.0,), convention="ito")
+    dw = wiener.increments(7, 100, 1, dt=0.02)
+    new = drive(sde, y0, dw, dt=0.02, scheme="implicit-euler", every_step=False).values[:, 0, 0]
+    np.testing.assert_allclose(new + 0.02 * (new**5 - new), y0 + dw[:, 0, 0], rtol=1e-12)
