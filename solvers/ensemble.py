@@ -37,7 +37,7 @@ def simulate(
     save_paths: bool | str | Path = False,
     statistics: Sequence[str] | str = ("mean", "variance"),
     histogram: Any = None,
-    quantiles: Sequence[float] | None = None,
+    quantiles: Any = None,
     autocorrelation: Any = None,
     stop: Callable[..., Any] | None = None,
     threads: int | None = None,
@@ -92,7 +92,7 @@ def simulate(
     histogram : Grid, optional
         Axes named as the components: keep ``density(time, *names)`` and ``outside(time)``, the fraction of
         paths off the grid.
-    quantiles : sequence of float, optional
+    quantiles : array of float, optional
         Levels in [0, 1]: ``quantile(time, q, component)`` from counts in fine bins, and ``quantile_error``, a bound
         on its difference from the quantile of these paths: at most (w + distance from the median)/1024, w being
         half the distance of the quartiles. Takes about 200 kB per saved time, component and thread.
