@@ -23,9 +23,13 @@ from solvers.quantiles import checked_levels
 from solvers.sde import SDE
 from solvers.sources import checked_increments
 from solvers.stability import refuse_unstable_step
+from solvers.vector_form import VectorSDE
+from solvers.vector_request import refuse_beyond_vector_form, vector_scheme, vector_stop_rule
 
 TITLE = "ensemble of SDE paths"
 _ROUNDING = 1e-6
+_FEW = 5
+"""Starts at which a model in vector form is asked for its Jacobian, by differences of many components."""
 
 
 class Before(NamedTuple):
@@ -42,7 +46,7 @@ class Request:
 
     Attributes
     ----------
-    sde : SDE
+    sde : SDE or VectorSDE
         In the convention of the scheme.
     start : ndarray (1, d) or (paths, d)
     scheme_reason : str or None
@@ -63,7 +67,7 @@ class Request:
         What happened to the paths in the run that this one continues.
     """
 
-    sde: SDE
+    sde: Any
     scheme: schemes.Scheme
     scheme_reason: str | None
     resolution: int
@@ -112,7 +116,7 @@ class Request:
 
 
 def checked(
-    sde: SDE,
+    sde: Any,
     y0: Any,
     *,
     t0: float,
@@ -137,10 +141,18 @@ def checked(
     runs: int = 1,
 ) -> Request:
     """Check everything that can be checked before work begins; `runs` is how many such runs are held at once."""
-    refuse_other(sde, SDE, "sde")
+    vector = bool(isinstance(sde, VectorSDE))
+    if not vector:
+        refuse_other(sde, SDE, "sde")
     if increments is not None:
         scheme = checked_increments(increments, scheme, sde.convention)
-    found, reason = schemes.choose(sde) if scheme == "auto" else (schemes.find(scheme), None)
+    if vector:
+        rule, few = vector_stop_rule, _FEW
+        found, reason = vector_scheme(scheme, sde)
+        sde.to(found.convention).compiled()
+    else:
+        rule, few = stop_rule, None
+        found, reason = schemes.choose(sde) if scheme == "auto" else (schemes.find(scheme), None)
     counts = (("paths", paths), ("threads", threads), ("chunk", chunk), ("save_every", save_every))
     for name, value in counts:
         if value is not None and wiener.checked_integer(name, value) < 1:
@@ -171,6 +183,8 @@ def checked(
             f"statistics {', '.join(sorted(bridged))} use a Brownian bridge, which does not fit increments; take "
             "step_maximum or step_minimum"
         )
+    if vector:
+        refuse_beyond_vector_form(sde, histogram, bridged)
     if histogram is not None:
         refuse_other(histogram, Grid, "histogram")
     if histogram is not None and tuple(histogram.names) != sde.names:
@@ -178,7 +192,7 @@ def checked(
             f"histogram has axes {tuple(histogram.names)}, but the SDE has components {sde.names}"
         )
     if not allow_unstable_step:
-        refuse_unstable_step(sde, start, t0, dt, found)
+        refuse_unstable_step(sde, start[:few], t0, dt, found)
     request = Request(
         sde=sde.to(found.convention),
         scheme=found,
@@ -201,7 +215,7 @@ def checked(
         window=checked_window(
             autocorrelation, t0=t0, dt=dt, first_step=first_step, last_step=steps, paths=int(paths)
         ),
-        stop=None if stop is None else stop_rule(stop, sde, bridge=increments is None),
+        stop=None if stop is None else rule(stop, sde, bridge=increments is None),
         threads=available_cores() if threads is None else int(threads),
         chunk=None if chunk is None else int(chunk),
         before=before,

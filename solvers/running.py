@@ -21,6 +21,8 @@ from solvers.kernels import advancing, advancing_until, run_blocks
 from solvers.moments import Moments
 from solvers.request import Request
 from solvers.sources import block_width, source
+from solvers.vector_form import VectorSDE
+from solvers.vector_request import vector_draws, vector_met_at_start, vector_pass
 from solvers.vectorisation import explain
 
 if TYPE_CHECKING:
@@ -59,11 +61,12 @@ class Run:
     def __init__(self, request: Request):
         self.request = request
         sde, d, times = request.sde, request.sde.dimension, request.saves.size
-        self.numbers = sum(schemes.stepper(request.scheme, sde).draws)
+        vector = isinstance(sde, VectorSDE)
+        draws = vector_draws(request.scheme, sde) if vector else schemes.stepper(request.scheme, sde).draws
+        self.numbers = sum(draws)
         self.width = block_width(max(d, self.numbers))
-        stepper = schemes.stepper(request.scheme, sde, self.width)
         if request.increments is None:
-            self.source = source(stepper.draws, request.resolution, self.width)
+            self.source = source(draws, request.resolution, self.width)
         else:
             self.source = request.increments.source(self.numbers, self.width)
         told = self.source.about.get("increments")
@@ -72,13 +75,18 @@ class Run:
                 f"increments are {told or 'Gaussian'!r}, but the run that y0 continues had "
                 f"{request.before.increments or 'Gaussian'!r}; give the same"
             )
-        self.parameters = np.array(sde.params, dtype=float)
-        model = (stepper, type(sde.params), len(sde.params), self.width, self.source.single)
-        if request.stop is None:
-            self.advance = advancing(*model)
-            _notice_once(self.advance)
+        if vector:
+            self.parameters = sde.flat_parameters
+            self.advance = vector_pass(request.scheme, sde, request.stop, self.width, self.source.single)
         else:
-            self.advance = advancing_until(*model, request.stop.condition)
+            self.parameters = np.array(sde.params, dtype=float)
+            stepper = schemes.stepper(request.scheme, sde, self.width)
+            model = (stepper, type(sde.params), len(sde.params), self.width, self.source.single)
+            if request.stop is None:
+                self.advance = advancing(*model)
+                _notice_once(self.advance)
+            else:
+                self.advance = advancing_until(*model, request.stop.condition)
         before = request.before
         self.final = np.empty((request.paths, d))
         self.diverged = (
@@ -132,7 +140,10 @@ class Run:
             exits[:count] = self.exits[here]
             if request.before is None:
                 start = request.start if len(request.start) == 1 else request.start[here]
-                met = met_at_start(request.stop, request.t0, start, request.sde.params)
+                if isinstance(request.sde, VectorSDE):
+                    met = vector_met_at_start(request.stop, request.sde, request.t0, start)
+                else:
+                    met = met_at_start(request.stop, request.t0, start, request.sde.params)
                 exits[:count] = np.where(met, request.t0, np.nan)
         states = np.empty((count, times, d)) if request.to_store else self.states[here]
         carried, sums, counts = self._observed(blocks, first)

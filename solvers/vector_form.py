@@ -122,6 +122,7 @@ class VectorSDE:
         self.drift, self.diffusion = _function(drift, "drift"), _function(diffusion, "diffusion")
         self.params = as_array_params(params)
         self.convention, self.noise, self.block = convention, noise, bool(block)
+        self._compared: Any = None
         self._keys()
         self.additive = not reads_state(self.diffusion)
         probed(self)
@@ -149,8 +150,15 @@ class VectorSDE:
         InvalidInput
             If Numba cannot compile a function, or reads it differently from Python.
         """
+        if self._compared != self._keys():
+            compile_and_compare(self, self.model())
+            self._compared = self._keys()
+        return self.model()
+
+    def model(self) -> VectorModel:
+        """The same before anything is compiled."""
         drift_key, diffusion_key = self._keys()
-        model = VectorModel(
+        return VectorModel(
             self.dimension,
             self.noise_dimension,
             self.noise,
@@ -161,8 +169,6 @@ class VectorSDE:
             vector_dispatcher(Keyed(drift_key, self.drift)),
             vector_dispatcher(Keyed(diffusion_key, self.diffusion)),
         )
-        compile_and_compare(self, model)
-        return model
 
     def drift_at(self, t: float, y: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """The drift on arrays: y holds d broadcastable arrays; d float64 arrays of their shape."""

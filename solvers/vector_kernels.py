@@ -187,7 +187,8 @@ def _stepping(heun: bool, model: VectorModel, n: int) -> tuple[Any, int]:
 
     @njit(fastmath=FLAGS, error_model="numpy")
     def trapezoidal(t, dt, y, noise, more, p, work):
-        a, c, z = (window(work, k * size, (size,)) for k in (0, 1, 2))
+        a, c = window(work, 0, (size,)), window(work, size, (size,))
+        z = window(work, 2 * size, (size,))
         b = window(work, 3 * size, (matrix,))
         half = 0.5 * dt
         drift(t, y, p, a)

@@ -165,7 +165,7 @@ def drift_at(sde: VectorSDE, t: float, y: Sequence[Any]) -> tuple[np.ndarray, ..
         raise InvalidInput(f"y={y!r} must hold {sde.dimension} components, each a number or an array")
     values = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in y))
     points = np.stack([v.ravel() for v in values], axis=1)
-    found = _sampled("drift", sde.compiled(), sde.flat_parameters, float(t), points)
+    found = _sampled("drift", sde.model(), sde.flat_parameters, float(t), points)
     return tuple(column.reshape(values[0].shape).copy() for column in found.T)
 
 
