@@ -171,8 +171,9 @@ class Extremes(Observer):
         high, low = divmod(request.seed, 1 << 32)
         sides = [_UP if name.endswith("maximum") else _DOWN for name in names]
         sides += [0.0] * (2 - len(sides))
+        parameters = request.sde.params if self.bridged else ()
         self.settings = np.array(
-            [request.first_step, request.t0, request.dt, high, low, len(names), *sides, *request.sde.params],
+            [request.first_step, request.t0, request.dt, high, low, len(names), *sides, *parameters],
             dtype=float,
         )
 

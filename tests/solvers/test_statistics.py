@@ -8,6 +8,7 @@ import pytest
 from scipy import special, stats
 
 from solvers import SDE, AccuracyWarning, InvalidInput, simulate
+from solvers.vector_form import VectorSDE
 from tests import problems
 
 OU = problems.ornstein_uhlenbeck()
@@ -218,6 +219,33 @@ def test_a_continued_run_has_the_extremes_of_both():
     np.testing.assert_array_equal(
         np.minimum(first["step_minimum"], second["step_minimum"]), whole["step_minimum"]
     )
+
+
+def test_models_in_vector_form_have_the_same_statistics():
+    """40 components with an array of parameters, in blocks narrower than 512."""
+
+    def drift(t, y, p, out):
+        for j in range(out.size):
+            out[j] = -p.k[j] * y[j]
+
+    def diffusion(t, y, p, out):
+        for j in range(out.size):
+            out[j] = 0.5
+
+    sde = VectorSDE(drift, diffusion, params={"k": np.linspace(0.5, 2.0, 40)}, dimension=40, convention="ito")
+    settings = {"t1": 0.1, "dt": 0.01, "paths": 700, "seed": 3, "quantiles": [0.1, 0.9]}
+    settings["statistics"] = ("kurtosis", "step_maximum", "step_minimum")
+    result = simulate(sde, np.zeros(40), threads=1, save_paths=True, **settings)
+    state = result["state"].values
+    np.testing.assert_array_equal(result["step_maximum"], state.max(axis=1))
+    np.testing.assert_array_equal(result["step_minimum"], state.min(axis=1))
+    deviation = state[:, 1:] - state[:, 1:].mean(axis=0)
+    kurtosis = (deviation**4).mean(axis=0) / (deviation**2).mean(axis=0) ** 2 - 3
+    np.testing.assert_allclose(result["kurtosis"][1:], kurtosis, atol=1e-12)
+    exact = np.quantile(state, [0.1, 0.9], axis=0).transpose(1, 0, 2)
+    assert (np.abs(result["quantile"] - exact) <= result["quantile_error"]).all()
+    again = simulate(sde, np.zeros(40), threads=2, chunk=64, **settings)
+    assert again.identical(result.drop_vars("state"))
 
 
 def test_extremes_of_diverged_paths_are_no_numbers():
