@@ -18,10 +18,11 @@ from solvers.statistics import dataset, warn_of_divergence
 
 if TYPE_CHECKING:
     from solvers.sde import SDE
+    from solvers.vector_form import VectorSDE
 
 
 def simulate(
-    sde: SDE,
+    sde: SDE | VectorSDE,
     y0: Any,
     *,
     t1: float,

@@ -11,7 +11,7 @@ from numba import njit
 
 from solvers import schemes, vmath
 from solvers.errors import InvalidInput
-from solvers.kernels import _unpacking as unpacking
+from solvers.kernels import unpacking
 from solvers.moments import Moments, mean_and_second
 from solvers.observers import Observer, about, by_path, observing
 from solvers.wiener import crossing_uniforms

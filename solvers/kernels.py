@@ -190,7 +190,7 @@ def _loading(draws: int, width: int, single: bool) -> Any:
     return njit(fastmath=FLAGS, error_model="numpy", forceinline=True)(scope["load"])
 
 
-def _unpacking(kind: type, count: int) -> Any:
+def unpacking(kind: type, count: int) -> Any:
     """Compiled code from the flat parameters to the tuple or named tuple that the model reads."""
     entries = ", ".join(f"values[{k}]" for k in range(count))
     made = f"kind({entries})" if hasattr(kind, "_fields") else f"({entries},)" if count else "()"
@@ -209,7 +209,7 @@ def advancing(stepper: Stepper, kind: type, count: int, width: int, single: bool
     step, ops, d = stepper.step, stepper.ops, stepper.model.d
     numbers = sum(stepper.draws)
     load, store, load_noise = ops.load, ops.store, _loading(sum(stepper.draws), width, single)
-    unpack = _unpacking(kind, count)
+    unpack = unpacking(kind, count)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, _number, _exits, _gaps, _of, _g):
@@ -236,7 +236,7 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
     numbers, diffusion = sum(stepper.draws), stepper.model.diffusion
     load, store, variances = ops.load, ops.store, ops.variances
     load_noise = _loading(sum(stepper.draws), width, single)
-    unpack = _unpacking(kind, count)
+    unpack = unpacking(kind, count)
     settle = _settling(d, width)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")

@@ -14,7 +14,7 @@ from solvers.errors import InvalidInput
 if TYPE_CHECKING:
     from solvers.sde import SDE
 
-_SHARED = ("time", "component", "component2", "path")
+_SHARED = ("time", "component", "component2", "path", "lag", "q")
 
 
 def sweep_points(

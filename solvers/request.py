@@ -153,6 +153,7 @@ def checked(
     else:
         rule, few = stop_rule, None
         found, reason = schemes.choose(sde) if scheme == "auto" else (schemes.find(scheme), None)
+        found.check(sde)
     counts = (("paths", paths), ("threads", threads), ("chunk", chunk), ("save_every", save_every))
     for name, value in counts:
         if value is not None and wiener.checked_integer(name, value) < 1:
@@ -178,6 +179,12 @@ def checked(
             saves = np.append(saves, steps)
     statistics = checked_statistics(statistics, stop)
     bridged = {"maximum", "minimum"} & set(statistics)
+    if found.strong is None and (stop is not None or bridged):
+        what = "stop" if stop is not None else f"statistics {', '.join(sorted(bridged))}"
+        raise InvalidInput(
+            f"{what} asks where single paths go, and {found.name!r} has the right distribution only at the ends of "
+            "steps; use another scheme, such as 'euler-maruyama'"
+        )
     if increments is not None and bridged:
         raise InvalidInput(
             f"statistics {', '.join(sorted(bridged))} use a Brownian bridge, which does not fit increments; take "

@@ -15,10 +15,13 @@ from solvers.sde import SDE
 def refuse_unstable_step(sde: SDE, start: np.ndarray, t0: float, dt: float, scheme: schemes.Scheme) -> None:
     """Refuse a step at which the scheme amplifies a mode that the drift damps, at up to 100 of the starts."""
     points = np.unique(start, axis=0)[:100]
-    rates = np.linalg.eigvals(_drift_jacobians(sde, t0, points)).ravel()
-    if _amplified(rates, dt, scheme.amplification).any():
-        # a jump of the drift looks as stiff as its difference is fine: only exact derivatives count against dt
-        rates = np.linalg.eigvals(_exact_jacobians(sde, t0, points)).ravel()
+    with np.errstate(all="ignore"):
+        speeds = np.sqrt(sum(component**2 for component in sde.drift_at(t0, tuple(points.T))))
+        tamed = np.asarray(scheme.taming(dt * speeds))[:, None, None]
+        rates = _rates(_drift_jacobians(sde, t0, points) / tamed)
+        if _amplified(rates, dt, scheme.amplification).any():
+            # a jump of the drift looks as stiff as its difference is fine: only exact derivatives count
+            rates = _rates(_exact_jacobians(sde, t0, points) / tamed)
     refuse_amplified(
         rates,
         dt,
@@ -27,6 +30,11 @@ def refuse_unstable_step(sde: SDE, start: np.ndarray, t0: float, dt: float, sche
         name=repr(scheme.name),
         insist=" (allow_unstable_step=True to insist)",
     )
+
+
+def _rates(jacobians: np.ndarray) -> np.ndarray:
+    """All eigenvalues; matrices that are not finite are left out."""
+    return np.linalg.eigvals(jacobians[np.isfinite(jacobians).all(axis=(1, 2))]).ravel()
 
 
 def refuse_amplified(
@@ -58,30 +66,27 @@ def _amplified(rates: np.ndarray, dt: float, amplification: Callable[[np.ndarray
 
 
 def _exact_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:
-    """Symbolic derivatives at every point, zero for jumps; points where they are not finite are left out."""
+    """Symbolic derivatives at every point, zero for jumps."""
     try:
         exact = tangent.jacobian(sde)
     except InvalidInput:  # a drift that cannot be traced is judged by its differences
         return _drift_jacobians(sde, t0, points)
-    with np.errstate(all="ignore"):
-        jacobians = np.array([exact(t0, point) for point in points])
-    return jacobians[np.isfinite(jacobians).all(axis=(1, 2))]
+    return np.array([exact(t0, point) for point in points])
 
 
 def _drift_jacobians(sde: SDE, t0: float, points: np.ndarray) -> np.ndarray:
-    """Central differences at every point; points where they are not finite are left out."""
+    """Central differences at every point."""
     d = sde.dimension
     jacobians = np.empty((len(points), d, d))
-    with np.errstate(all="ignore"):
-        for j in range(d):
-            h = 6e-6 * np.maximum(1.0, np.abs(points[:, j]))
-            up, down = points.copy(), points.copy()
-            up[:, j] += h
-            down[:, j] -= h
-            above = np.stack(sde.drift_at(t0, tuple(up.T)), axis=-1)
-            below = np.stack(sde.drift_at(t0, tuple(down.T)), axis=-1)
-            jacobians[:, :, j] = (above - below) / (up[:, j] - down[:, j])[:, None]
-    return jacobians[np.isfinite(jacobians).all(axis=(1, 2))]
+    for j in range(d):
+        h = 6e-6 * np.maximum(1.0, np.abs(points[:, j]))
+        up, down = points.copy(), points.copy()
+        up[:, j] += h
+        down[:, j] -= h
+        above = np.stack(sde.drift_at(t0, tuple(up.T)), axis=-1)
+        below = np.stack(sde.drift_at(t0, tuple(down.T)), axis=-1)
+        jacobians[:, :, j] = (above - below) / (up[:, j] - down[:, j])[:, None]
+    return jacobians
 
 
 def _largest_stable_step(rates: np.ndarray, dt: float, amplification: Callable[..., Any]) -> float:

@@ -133,6 +133,14 @@ def _printer() -> Any:
                 return f"(1.0/xp.sqrt({base}))"
             if power == -1:
                 return f"(1.0/({base}))"
+            # Whole and half powers as products and roots: a power with a float exponent is a call into the C
+            # library, and one with a negative whole exponent can raise.
+            if power.is_Integer and power < 0:
+                return f"(1.0/(({base})**{-int(power)}))"
+            if power.is_Rational and power.q == 2:
+                whole, root = abs(int(power.p)) // 2, f"xp.sqrt({base})"
+                product = root if whole == 0 else f"({base})**{whole}*{root}"
+                return f"({product})" if power > 0 else f"(1.0/({product}))"
             return f"(({base})**({self._print(power)}))"
 
         def _print_Rational(self, expr):

@@ -11,7 +11,7 @@ import pytest
 
 from solvers import memory, request, wiener
 from solvers.ensemble import simulate
-from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.errors import AccuracyWarning, InvalidInput, PerformanceNotice
 from solvers.given_noise import drive
 from solvers.grid import Grid
 from solvers.sde import SDE
@@ -408,3 +408,26 @@ def test_arguments_of_another_kind_are_refused(change, words):
     arguments = {"sde": OU.sde, "y0": 0.0, "t1": 0.1, "dt": 0.1, "paths": 2, "seed": 0} | change
     with pytest.raises(InvalidInput, match=words):
         simulate(**arguments)
+
+
+def test_tamed_euler_comes_in_from_far_out():
+    """Its step far out is damped by the taming, not by the derivative of the drift there: not refused."""
+    steep = SDE(lambda t, y, p, xp: (y[0] - y[0] ** 5,), lambda t, y, p, xp: (0.5,), convention="ito")
+    with pytest.raises(InvalidInput, match="too large for the drift"):
+        simulate(steep, 10.0, t1=2.0, dt=0.02, paths=500, seed=0)
+    result = simulate(steep, 10.0, t1=2.0, dt=0.02, paths=500, seed=0, scheme="tamed-euler", save_at=[2.0])
+    assert not result["diverged"].any()
+    assert np.abs(result["final"]).max() < 3
+
+
+@pytest.mark.parametrize("more", [{"stop": lambda t, y, p, xp: y[0] > 1.0}, {"statistics": ("maximum",)}])
+def test_weak_schemes_tell_nothing_of_single_paths(more):
+    with pytest.raises(InvalidInput, match="right distribution only"):
+        simulate(OU.sde, 0.0, t1=1.0, dt=0.1, paths=5, seed=0, scheme="weak-euler", **more)
+
+
+def test_a_slow_model_is_told_once_and_what_to_write():
+    slow = SDE(lambda t, y, p, xp: (-y[0] * math.erf(0.3 * t),), lambda t, y, p, xp: (1.0,), convention="ito")
+    with pytest.warns(PerformanceNotice, match="pow"):
+        simulate(slow, 0.0, t1=0.2, dt=0.1, paths=5, seed=0)
+    simulate(slow, 0.0, t1=0.2, dt=0.1, paths=5, seed=0)  # pytest turns warnings into errors

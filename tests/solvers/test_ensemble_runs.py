@@ -38,7 +38,7 @@ def test_a_sweep_compiles_once():
     [
         ({}, "give a mapping"),
         ([1.0], "give a mapping"),
-        ({"q": [1.0]}, "'q' does not exist"),
+        ({"w": [1.0]}, "'w' does not exist"),
         ({"k": [1.0, np.nan]}, "sweep of 'k'"),
         ({"k": ["a"]}, "sweep of 'k'"),
     ],
