@@ -1,8 +1,8 @@
 """The passes that move a block of paths of a model in vector form by one step, and the steps they are made of.
 
 A block lies as for the component form, ``x[component * width + i]``, with the same random numbers. Functions
-for single paths see one path at a time, copied together from the block eight paths (one cache line) at a time;
-functions for blocks see the block itself.
+for blocks see the block itself; functions for single paths see copies of one path after the other, transposed
+eight paths (one cache line) at a time.
 """
 
 from __future__ import annotations
@@ -27,23 +27,14 @@ _LARGEST = 1 << 15
 """Entries of state-dependent matrices of noise that are held at once: a quarter of a megabyte."""
 
 
-def _columns(model: VectorModel, width: int) -> int:
-    """Paths per call of the model's functions."""
-    if not model.block:
-        return 1
-    if model.additive or model.noise == "diagonal":
-        return width
-    fitting = max(_TOGETHER, _LARGEST // (model.d * model.m))
-    return min(width, 1 << (fitting.bit_length() - 1))
-
-
 class Mover(NamedTuple):
     """A step of a scheme for blocks of one width.
 
     Attributes
     ----------
     move : dispatcher
-        ``move(t, dt, x, dw, p, scratch)``: x (d * width) is moved by one step with the increments dw (m * width).
+        ``move(t, dt, x, ready, unit, p, scratch)``: x (d * width) is moved by one step with the random numbers
+        (m * width) of a source.
     scratch : int
         Floats that it needs to work in.
     """
@@ -53,221 +44,209 @@ class Mover(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def moving(scheme: str, model: VectorModel, width: int) -> Mover:
-    """The step of "euler-maruyama" or "heun" for blocks of a width."""
-    n, d, m = _columns(model, width), model.d, model.m
-    together = min(_TOGETHER, width) if n == 1 else n
-    step, work = _stepping(scheme == "heun", model, n)
-    kicks, kicks_size = _kicking(scheme == "heun", model, width)
-    additive = model.additive
-    rows = d if additive else m  # of the noise that a step takes
-    second = scheme == "heun" and additive
-    packed = together < width or n == 1
-    noise_at = kicks_size
-    work_at = kicks_size + ((d + rows + (rows if second else 0)) * together if packed else 0)
-    y_at, z_at, s_at = noise_at, noise_at + d * together, noise_at + (d + rows) * together
-    whole = d * width
-    calls = together // n
+def moving(heun: bool, model: VectorModel, width: int, single: bool) -> Mover:
+    """The step of Heun's scheme or of Euler-Maruyama for a source that is `single` or not.
 
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def gather(x, start, size, out):
-        """Columns from start on of a block with rows of width: path by path, or as a narrower block."""
-        if n == 1:
-            transpose(x, start, width, size, together, out, 0, size)
-        else:
-            copy(x, start, width, size, out, 0, together)
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def scatter(x, start, size, out):
-        if n == 1:
-            transpose(out, 0, size, together, size, x, start, width)
-        else:
-            copy(out, 0, together, size, x, start, width)
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def copy(source, start, stride, size, target, place, step):
-        for j in range(size):
-            row = window(source, start + j * stride, (together,))
-            into = window(target, place + j * step, (together,))
-            for q in range(together):
-                into[q] = row[q]
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def move(t, dt, x, dw, p, scratch):
-        noise = dw
-        if additive:
-            kicks(t, dt, dw, p, scratch)
-            noise = window(scratch, 0, (whole,))
-        more = window(scratch, whole if second else 0, (whole,)) if additive else dw
-        work = window(scratch, work_at, (scratch.size - work_at,))
-        if not packed:
-            step(t, dt, x, noise, more, p, work)
-            return
-        ys = window(scratch, y_at, (d * together,))
-        zs = window(scratch, z_at, (rows * together,))
-        ss = window(scratch, s_at if second else z_at, (rows * together,))
-        for start in range(0, width, together):
-            gather(x, start, d, ys)
-            gather(noise, start, rows, zs)
-            if second:
-                gather(more, start, rows, ss)
-            for q in range(calls):
-                step(
-                    t, dt, window(ys, q * d * n, (d * n,)), window(zs, q * rows * n, (rows * n,)),
-                    window(ss, q * rows * n, (rows * n,)), p, work,
-                )  # fmt: skip
-            scatter(x, start, d, ys)
-
-    return Mover(move, work_at + work)
-
-
-@lru_cache(maxsize=256)
-def _kicking(heun: bool, model: VectorModel, width: int) -> tuple[Any, int]:
-    """Additive noise of a whole block, and its scratch.
-
-    ``kicks(t, dt, dw, p, scratch)`` writes sigma(t) dw (d * width) to the beginning of the scratch and, for
-    Heun's scheme, sigma(t + dt) dw after it.
+    Both are written over blocks: a is the drift, and b what `term` makes the noise from (see `_noise`).
     """
-    d, m, general = model.d, model.m, model.noise == "general"
-    size, whole = d * m if general else d, model.d * width
-    evaluations = 2 if heun else 1
-    sigma_at = evaluations * whole
-    if not model.additive:
-        return None, 0
+    d, m, whole, general = model.d, model.m, model.d * width, model.noise == "general"
+    evaluate, spare = _blockwise(model, width) if model.block else _pathwise(model, width)
+    held, sigma, row, term = _noise(model, width, single)
+    increments = _increments(m * width, single)
+    b_at = (3 if heun else 1) * whole
+    dw_at = b_at + (2 if heun else 1) * held
+    spare_at = dw_at + (m * width if general else 0)
+
+    @njit(fastmath=FLAGS, error_model="numpy")
+    def euler(t, dt, x, ready, unit, p, scratch):
+        a, b = window(scratch, 0, (whole,)), window(scratch, b_at, (held,))
+        dw, work = window(scratch, dw_at, (m * width,)), window(scratch, spare_at, (spare,))
+        root = math.sqrt(dt)
+        if general:
+            increments(ready, unit, root, dw)
+        evaluate(t, x, dw, p, a, b, work)
+        sigma(t, dw, p, b, work)
+        for j in range(d):
+            y, slope, size = window(x, j * width, (width,)), window(a, j * width, (width,)), row(b, j)
+            number, normal = window(ready, j * width, (width,)), window(unit, j * width, (width,))
+            for i in range(width):
+                y[i] += dt * slope[i] + term(size, number, normal, root, i)
+
+    @njit(fastmath=FLAGS, error_model="numpy")
+    def trapezoidal(t, dt, x, ready, unit, p, scratch):
+        a, a1 = window(scratch, 0, (whole,)), window(scratch, whole, (whole,))
+        z = window(scratch, 2 * whole, (whole,))
+        b, b1 = window(scratch, b_at, (held,)), window(scratch, b_at + held, (held,))
+        dw, work = window(scratch, dw_at, (m * width,)), window(scratch, spare_at, (spare,))
+        root, half = math.sqrt(dt), 0.5 * dt
+        if general:
+            increments(ready, unit, root, dw)
+        evaluate(t, x, dw, p, a, b, work)
+        sigma(t, dw, p, b, work)
+        for j in range(d):
+            y, slope, size = window(x, j * width, (width,)), window(a, j * width, (width,)), row(b, j)
+            number, normal = window(ready, j * width, (width,)), window(unit, j * width, (width,))
+            predicted = window(z, j * width, (width,))
+            for i in range(width):
+                predicted[i] = y[i] + dt * slope[i] + term(size, number, normal, root, i)
+        evaluate(t + dt, z, dw, p, a1, b1, work)
+        sigma(t + dt, dw, p, b1, work)
+        for j in range(d):
+            y, slope, slope1 = (
+                window(x, j * width, (width,)), window(a, j * width, (width,)), window(a1, j * width, (width,)),
+            )  # fmt: skip
+            size, size1 = row(b, j), row(b1, j)
+            number, normal = window(ready, j * width, (width,)), window(unit, j * width, (width,))
+            for i in range(width):
+                kicks = term(size, number, normal, root, i) + term(size1, number, normal, root, i)
+                y[i] += half * (slope[i] + slope1[i]) + 0.5 * kicks
+
+    return Mover(trapezoidal if heun else euler, spare_at + spare)
+
+
+def _noise(model: VectorModel, width: int, single: bool) -> tuple[int, Any, Any, Any]:
+    """How the noise is held in b: its size, and three functions.
+
+    b holds sigma dw of each path for general noise; for diagonal noise sigma, one number per component if it is
+    additive. ``sigma(t, dw, p, b, work)`` fills it if the noise is additive, `row(b, j)` is that of a component
+    and ``term(row, number, normal, root, i)`` its sigma dw for path i.
+    """
+    d, m, general, additive = model.d, model.m, model.noise == "general", model.additive
+    shared = additive and not general
     diffusion = calling("diffusion", model, 1)
 
     @njit(fastmath=FLAGS, error_model="numpy")
-    def kicks(t, dt, dw, p, scratch):
-        sigma = window(scratch, sigma_at, (size,))
-        nothing = window(scratch, sigma_at + size, (d,))
-        for j in range(d):
-            nothing[j] = 0.0
-        for k in range(evaluations):
-            diffusion(t + k * dt, nothing, p, sigma)
+    def sigma(t, dw, p, b, work):
+        if additive:
+            nothing, matrix = window(work, 0, (d,)), window(work, d, (d * m,))
+            for j in range(d):
+                nothing[j] = 0.0
+            diffusion(t, nothing, p, matrix if general else b)
             if general:
-                apply_matrix(
-                    window(sigma, 0, (d, m)),
-                    window(dw, 0, (m, width)),
-                    window(scratch, k * whole, (d, width)),
-                )
-            else:
-                for j in range(d):
-                    size_j, source = sigma[j], window(dw, j * width, (width,))
-                    target = window(scratch, k * whole + j * width, (width,))
-                    for i in range(width):
-                        target[i] = size_j * source[i]
+                apply_matrix(window(matrix, 0, (d, m)), window(dw, 0, (m, width)), window(b, 0, (d, width)))
 
-    return kicks, sigma_at + size + d
+    @njit(fastmath=FLAGS, error_model="numpy")
+    def row(b, j):
+        return window(b, j, (1,)) if shared else window(b, j * width, (width,))
+
+    @njit(fastmath=FLAGS, error_model="numpy", forceinline=True)
+    def term(row, number, normal, root, i):
+        if general:
+            return row[i]
+        return row[0 if shared else i] * (normal[i] * root if single else number[i])
+
+    return d if shared else d * width, sigma, row, term
 
 
-@lru_cache(maxsize=256)
-def _stepping(heun: bool, model: VectorModel, n: int) -> tuple[Any, int]:
-    """``step(t, dt, y, noise, more, p, work)`` on flat arrays of n columns, and the size of its work.
+def _increments(numbers: int, single: bool) -> Any:
+    """``increments(ready, unit, root, dw)``: the increments of a block in double precision."""
 
-    noise are the increments of the Wiener processes or, for additive noise, sigma(t) dw; more is then
-    sigma(t + dt) dw.
+    @njit(fastmath=FLAGS, error_model="numpy")
+    def increments(ready, unit, root, dw):
+        for q in range(numbers):
+            dw[q] = unit[q] * root if single else ready[q]
+
+    return increments
+
+
+def _pathwise(model: VectorModel, width: int) -> tuple[Any, int]:
+    """``evaluate(t, x, dw, p, a, b, work)`` for functions of single paths, and the size of its work.
+
+    It fills a with the drift and, unless the noise is additive, b.
     """
-    d, m = model.d, model.m
-    drift, diffusion, kick = calling("drift", model, n), calling("diffusion", model, n), _kick(model, n)
-    additive, size = model.additive, d * n
-    matrix = 0 if model.additive else d * m * n if model.noise == "general" else d * n
+    d, m, general, additive = model.d, model.m, model.noise == "general", model.additive
+    drift, diffusion = calling("drift", model, 1), calling("diffusion", model, 1)
+    n = min(_TOGETHER, width)
+    entries, matrix = d * n, d * m if general else d * n
+    dw_at = 3 * d * n + matrix
 
     @njit(fastmath=FLAGS, error_model="numpy")
-    def euler(t, dt, y, noise, _more, p, work):
-        a, b = window(work, 0, (size,)), window(work, size, (matrix,))
-        drift(t, y, p, a)
+    def evaluate(t, x, dw, p, a, b, work):
+        y, slope = window(work, 0, (entries,)), window(work, entries, (entries,))
+        size, sigma = window(work, 2 * entries, (entries,)), window(work, 3 * entries, (matrix,))
+        increment = window(work, dw_at, (m * n,))
+        for start in range(0, width, n):
+            transpose(x, start, width, d, n, y, 0, d)
+            for q in range(n):
+                drift(t, window(y, q * d, (d,)), p, window(slope, q * d, (d,)))
+            transpose(slope, 0, d, n, d, a, start, width)
+            if additive:
+                continue
+            if general:
+                transpose(dw, start, width, m, n, increment, 0, m)
+            for q in range(n):
+                if general:
+                    diffusion(t, window(y, q * d, (d,)), p, sigma)
+                    apply_matrix(
+                        window(sigma, 0, (d, m)), window(increment, q * m, (m,)), window(size, q * d, (d,))
+                    )
+                else:
+                    diffusion(t, window(y, q * d, (d,)), p, window(size, q * d, (d,)))
+            transpose(size, 0, d, n, d, b, start, width)
+
+    return evaluate, max(dw_at + m * n, d + d * m)
+
+
+def _blockwise(model: VectorModel, width: int) -> tuple[Any, int]:
+    """The same for functions of blocks; matrices of noise are made for as many paths as fit in the cache."""
+    d, m, general, additive = model.d, model.m, model.noise == "general", model.additive
+    fitting = max(_TOGETHER, _LARGEST // (d * m))
+    n = min(width, 1 << (fitting.bit_length() - 1))
+    drift = calling("drift", model, width)
+    diffusion = calling("diffusion", model, n if general else width)
+    y_at = d * m * n
+
+    @njit(fastmath=FLAGS, error_model="numpy")
+    def evaluate(t, x, dw, p, a, b, work):
+        drift(t, x, p, a)
         if additive:
-            for q in range(size):
-                y[q] = y[q] + dt * a[q] + noise[q]
-        else:
-            diffusion(t, y, p, b)
-            for q in range(size):
-                y[q] += dt * a[q]
-            kick(y, b, noise, 1.0)
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def trapezoidal(t, dt, y, noise, more, p, work):
-        a, c = window(work, 0, (size,)), window(work, size, (size,))
-        z = window(work, 2 * size, (size,))
-        b = window(work, 3 * size, (matrix,))
-        half = 0.5 * dt
-        drift(t, y, p, a)
-        if additive:
-            for q in range(size):
-                z[q] = y[q] + dt * a[q] + noise[q]
-            drift(t + dt, z, p, c)
-            for q in range(size):
-                y[q] += half * (a[q] + c[q]) + 0.5 * (noise[q] + more[q])
-        else:
-            diffusion(t, y, p, b)
-            for q in range(size):
-                z[q] = y[q] + dt * a[q]
-            kick(z, b, noise, 1.0)
-            drift(t + dt, z, p, c)
-            for q in range(size):
-                y[q] += half * (a[q] + c[q])
-            kick(y, b, noise, 0.5)
-            diffusion(t + dt, z, p, b)
-            kick(y, b, noise, 0.5)
-
-    return (trapezoidal, 3 * size + matrix) if heun else (euler, size + matrix)
-
-
-@lru_cache(maxsize=256)
-def _kick(model: VectorModel, n: int) -> Any:
-    """``kick(y, b, dw, factor)``: y += factor b dw, on flat arrays of n columns."""
-    d, m = model.d, model.m
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def diagonal(y, b, dw, factor):
-        for q in range(d * n):
-            y[q] += factor * b[q] * dw[q]
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def alone(y, b, dw, factor):
-        for j in range(d):
-            row, total = window(b, j * m, (m,)), 0.0
-            for k in range(m):
-                total += row[k] * dw[k]
-            y[j] += factor * total
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def columns(y, b, dw, factor):
-        for j in range(d):
-            target = window(y, j * n, (n,))
-            for k in range(m):
-                row, source = window(b, (j * m + k) * n, (n,)), window(dw, k * n, (n,))
+            return
+        if not general:
+            diffusion(t, x, p, b)
+            return
+        sigma, y = window(work, 0, (d * m * n,)), window(work, y_at, (d * n,))
+        for start in range(0, width, n):
+            for j in range(d):
+                row, source = window(y, j * n, (n,)), window(x, j * width + start, (n,))
                 for i in range(n):
-                    target[i] += factor * row[i] * source[i]
+                    row[i] = source[i]
+            diffusion(t, y, p, sigma)
+            for j in range(d):
+                target = window(b, j * width + start, (n,))
+                for i in range(n):
+                    target[i] = 0.0
+                for k in range(m):
+                    factor, increment = (
+                        window(sigma, (j * m + k) * n, (n,)),
+                        window(dw, k * width + start, (n,)),
+                    )
+                    for i in range(n):
+                        target[i] += factor[i] * increment[i]
 
-    return diagonal if model.noise == "diagonal" else alone if n == 1 else columns
+    return evaluate, max((d * m + d) * n, d + d * m)
 
 
 @lru_cache(maxsize=256)
-def vector_advancing(scheme: str, model: VectorModel, width: int, single: bool) -> Any:
+def vector_advancing(heun: bool, model: VectorModel, width: int, single: bool) -> Any:
     """The pass that moves all paths of a block by one step; `single` is the source's."""
-    mover, prepare = moving(scheme, model, width), _increments(model.m * width, single)
-    move, scratch, unpack = mover.move, mover.scratch, unpacking(model.kind, model.shapes)
+    mover, unpack = moving(heun, model, width, single), unpacking(model.kind, model.shapes)
+    move, scratch = mover.move, mover.scratch
     whole, held, numbers = model.d * width, count(model.shapes), model.m * width
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, _number, _exits, _gaps, _of, _g):
-        p = unpack(carray(at_p, (held,)))
-        ready, unit = carray(at_ready, (numbers,)), carray(at_unit, (numbers,))
-        space = np.zeros(
-            scratch + numbers
-        )  # zeros: what a function leaves unwritten is the same in any thread
-        dw = prepare(ready, unit, math.sqrt(dt), window(space, scratch, (numbers,)))
-        move(t, dt, carray(at_x, (whole,)), dw, p, space)
+        x, p = carray(at_x, (whole,)), unpack(carray(at_p, (held,)))
+        space = np.zeros(scratch)  # zeros: what a function leaves unwritten is then the same in any thread
+        move(t, dt, x, carray(at_ready, (numbers,)), carray(at_unit, (numbers,)), p, space)
 
     return advance
 
 
 @lru_cache(maxsize=256)
-def vector_advancing_until(scheme: str, model: VectorModel, width: int, single: bool, stop: Any) -> Any:
+def vector_advancing_until(heun: bool, model: VectorModel, width: int, single: bool, stop: Any) -> Any:
     """The same for paths that may meet a stop condition; as `solvers.kernels.advancing_until`."""
-    mover, prepare = moving(scheme, model, width), _increments(model.m * width, single)
-    move, scratch, unpack = mover.move, mover.scratch, unpacking(model.kind, model.shapes)
+    mover, unpack = moving(heun, model, width, single), unpacking(model.kind, model.shapes)
+    move, scratch = mover.move, mover.scratch
     spread_of, spread_size = spreading(model, width)
     d, whole, held, numbers = model.d, model.d * width, count(model.shapes), model.m * width
     settle = _settling(d, width)
@@ -275,14 +254,12 @@ def vector_advancing_until(scheme: str, model: VectorModel, width: int, single: 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, seed, start, number, at_exits, at_gaps, at_of, g):
         x, p = carray(at_x, (whole,)), unpack(carray(at_p, (held,)))
-        ready, unit = carray(at_ready, (numbers,)), carray(at_unit, (numbers,))
         exits, gaps, components = carray(at_exits, (width,)), carray(at_gaps, (g, 2)), carray(at_of, (g,))
-        space = np.zeros(max(scratch, spread_size) + numbers)
-        dw = prepare(ready, unit, math.sqrt(dt), window(space, space.size - numbers, (numbers,)))
+        space = np.zeros(max(scratch, spread_size))
         new, spread, flags, y = x.copy(), np.empty(whole), np.zeros(width), np.empty(d)
         if g > 0:
             spread_of(t, x, p, spread, space)
-        move(t, dt, new, dw, p, space)
+        move(t, dt, new, carray(at_ready, (numbers,)), carray(at_unit, (numbers,)), p, space)
         if g == 0:
             for i in range(width):
                 for j in range(d):
@@ -294,25 +271,9 @@ def vector_advancing_until(scheme: str, model: VectorModel, width: int, single: 
 
 
 @lru_cache(maxsize=256)
-def _increments(numbers: int, single: bool) -> Any:
-    """``prepare(ready, unit, root, space)``: the increments, scaled into the space if they are of unit variance."""
-
-    @njit(fastmath=FLAGS, error_model="numpy")
-    def prepare(ready, unit, root, space):
-        if not single:
-            return window(ready, 0, (numbers,))
-        for q in range(numbers):
-            space[q] = unit[q] * root
-        return space
-
-    return prepare
-
-
-@lru_cache(maxsize=256)
 def spreading(model: VectorModel, width: int) -> tuple[Any, int]:
     """``spread(t, x, p, out, scratch)``: the diagonal of sigma sigma^T (d * width), and the scratch it needs."""
-    d, m = model.d, model.m
-    entries = m if model.noise == "general" else 1
+    d, entries = model.d, model.m if model.noise == "general" else 1
     diffusion = calling("diffusion", model, 1)
 
     @njit(fastmath=FLAGS, error_model="numpy")
@@ -329,3 +290,27 @@ def spreading(model: VectorModel, width: int) -> tuple[Any, int]:
                 out[j * width + i] = total
 
     return spread, d + d * entries
+
+
+@lru_cache(maxsize=256)
+def vector_following(heun: bool, model: VectorModel) -> Any:
+    """``follow(parameters, t0, dt, start, dw, states)``: paths one by one on given increments, for `drive`."""
+    mover, unpack = moving(heun, model, 1, False), unpacking(model.kind, model.shapes)
+    move, scratch = mover.move, mover.scratch
+
+    @njit(error_model="numpy", nogil=True)
+    def follow(parameters, t0, dt, start, dw, states):
+        p, space, unit = unpack(parameters), np.zeros(scratch), np.empty(1, np.float32)
+        paths, kept = states.shape[0], states.shape[1]
+        for i in range(paths):
+            y = start[i].copy()
+            if kept > 1:
+                states[i, 0] = y
+            for k in range(dw.shape[1]):
+                move(t0 + k * dt, dt, y, dw[i, k], unit, p, space)
+                if kept > 1:
+                    states[i, k + 1] = y
+            if kept == 1:
+                states[i, 0] = y
+
+    return follow

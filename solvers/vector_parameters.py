@@ -102,22 +102,23 @@ def count(shapes: Shapes) -> int:
 
 def _view(readonly: bool) -> Any:
     def view(typingctx, array, start, shape):  # noqa: ARG001 - Numba's signature
-        made = types.Array(types.float64, len(shape), "C", readonly=readonly)
+        made = types.Array(array.dtype, len(shape), "C", readonly=readonly)
+        size = array.dtype.bitwidth // 8
 
         def codegen(context, builder, signature, values):
             data = context.make_array(signature.args[0])(context, builder, values[0]).data
             sizes = cgutils.unpack_tuple(builder, values[2])
-            strides, stride = [], context.get_constant(types.intp, 8)
-            for size in reversed(sizes):
+            strides, stride = [], context.get_constant(types.intp, size)
+            for length in reversed(sizes):
                 strides.insert(0, stride)
-                stride = builder.mul(stride, size)
+                stride = builder.mul(stride, length)
             result = context.make_array(made)(context, builder)
             populate_array(
                 result,
                 data=builder.gep(data, [values[1]]),
                 shape=sizes,
                 strides=strides,
-                itemsize=context.get_constant(types.intp, 8),
+                itemsize=context.get_constant(types.intp, size),
                 meminfo=None,
             )
             return result._getvalue()

@@ -56,10 +56,10 @@ def vector_draws(scheme: Scheme, sde: VectorSDE) -> Draws:
 
 def vector_pass(scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: int, single: bool) -> Any:
     """The compiled pass that moves a block by one step."""
-    form = "heun" if scheme.name == "heun" else "euler-maruyama"
+    heun = scheme.name == "heun"
     if stop is None:
-        return vector_advancing(form, sde.compiled(), width, single)
-    return vector_advancing_until(form, sde.compiled(), width, single, stop.condition)
+        return vector_advancing(heun, sde.compiled(), width, single)
+    return vector_advancing_until(heun, sde.compiled(), width, single, stop.condition)
 
 
 def refuse_beyond_vector_form(sde: VectorSDE, histogram: Any, bridged: Any) -> None:
