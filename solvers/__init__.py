@@ -35,6 +35,7 @@ from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
 from solvers.splitting import rare_exit
 from solvers.transfer import TransferOperator
+from solvers.vector_form import VectorSDE
 
 __all__ = [
     "SDE",
@@ -50,6 +51,7 @@ __all__ = [
     "Resampled",
     "StudentT",
     "TransferOperator",
+    "VectorSDE",
     "committor",
     "drive",
     "effective_potential",

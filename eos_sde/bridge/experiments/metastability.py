@@ -102,6 +102,7 @@ def run(
         dt=1.0,
         paths=paths,
         seed=seed,
+        resolution=53,
         save_at=times.astype(float),
         save_paths=True,
         stop=stop,
