@@ -1,13 +1,13 @@
 /* The raw words behind the normals of `simulate`, in several orders, for PractRand and TestU01.
 
    cc -O3 -march=native random_words.c -o random_words
-   ./random_words ORDER [SEED] [ROUNDS] [STREAM] | RNG_test stdin64 -tlmax 64GB      (PractRand)
+   ./random_words ORDER [SEED [ROUNDS [STREAM]]] | RNG_test stdin64 -tlmax 64GB      (PractRand)
 
    cc -O3 -march=native -DTESTU01 random_words.c -ltestu01 -lprobdist -lmylib -lm -o crush
-   ./crush ORDER [SEED] [ROUNDS] [STREAM] small|crush|small-reversed|crush-reversed   (TestU01)
+   ./crush ORDER SEED ROUNDS STREAM small|crush|small-reversed|crush-reversed        (TestU01)
 
-   Threefry-2x64 (Salmon, Moraes, Dror, Shaw, SC'11) with key (seed, path) and counter (pair of steps, stream
-   and component), as in solvers/wiener.py; stream 3 is that of the 32-bit normals, where the path is a pair of
+   Threefry-2x64 (Salmon, Moraes, Dror, Shaw, SC'11) with key (mixed seed, path) and counter (pair of steps, mixed
+   stream and component), as in solvers/wiener.py; stream 3 is that of the 32-bit normals, where the path is a pair of
    paths, stream 0 that of the 53-bit ones. Orders:
      kernel   blocks of 256 paths, step by step, radius word and angle word of each path (as `simulate` runs)
      steps    one path after another, 2^16 pairs of steps each
@@ -15,7 +15,8 @@
      seeds    seeds SEED, SEED + 1, ...: 16 paths and 4 pairs of steps of each
      parts    8 components innermost, then paths, then steps
      counter  negative control: the counter itself, multiplied by an odd constant, without any round
-   A ROUNDS of less than 13 is a negative control too. "check" prints the published answer for 13 rounds. */
+   ROUNDS less than 13 is a negative control too, and so is ROUNDS 113: 13 rounds with seed and stream unmixed,
+   which fails in the order "parts" from 8 GB on. "check" prints the published answer for 13 rounds. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +24,7 @@
 
 static const uint64_t PARITY = 0x1BD11BDAA9FC1A22u;
 static const int ROTATION[8] = {16, 42, 12, 31, 16, 32, 24, 21};
-static int rounds = 13, unmixed = 0;
+static int rounds = 13, counting = 0, plain = 0;
 static uint64_t seed = 1, stream = 3;
 static enum { KERNEL, STEPS, PATHS, SEEDS, PARTS } order = KERNEL;
 
@@ -43,6 +44,14 @@ static inline void threefry(int n, uint64_t c0, uint64_t c1, uint64_t k0, uint64
     out[0] = a, out[1] = b;
 }
 
+/* splitmix64 after a word */
+static inline uint64_t mixed(uint64_t z) {
+    z += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
 /* The two words of call number n in the chosen order. */
 static inline void call(uint64_t n, uint64_t *out) {
     uint64_t step, path, part = 0, key = seed;
@@ -53,14 +62,16 @@ static inline void call(uint64_t n, uint64_t *out) {
     case PARTS: part = n & 7, path = (n >> 3) & 0xFF, step = n >> 11; break;
     default: path = (n & 0xFF) + (n >> 18 << 8), step = (n >> 8) & 0x3FF; /* blocks of 1024 pairs */
     }
-    if (unmixed) {
+    if (counting) {
         out[0] = 0x9E3779B97F4A7C15u * (2 * n + seed), out[1] = 0x9E3779B97F4A7C15u * (2 * n + 1 + seed);
         return;
     }
+    uint64_t use = stream << 32 | part;
+    if (!plain) key = mixed(key), use = mixed(use);
     if (rounds == 13) /* a constant, so that it is unrolled */
-        threefry(13, step, stream << 32 | part, key, path, out);
+        threefry(13, step, use, key, path, out);
     else
-        threefry(rounds, step, stream << 32 | part, key, path, out);
+        threefry(rounds, step, use, key, path, out);
 }
 
 static uint64_t calls = 0;
@@ -92,9 +103,10 @@ int main(int argc, char **argv) {
     int known = 0;
     for (int k = 0; k < 5; k++)
         if (!strcmp(name, NAMES[k])) order = k, known = 1;
-    if (!strcmp(name, "counter")) unmixed = known = 1;
+    if (!strcmp(name, "counter")) counting = known = 1;
     if (argc > 2) seed = strtoull(argv[2], NULL, 0);
     if (argc > 3) rounds = atoi(argv[3]);
+    if (rounds > 100) plain = 1, rounds -= 100;
     if (argc > 4) stream = strtoull(argv[4], NULL, 0);
     if (!strcmp(name, "check")) {
         uint64_t out[2];
