@@ -30,7 +30,7 @@ from solvers.lanes import (
     sqrt_f32,
     xor_u32,
 )
-from solvers.wiener import interleaved_threefry
+from solvers.wiener import interleaved_threefry, mixed
 
 FAST = 3
 """Stream of the generator, so that these numbers share no counter with the 53-bit ones."""
@@ -92,7 +92,7 @@ def filler(block: int) -> Any:
 
     @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
     def fill(seed, first_path, pair, components, z, words):
-        counter, key, base = np.uint64(pair), np.uint64(seed), np.uint64(first_path >> 1)
+        counter, key, base = np.uint64(pair), mixed(seed), np.uint64(first_path >> 1)
         # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
         a0, a1, b0, b1 = (
             words[:quarter],
@@ -103,7 +103,7 @@ def filler(block: int) -> Any:
         halves = words.view(np.uint32)
         radii, angles = halves[:block], halves[block:]
         for c in range(components):
-            stream = (np.uint64(FAST) << np.uint64(32)) | np.uint64(c)
+            stream = mixed((np.uint64(FAST) << np.uint64(32)) | np.uint64(c))
             for i in range(quarter):
                 path = base + np.uint64(i)
                 a0[i], b0[i], a1[i], b1[i] = two_calls(counter, stream, key, path, path + np.uint64(quarter))

@@ -1,9 +1,9 @@
 """Counter-based Wiener increments: a pure function (seed, path, step, component) -> Gaussian number.
 
 The generator is Threefry-2x64 with 13 rounds (Salmon, Moraes, Dror, Shaw, SC'11), key (seed, path), counter
-(step // 2, stream and component). Its two 64-bit words become, by Box-Muller, the normals of an even step
-and of the odd step after it. Nothing is drawn in sequence, so the numbers do not depend on threads, chunks
-or on how many paths there are.
+(step // 2, stream and component), where the seed and the stream with its component go through a mixer first.
+Its two 64-bit words become, by Box-Muller, the normals of an even step and of the odd step after it. Nothing
+is drawn in sequence, so the numbers do not depend on threads, chunks or on how many paths there are.
 
 Resolution: the radius is sqrt(-2 log u) with u uniform on {1, ..., 2^53} / 2^53, the angle 2 pi v with v
 uniform on {0, ..., 2^53 - 1} / 2^53. Normals reach sqrt(106 log 2) = 8.57 in absolute value and no farther.
@@ -64,7 +64,26 @@ def threefry(rounds: int) -> Any:
     return interleaved_threefry(1, rounds)
 
 
-threefry2x64 = threefry(ROUNDS)
+_plain = threefry(ROUNDS)
+
+
+@njit(forceinline=True)
+def mixed(word):
+    """A word scattered over all 64 bits, one to one (the finaliser of splitmix64, Steele, Lea, Flood 2014)."""
+    z = np.uint64(word) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(forceinline=True)
+def threefry2x64(step, use, seed, path):
+    """Two words from counter (step, use) and key (seed, path); use is the stream and the component.
+
+    Threefry begins with counter + key, so that (component, path + 1) and (component + 1, path) would go through
+    its first four rounds alike, and 13 rounds leave a trace of that; hence use and seed are mixed first.
+    """
+    return _plain(step, mixed(use), mixed(seed), path)
 
 
 @njit(error_model="numpy", forceinline=True)
