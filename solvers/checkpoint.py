@@ -118,7 +118,8 @@ def _fingerprint(run: Run) -> str:
         sde.convention, sde.noise, tuple(sde.params),
     )  # fmt: skip
     digest.update(repr(told).encode())
-    for array in (request.start, request.saves, *(o.settings for o in run.observers), run.source.table):
+    arrays = (request.start, request.saves, run.parameters, run.source.table)
+    for array in (*arrays, *(o.settings for o in run.observers)):
         digest.update(np.ascontiguousarray(array).tobytes())
     functions = [sde.drift, sde.diffusion] + ([] if request.stop is None else [request.stop.function])
     for function in functions:

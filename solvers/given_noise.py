@@ -14,13 +14,15 @@ from solvers import schemes, wiener
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 from solvers.request import checked_start
+from solvers.vector_form import VectorSDE
+from solvers.vector_request import vector_draws, vector_follower, vector_scheme
 
 if TYPE_CHECKING:
     from solvers.sde import SDE
 
 
 def drive(
-    sde: SDE,
+    sde: SDE | VectorSDE,
     y0: Any,
     increments: Any,
     *,
@@ -33,7 +35,7 @@ def drive(
 
     Parameters
     ----------
-    sde : SDE
+    sde : SDE or VectorSDE
         In any convention; converted exactly to the one the scheme converges to.
     y0 : float or array
         A number (d = 1), shape (d,), or shape (paths, d).
@@ -58,10 +60,14 @@ def drive(
     InvalidInput
         If the increments do not have that shape, or contain nan or infinity.
     """
-    found = schemes.find(scheme, sde)
-    stepper = schemes.stepper(found, sde)
+    if isinstance(sde, VectorSDE):
+        found = vector_scheme(scheme, sde)[0]
+        m, follow = sum(vector_draws(found, sde)), vector_follower(found, sde)
+    else:
+        found = schemes.find(scheme, sde)
+        stepper = schemes.stepper(found, sde)
+        m, follow = sum(stepper.draws), _following(stepper)
     dw = np.ascontiguousarray(increments, dtype=float)
-    m = sum(stepper.draws)
     if dw.ndim != 3 or dw.shape[2] != m or 0 in dw.shape:
         raise InvalidInput(
             f"increments has shape {dw.shape}; {found.name!r} takes (paths, steps, {m}), none of them zero"
@@ -74,8 +80,8 @@ def drive(
     start = np.ascontiguousarray(np.broadcast_to(checked_start(sde, y0, paths), (paths, sde.dimension)))
     kept = steps + 1 if every_step else 1
     states = np.empty((paths, kept, sde.dimension))
-    follow = _following(stepper)
-    follow(sde.params, float(t0), float(dt), start, dw, states)
+    parameters = sde.flat_parameters if isinstance(sde, VectorSDE) else sde.params
+    follow(parameters, float(t0), float(dt), start, dw, states)
     times = t0 + dt * (np.arange(steps + 1) if every_step else np.array([steps]))
     return xr.DataArray(
         states,

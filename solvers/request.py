@@ -267,7 +267,7 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     raise InvalidInput(f"{name}={value!r} is complex; give real numbers")
 
 
-def checked_start(sde: SDE, y0: Any, paths: int) -> np.ndarray:
+def checked_start(sde: SDE | VectorSDE, y0: Any, paths: int) -> np.ndarray:
     """The start as an array (1, d) or (paths, d) of finite floats."""
     d = sde.dimension
     start = _numbers("y0", y0)

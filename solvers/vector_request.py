@@ -17,7 +17,7 @@ from solvers.exit_times import StopRule, _gaps, never, refuse_arity
 from solvers.purity import plain_function, purity_key
 from solvers.schemes import Draws, Scheme
 from solvers.vector_form import VectorSDE
-from solvers.vector_kernels import vector_advancing, vector_advancing_until
+from solvers.vector_kernels import vector_advancing, vector_advancing_until, vector_following
 from solvers.vector_parameters import frozen, shapes_of, unpacking
 from solvers.vector_reading import first_reason
 
@@ -60,6 +60,11 @@ def vector_pass(scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: in
     if stop is None:
         return vector_advancing(heun, sde.compiled(), width, single)
     return vector_advancing_until(heun, sde.compiled(), width, single, stop.condition)
+
+
+def vector_follower(scheme: Scheme, sde: VectorSDE) -> Any:
+    """``follow(parameters, t0, dt, start, dw, states)``: single paths on given increments."""
+    return vector_following(scheme.name == "heun", sde.to(scheme.convention).compiled())
 
 
 def refuse_beyond_vector_form(sde: VectorSDE, histogram: Any, bridged: Any) -> None:
