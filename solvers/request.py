@@ -178,20 +178,11 @@ def checked(
         if saves[-1] != steps:
             saves = np.append(saves, steps)
     statistics = checked_statistics(statistics, stop)
-    bridged = {"maximum", "minimum"} & set(statistics)
-    if found.strong is None and (stop is not None or bridged):
-        what = "stop" if stop is not None else f"statistics {', '.join(sorted(bridged))}"
+    if found.strong is None and stop is not None:
         raise InvalidInput(
-            f"{what} asks where single paths go, and {found.name!r} has the right distribution only at the ends of "
+            f"stop asks where single paths go, and {found.name!r} has the right distribution only at the ends of "
             "steps; use another scheme, such as 'euler-maruyama'"
         )
-    if increments is not None and bridged:
-        raise InvalidInput(
-            f"statistics {', '.join(sorted(bridged))} use a Brownian bridge, which does not fit increments; take "
-            "step_maximum or step_minimum"
-        )
-    if vector:
-        refuse_beyond_vector_form(sde, histogram, bridged)
     if histogram is not None:
         refuse_other(histogram, Grid, "histogram")
     if histogram is not None and tuple(histogram.names) != sde.names:

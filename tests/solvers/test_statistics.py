@@ -205,7 +205,8 @@ def test_the_bridge_takes_each_component_s_own_noise():
     x, z = result["maximum"].values.T
     assert stats.kstest(x, stats.halfnorm.cdf).pvalue > 1e-5
     assert stats.kstest((z - 5.0) / 4.0, stats.halfnorm.cdf).pvalue > 1e-5
-    assert stats.kstest((z - 5.0) / 3.8, stats.halfnorm.cdf).pvalue < 1e-5  # negative control
+    # negative control: 10 % off is a distance of 0.05, five times what 1e4 numbers scatter by
+    assert stats.kstest((z - 5.0) / 3.6, stats.halfnorm.cdf).pvalue < 1e-5
 
 
 def test_a_continued_run_has_the_extremes_of_both():
