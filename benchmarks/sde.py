@@ -1,7 +1,7 @@
 """Ensembles of SDE paths with mean and variance at every step: `simulate` beside its peers, same work, one core.
 
     pip install -r benchmarks/requirements.txt        # the peers; those that are missing are listed
-    python benchmarks/sde.py [--paths 100000] [--steps 200] [--repeats 5] [--only numpy C,]
+    python benchmarks/sde.py [--paths 100000] [--steps 1000] [--repeats 5] [--only numpy C,]
                              [--plot FILE] [--json FILE] [--memory]
 
 Every peer gets the same equations (sde_problems.py), start and step, and must end with moments within 6
@@ -45,7 +45,9 @@ VARIANTS = (
     Peer("  53-bit normals", ours(resolution=53)),
     Peer("  two-point increments", ours(scheme="weak-euler")),
     Peer("  Milstein", ours(scheme="milstein"), problems=("multiplicative",)),
+    Peer("  with moments to the 4th", ours(statistics=("mean", "variance", "skewness", "kurtosis"))),
     Peer("  with covariance", ours(statistics=("mean", "variance", "covariance")), problems=("d = 10",)),
+    Peer("  with extremes at steps", ours(statistics=("mean", "variance", "step_maximum"))),
     Peer("  with a histogram", ours(histogram=Grid.uniform(x=(-5, 5, 100))), problems=FOUR[:3]),
 )
 
@@ -133,14 +135,17 @@ def plot(results: dict[str, dict[str, float]], names: list[str], file: str) -> N
     figure.savefig(file, dpi=110)
 
 
-def memory(paths: int, steps: int) -> float:
-    """MiB by which a run of many paths raises the peak of a process that has compiled everything."""
+def memory(paths: int, steps: int) -> float | None:
+    """MiB that a run of many paths takes at its peak, in a process that has compiled everything; Linux only."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
     code = (
-        f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
+        f"import re, sys; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r});"
         "from sde_peers import ours; from sde_problems import PROBLEMS;"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        f"ours()(PROBLEMS[0], 1000, {steps})(); before = peak();"
-        f"ours()(PROBLEMS[0], {paths}, {steps})(); print(peak() - before)"
+        "read = lambda name: int(re.search(name + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]);"
+        f"ours()(PROBLEMS[0], 1000, {steps})();"
+        "Path('/proc/self/clear_refs').write_text('5'); before = read('VmRSS');"
+        f"ours()(PROBLEMS[0], {paths}, {steps})(); print(read('VmHWM') - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return int(done.stdout) / 1024
@@ -160,7 +165,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--paths", type=int, default=100_000, help="paths, a tenth of it at d = 10")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=None, metavar="WORD", help="peers that contain a word")
     parser.add_argument("--plot", metavar="FILE")
@@ -192,7 +197,7 @@ def main() -> None:
     print("\n" + sde_limit.report(sde_limit.counted(), gigahertz, results["OU"][OURS]))
     used = memory(10**7, 100) if arguments.memory else None
     if used is not None:
-        print(f"1e7 paths of 100 steps take {used:.0f} MiB more than 1000, of which 77 are the final states.")
+        print(f"1e7 paths of 100 steps take {used:.0f} MiB, of which 76 are the final states.")
     if arguments.plot:
         plot(results, names, arguments.plot)
     if arguments.json:

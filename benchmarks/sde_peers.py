@@ -127,7 +127,7 @@ def _sdepy(problem: Problem, paths: int, steps: int) -> Run:
     def process(t, x):
         return {"dt": problem.drift(x), "dw": problem.additive or problem.diffusion(x)}
 
-    chunk, times = max(1, 4096 // problem.d), np.arange(steps + 1) * DT
+    chunk, times = max(1, 20_000 // problem.d), np.arange(steps + 1) * DT
 
     def run():
         sums, generator = _Sums(steps, problem.d), np.random.default_rng(1)
@@ -156,7 +156,7 @@ def _torchsde(problem: Problem, paths: int, steps: int) -> Run:
         def g(self, t, y):
             return torch.full_like(y, problem.additive) if problem.additive else problem.diffusion(y)
 
-    model, chunk = Model(), max(1, 16384 // problem.d)
+    model, chunk = Model(), max(1, 100_000 // problem.d)
     times = torch.arange(steps + 1, dtype=torch.float32) * DT
 
     def run():
@@ -425,10 +425,10 @@ PEERS = (
     Peer("sdeint Euler", _sdeint, ("sdeint",), most=6e4),
     Peer("jitcsde (fixed step SRK)", _jitcsde, ("jitcsde", "symengine"), most=1e6),
     Peer("diffrax, VirtualBrownianTree f64", _diffrax("tree", True), ("diffrax",), most=1e6),
-    Peer("diffrax, UnsafeBrownianPath f32", _diffrax("unsafe", False), ("diffrax",), most=1e7),
-    Peer("torchsde f32, Brownian with dt", _torchsde, ("torchsde", "torch"), most=1e7),
-    Peer("pychastic f32", _pychastic, ("pychastic",), most=4e6),
-    Peer("sdepy", _sdepy, ("sdepy",), most=1e7),
+    Peer("diffrax, UnsafeBrownianPath f32", _diffrax("unsafe", False), ("diffrax",), most=2e7),
+    Peer("torchsde f32, Brownian with dt", _torchsde, ("torchsde", "torch"), most=1e8),
+    Peer("pychastic f32", _pychastic, ("pychastic",), most=2e7),
+    Peer("sdepy", _sdepy, ("sdepy",), most=2e7),
     Peer("numpy, chunked by an expert", _numpy_chunked),
     Peer("hand-written jax scan f32", _jax_scan, ("jax",)),
     Peer("hand-written torch f32", _torch_by_hand, ("torch",)),
