@@ -178,6 +178,8 @@ def checked(
         if saves[-1] != steps:
             saves = np.append(saves, steps)
     statistics = checked_statistics(statistics, stop)
+    if vector:
+        refuse_beyond_vector_form(sde, histogram, statistics)
     if found.strong is None and stop is not None:
         raise InvalidInput(
             f"stop asks where single paths go, and {found.name!r} has the right distribution only at the ends of "

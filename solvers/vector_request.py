@@ -67,7 +67,7 @@ def vector_follower(scheme: Scheme, sde: VectorSDE) -> Any:
     return vector_following(scheme.name == "heun", sde.to(scheme.convention).compiled())
 
 
-def refuse_beyond_vector_form(sde: VectorSDE, histogram: Any, bridged: Any) -> None:
+def refuse_beyond_vector_form(sde: VectorSDE, histogram: Any, statistics: tuple[str, ...]) -> None:
     """Refuse what `simulate` can do for models in component form only.
 
     Raises
@@ -80,9 +80,10 @@ def refuse_beyond_vector_form(sde: VectorSDE, histogram: Any, bridged: Any) -> N
             f"histogram needs a grid over all {sde.dimension} components, at most {_MOST_AXES}; take statistics, "
             "quantiles or save_paths"
         )
+    bridged = sorted({"maximum", "minimum"} & set(statistics))
     if bridged:
         raise InvalidInput(
-            f"statistics {', '.join(sorted(bridged))} use a Brownian bridge, which the vector form does not have; take "
+            f"statistics {', '.join(bridged)} use a Brownian bridge, which the vector form does not have; take "
             "step_maximum or step_minimum"
         )
 

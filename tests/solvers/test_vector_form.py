@@ -36,7 +36,6 @@ def matrix_noise(t, y, p, out):
 
 
 def turning(t, y, p, out):
-    """For one path and for blocks alike: an entry is a number or a row of paths."""
     out[0] = -p.k * y[0] + y[1] * np.sin(t)
     out[1] = -y[1] + p.a[0, 1] * y[2]
     out[2] = -(y[2] ** 3)
@@ -54,6 +53,23 @@ def mixing(t, y, p, out):
 def growing(t, y, p, out):
     for i in range(out.size):
         out[i] = p.s * np.sqrt(1.0 + y[i] * y[i])
+
+
+def blocked_turning(t, y, p, out):
+    for n in range(out.shape[1]):
+        out[0, n] = -p.k * y[0, n] + y[1, n] * np.sin(t)
+        out[1, n] = -y[1, n] + p.a[0, 1] * y[2, n]
+        out[2, n] = -(y[2, n] ** 3)
+
+
+def blocked_mixing(t, y, p, out):
+    for n in range(out.shape[2]):
+        out[0, 0, n] = p.a[0, 0] * (1.0 + y[1, n])
+        out[0, 1, n] = 0.2
+        out[1, 0, n] = 0.1 * y[0, n]
+        out[1, 1, n] = 0.3 + t
+        out[2, 0, n] = 0.1
+        out[2, 1, n] = 0.4 * y[2, n]
 
 
 def blocked_decay(t, y, p, out):
@@ -95,11 +111,12 @@ def ten_components():
     return SDE(drift, diffusion, params={"k": 1.5, "s": 0.6}, names=names, convention="ito")
 
 
-def coupled(convention, **settings):
+def coupled(convention, block=False):
     """Three components driven by two Wiener processes through a matrix that depends on state and time."""
+    functions = (blocked_turning, blocked_mixing) if block else (turning, mixing)
     return VectorSDE(
-        turning, mixing, dimension=3, noise_dimension=2, noise="general",
-        params={"k": 1.0, "a": np.array([[0.3, 0.5], [0.1, 0.2]])}, convention=convention, **settings,
+        *functions, dimension=3, noise_dimension=2, noise="general",
+        params={"k": 1.0, "a": np.array([[0.3, 0.5], [0.1, 0.2]])}, convention=convention, block=block,
     )  # fmt: skip
 
 
@@ -122,8 +139,19 @@ def _assert_equal_to_rounding(one, other):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("scheme", CONVENTION)
-@pytest.mark.parametrize("resolution", [32, 53])
+OTHERS = (("euler-maruyama", False), ("heun", True))
+SLOW = pytest.mark.slow  # each combination compiles passes of its own
+
+
+@pytest.mark.parametrize(
+    ("scheme", "resolution"),
+    [
+        ("euler-maruyama", 32),
+        ("heun", 53),
+        pytest.param("euler-maruyama", 53, marks=SLOW),
+        pytest.param("heun", 32, marks=SLOW),
+    ],
+)
 def test_both_forms_give_the_same_paths(scheme, resolution):
     settings = RUN | {"scheme": scheme, "resolution": resolution}
     start = np.linspace(-1, 1, 10)
@@ -148,8 +176,10 @@ def _by_numpy(scheme, start):
     return x
 
 
-@pytest.mark.parametrize("scheme", CONVENTION)
-@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize(
+    ("scheme", "block"),
+    [("euler-maruyama", True), ("heun", False), *(pytest.param(*c, marks=SLOW) for c in OTHERS)],
+)
 def test_state_dependent_noise_of_single_paths_and_blocks(scheme, block):
     functions = {"drift": blocked_decay, "diffusion": blocked_growing} if block else {"diffusion": growing}
     sde, start = ten(CONVENTION[scheme], block=block, **functions), np.linspace(-1, 1, 10)
@@ -158,7 +188,7 @@ def test_state_dependent_noise_of_single_paths_and_blocks(scheme, block):
     np.testing.assert_allclose(found, _by_numpy(scheme, start), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("scheme", CONVENTION)
+@pytest.mark.parametrize("scheme", ["heun", pytest.param("euler-maruyama", marks=SLOW)])
 def test_matrices_of_noise_for_blocks(scheme):
     found, truth = (
         simulate(coupled(CONVENTION[scheme], block=block), [0.5, 0.2, 1.0], scheme=scheme, **RUN)
@@ -167,7 +197,7 @@ def test_matrices_of_noise_for_blocks(scheme):
     _assert_equal_to_rounding(found, truth)
 
 
-@pytest.mark.parametrize("scheme", CONVENTION)
+@pytest.mark.parametrize("scheme", ["heun", pytest.param("euler-maruyama", marks=SLOW)])
 def test_driven_paths_are_the_simulated_ones(scheme):
     sde = coupled(CONVENTION[scheme])
     dw = wiener.increments(3, 300, 20, 2, 0.02)
@@ -191,7 +221,7 @@ def _linear(d=20):
     return a, rng.normal(size=(d, d - 3)) / np.sqrt(d)
 
 
-@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("block", [True, pytest.param(False, marks=SLOW)])
 def test_covariance_of_a_linear_system(block):
     """The solution of dX = A X dt + S dW from 0 has covariance C - e^{At} C e^{A^T t}, A C + C A^T = -S S^T.
 
@@ -565,6 +595,7 @@ def test_parameters_are_copies_that_cannot_be_written():
     np.testing.assert_allclose(drift, -np.arange(9.0))
 
 
+@pytest.mark.slow
 def test_a_histogram_of_few_components():
     sde = VectorSDE(decay, constant, dimension=1, names=("x",), params={"k": 1.0, "s": 0.5}, convention="ito")
     result = simulate(sde, [0.0], histogram=Grid.uniform(x=(-3, 3, 30)), **RUN)
