@@ -93,4 +93,5 @@ def report(counts: list[Count], gigahertz: float | None, measured: float) -> str
     if gigahertz is None:
         return text
     limit = arithmetic / UNITS / gigahertz
-    return f"{text} At {gigahertz:.2f} GHz: {limit:.2f} ns; measured: {measured:.2f}, {measured / limit:.1f} times that."
+    times = measured / limit
+    return f"{text} At {gigahertz:.2f} GHz: {limit:.2f} ns; measured: {measured:.2f}, {times:.1f} times that."
