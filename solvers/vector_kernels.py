@@ -56,6 +56,7 @@ def moving(heun: bool, model: VectorModel, width: int, single: bool) -> Mover:
     b_at = (3 if heun else 1) * whole
     dw_at = b_at + (2 if heun else 1) * held
     spare_at = dw_at + (m * width if general else 0)
+    spare = max(spare, d + d * m if model.additive and general else d)
 
     @njit(fastmath=FLAGS, error_model="numpy")
     def euler(t, dt, x, ready, unit, p, scratch):
@@ -157,7 +158,7 @@ def _pathwise(model: VectorModel, width: int) -> tuple[Any, int]:
     d, m, general, additive = model.d, model.m, model.noise == "general", model.additive
     drift, diffusion = calling("drift", model, 1), calling("diffusion", model, 1)
     n = min(_TOGETHER, width)
-    entries, matrix = d * n, d * m if general else d * n
+    entries, matrix = d * n, d * m if general else 0
     dw_at = 3 * d * n + matrix
 
     @njit(fastmath=FLAGS, error_model="numpy")
@@ -184,7 +185,7 @@ def _pathwise(model: VectorModel, width: int) -> tuple[Any, int]:
                     diffusion(t, window(y, q * d, (d,)), p, window(size, q * d, (d,)))
             transpose(size, 0, d, n, d, b, start, width)
 
-    return evaluate, max(dw_at + m * n, d + d * m)
+    return evaluate, 2 * entries if additive else dw_at + (m * n if general else 0)
 
 
 def _blockwise(model: VectorModel, width: int) -> tuple[Any, int]:
@@ -223,7 +224,7 @@ def _blockwise(model: VectorModel, width: int) -> tuple[Any, int]:
                     for i in range(n):
                         target[i] += factor[i] * increment[i]
 
-    return evaluate, max((d * m + d) * n, d + d * m)
+    return evaluate, (d * m + d) * n if general and not additive else 0
 
 
 @lru_cache(maxsize=256)
