@@ -52,7 +52,7 @@ def simulate(
 
     Parameters
     ----------
-    sde : SDE
+    sde : SDE or VectorSDE
         In any convention; converted exactly to the one the scheme converges to.
     y0 : float, array or Dataset
         Start: a number (d = 1), shape (d,), or shape (paths, d). The result of an earlier run is continued
@@ -106,7 +106,8 @@ def simulate(
         ``stop(t, y, p, xp)`` -> bool: a path for which it holds is frozen where it is, and counted so in all
         later statistics. If the condition sets levels for single components (``y[0] > 1``,
         ``xp.abs(y[0]) > p.a``, joined by ``|``), exits inside a step are found by a Brownian bridge and the
-        path is frozen on the level; else it is frozen at the end of the step.
+        path is frozen on the level; else it is frozen at the end of the step. For a VectorSDE it is
+        ``stop(t, y, p)`` over the array y of one path.
     threads : int, optional
         All cores of the process if not given.
     chunk : int, optional

@@ -29,9 +29,10 @@ class VectorSDE:
     ----------
     drift : callable
         ``drift(t, y, p, out)`` writes the drift at ``y``, a float64 array (d,), into every entry of ``out``
-        (d,), and returns nothing. It is compiled by Numba: loops, NumPy's functions and
-        `solvers.matrix_product.apply_matrix` may be used. y and the arrays of p cannot be written. Pure: no
-        mutable globals.
+        (d,), and returns nothing. It is compiled by Numba. Loops are fastest, with the functions of
+        `solvers.scalar` for single numbers and `solvers.matrix_product.apply_matrix` for matrices; NumPy's
+        functions work too, but ``@`` and ``np.dot`` call a BLAS, which has threads and bits of its own. y and
+        the arrays of p cannot be written. Pure: no mutable globals.
     diffusion : callable
         The same, writing standard deviations per square root of time into ``out`` (d,) (``noise="diagonal"``:
         one independent Wiener process per component) or a matrix (d, m) (``noise="general"``). A diffusion
@@ -69,7 +70,8 @@ class VectorSDE:
     Notes
     -----
     Functions in place have no derivatives here: state-dependent noise is solved in its own convention only,
-    Ito by Euler-Maruyama and Stratonovich by Heun.
+    Ito by Euler-Maruyama and Stratonovich by Heun. The random numbers are those of the component form, and
+    paths agree with it to rounding. `simulate` takes a stop condition ``stop(t, y, p)`` over the array y.
 
     Examples
     --------
