@@ -14,8 +14,8 @@ Found at seed 1 with 1e10 normals (cells and lags 1e9, 12 x 1e7 for Kolmogorov-S
     32 bits: moments 1 to 6 off by 1.2, -1.7, 1.7, -1.6, 1.5, -1.1 standard errors; chi-square p = 0.55; the
              12 p-values 0.21 to 0.93; of 690 scores the largest 3.95 (a chance of 5 %)
     53 bits: moments 1.5, -0.6, 1.7, -0.7, 0.4, 0.1; p = 0.48; p-values 0.04 to 0.82; largest score 3.58
-    controls: 1e-3 too wide 12 (at 1e8), steps correlated by 1e-3 34 (at 1e9); before seed and stream were mixed,
-             bits agreed too often at "key -1, component +1" by 11 standard errors at 1e6 normals
+    controls: 1e-3 too wide 12 (at 1e8), steps correlated by 1e-3 34 (at 1e9); without mixed seed and stream
+             bits agree too rarely at "key -1, component +1" by 11 standard errors at 1e6 normals
 
 The raw words (random_words.c): SmallCrush of TestU01 passes in every order of the words; PractRand shows nothing
 in the words of a path one after the other to 2 GiB. Unmixed, it failed from 8 GB on in the order of components.
