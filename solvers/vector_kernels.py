@@ -53,8 +53,8 @@ def moving(heun: bool, model: VectorModel, width: int, single: bool) -> Mover:
     evaluate, spare = _blockwise(model, width) if model.block else _pathwise(model, width)
     held, sigma, row, term = _noise(model, width, single)
     increments = _increments(m * width, single)
-    b_at = (3 if heun else 1) * whole
-    dw_at = b_at + (2 if heun else 1) * held
+    b_at = (2 if heun else 1) * whole
+    dw_at = b_at + held
     spare_at = dw_at + (m * width if general else 0)
     spare = max(spare, d + d * m if model.additive and general else d)
 
@@ -75,9 +75,8 @@ def moving(heun: bool, model: VectorModel, width: int, single: bool) -> Mover:
 
     @njit(fastmath=FLAGS, error_model="numpy")
     def trapezoidal(t, dt, x, ready, unit, p, scratch):
-        a, a1 = window(scratch, 0, (whole,)), window(scratch, whole, (whole,))
-        z = window(scratch, 2 * whole, (whole,))
-        b, b1 = window(scratch, b_at, (held,)), window(scratch, b_at + held, (held,))
+        a, z = window(scratch, 0, (whole,)), window(scratch, whole, (whole,))
+        b = window(scratch, b_at, (held,))
         dw, work = window(scratch, dw_at, (m * width,)), window(scratch, spare_at, (spare,))
         root, half = math.sqrt(dt), 0.5 * dt
         if general:
@@ -89,18 +88,16 @@ def moving(heun: bool, model: VectorModel, width: int, single: bool) -> Mover:
             number, normal = window(ready, j * width, (width,)), window(unit, j * width, (width,))
             predicted = window(z, j * width, (width,))
             for i in range(width):
-                predicted[i] = y[i] + dt * slope[i] + term(size, number, normal, root, i)
-        evaluate(t + dt, z, dw, p, a1, b1, work)
-        sigma(t + dt, dw, p, b1, work)
+                kick = term(size, number, normal, root, i)
+                predicted[i] = y[i] + dt * slope[i] + kick
+                y[i] += half * slope[i] + 0.5 * kick
+        evaluate(t + dt, z, dw, p, a, b, work)
+        sigma(t + dt, dw, p, b, work)
         for j in range(d):
-            y, slope, slope1 = (
-                window(x, j * width, (width,)), window(a, j * width, (width,)), window(a1, j * width, (width,)),
-            )  # fmt: skip
-            size, size1 = row(b, j), row(b1, j)
+            y, slope, size = window(x, j * width, (width,)), window(a, j * width, (width,)), row(b, j)
             number, normal = window(ready, j * width, (width,)), window(unit, j * width, (width,))
             for i in range(width):
-                kicks = term(size, number, normal, root, i) + term(size1, number, normal, root, i)
-                y[i] += half * (slope[i] + slope1[i]) + 0.5 * kicks
+                y[i] += half * slope[i] + 0.5 * term(size, number, normal, root, i)
 
     return Mover(trapezoidal if heun else euler, spare_at + spare)
 
@@ -127,16 +124,24 @@ def _noise(model: VectorModel, width: int, single: bool) -> tuple[int, Any, Any,
                 apply_matrix(window(matrix, 0, (d, m)), window(dw, 0, (m, width)), window(b, 0, (d, width)))
 
     @njit(fastmath=FLAGS, error_model="numpy")
-    def row(b, j):
-        return window(b, j, (1,)) if shared else window(b, j * width, (width,))
+    def number_of(b, j):
+        return b[j]
+
+    @njit(fastmath=FLAGS, error_model="numpy")
+    def row_of(b, j):
+        return window(b, j * width, (width,))
 
     @njit(fastmath=FLAGS, error_model="numpy", forceinline=True)
-    def term(row, number, normal, root, i):
-        if general:
-            return row[i]
-        return row[0 if shared else i] * (normal[i] * root if single else number[i])
+    def shared_term(size, number, normal, root, i):
+        return size * (normal[i] * root if single else number[i])
 
-    return d if shared else d * width, sigma, row, term
+    @njit(fastmath=FLAGS, error_model="numpy", forceinline=True)
+    def term(size, number, normal, root, i):
+        if general:
+            return size[i]
+        return size[i] * (normal[i] * root if single else number[i])
+
+    return (d, sigma, number_of, shared_term) if shared else (d * width, sigma, row_of, term)
 
 
 def _increments(numbers: int, single: bool) -> Any:
