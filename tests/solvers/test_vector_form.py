@@ -188,7 +188,8 @@ def test_state_dependent_noise_of_single_paths_and_blocks(scheme, block):
     np.testing.assert_allclose(found, _by_numpy(scheme, start), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("scheme", ["heun", pytest.param("euler-maruyama", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", CONVENTION)
 def test_matrices_of_noise_for_blocks(scheme):
     found, truth = (
         simulate(coupled(CONVENTION[scheme], block=block), [0.5, 0.2, 1.0], scheme=scheme, **RUN)
@@ -208,6 +209,7 @@ def test_driven_paths_are_the_simulated_ones(scheme):
         drive(sde, [0.5, 0.2, 1.0], dw[..., :1], dt=0.02, scheme=scheme)
 
 
+@pytest.mark.slow
 def test_weak_steps_have_a_vector_form():
     found = simulate(ten(), np.zeros(10), scheme="weak-euler", **RUN)
     truth = simulate(ten_components(), np.zeros(10), scheme="weak-euler", **RUN)
@@ -298,6 +300,7 @@ def test_levels_are_found_inside_steps_as_in_the_component_form():
     _assert_equal_to_rounding(found, truth)
 
 
+@pytest.mark.slow
 def test_state_dependent_matrices_give_the_bridge_its_variance():
     settings = RUN | {"scheme": "heun", "stop": lambda t, y, p: y[1] > 0.4}
     found = simulate(coupled("stratonovich"), [0.5, 0.2, 1.0], **settings)
@@ -602,6 +605,7 @@ def test_a_histogram_of_few_components():
     np.testing.assert_allclose(result["density"].sum("x") * 0.2, 1.0)
 
 
+@pytest.mark.slow
 def test_memory_of_a_hundred_components(monkeypatch):
     """No copy of the paths beside the result: blocks, saved sums and code are far below half of `final`."""
     sde = VectorSDE(decay, constant, dimension=100, params={"k": 1.0, "s": 0.5}, convention="ito")
