@@ -19,8 +19,9 @@ Found at seed 1 with 1e10 normals (cells and lags 1e9, 12 x 1e7 for Kolmogorov-S
 
 The raw words (random_words.c): PractRand 0.95 to 16 GB in the orders kernel and parts, to 4 GB in steps, paths,
 seeds and for the 53-bit stream, nothing worse than "unusual" (p some 1e-3, as happens among 250 tests a stage);
-SmallCrush of TestU01 1.2.3 passes in all orders and with the bits reversed, Crush (144) as kernel. Unmixed, "parts" got p = 5e-9 at 8 GB;
-with 8 rounds instead of 13 "kernel" fails 31 tests at 512 MB; a bare counter fails nearly everything.
+SmallCrush of TestU01 1.2.3 passes in all orders and with the bits reversed, Crush (144 statistics)
+in the order kernel. Controls: unmixed, "parts" gets p = 5e-9 at 8 GB of PractRand; with 8 rounds instead of 13
+"kernel" fails 31 tests at 512 MB; a bare counter fails nearly everything.
 """
 
 from __future__ import annotations
