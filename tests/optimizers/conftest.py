@@ -11,11 +11,16 @@ from jax.flatten_util import ravel_pytree
 
 @pytest.fixture(autouse=True, scope="package")
 def quick_compilation():
-    """Compile with few optimisations: compiling tiny programs is most of the time of these tests."""
+    """Compile with few optimisations: compiling tiny programs is most of the time of these tests.
+
+    What was compiled so is dropped at the end, since the option is not part of JAX's cache keys: later tests of
+    the same process would compute with it, to other last bits than another process.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 class Problem(NamedTuple):
