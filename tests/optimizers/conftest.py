@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
     """Compile with few optimisations: compiling tiny programs is most of the time of these tests.
 
