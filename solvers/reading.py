@@ -118,21 +118,34 @@ def _params_type(fields: tuple[str, ...]) -> Any:
     return namedtuple("Params", fields)
 
 
+def named_params(
+    params: Mapping[str, Any], checked: Callable[[str, Any], Any], kind: Callable[..., Any]
+) -> Any:
+    """A mapping as a named tuple ``kind(names)`` of ``checked(name, value)``; () for an empty one.
+
+    Raises
+    ------
+    InvalidInput
+        For a name that cannot be read as p.name.
+    """
+    if not params:
+        return ()
+    for name in params:
+        usable = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
+        if not usable or name.startswith("_"):
+            raise InvalidInput(
+                f"params contains the name {name!r}, which cannot be read as p.name; choose a Python identifier "
+                "without a leading underscore"
+            )
+    return kind(tuple(params))(*(checked(name, value) for name, value in params.items()))
+
+
 def as_params(params: Any) -> Any:
     """Parameters as a (named) tuple of finite floats; () for none."""
     if params is None:
         return ()
     if isinstance(params, Mapping):
-        if not params:
-            return ()
-        for name in params:
-            usable = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
-            if not usable or name.startswith("_"):
-                raise InvalidInput(
-                    f"params contains the name {name!r}, which cannot be read as p.name; choose a Python "
-                    "identifier without a leading underscore"
-                )
-        return _params_type(tuple(params))(*(_number(k, v) for k, v in params.items()))
+        return named_params(params, _number, _params_type)
     if isinstance(params, (tuple, list)):
         fields = getattr(params, "_fields", None)
         values = [_number(fields[i] if fields else f"[{i}]", v) for i, v in enumerate(params)]

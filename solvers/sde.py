@@ -29,6 +29,22 @@ _REMEDY = (
 )
 
 
+def refuse_unknown_convention(convention: Any) -> None:
+    """Refuse a reading of the noise that does not exist."""
+    if convention not in CONVENTIONS:
+        raise InvalidInput(f"convention={convention!r} is unknown: {_REMEDY}")
+
+
+def checked_reading(convention: str | None, noise: str) -> str:
+    """The convention of a model, or a refusal of it or of the structure of its noise."""
+    if convention is None:
+        raise MissingConvention(f"convention is missing: {_REMEDY}")
+    refuse_unknown_convention(convention)
+    if noise not in {"diagonal", "general"}:
+        raise InvalidInput(f"noise={noise!r} is unknown: choose 'diagonal' or 'general'")
+    return convention
+
+
 class SDE:
     """A stochastic differential equation dY = a(t, Y) dt + sigma(t, Y) dW in a stated convention.
 
@@ -82,12 +98,7 @@ class SDE:
         convention: str | None = None,
         noise: str = "diagonal",
     ):
-        if convention is None:
-            raise MissingConvention(f"convention is missing: {_REMEDY}")
-        if convention not in CONVENTIONS:
-            raise InvalidInput(f"convention={convention!r} is unknown: {_REMEDY}")
-        if noise not in {"diagonal", "general"}:
-            raise InvalidInput(f"noise={noise!r} is unknown: choose 'diagonal' or 'general'")
+        convention = checked_reading(convention, noise)
         self.drift = plain_function(drift, "drift")
         self.diffusion = plain_function(diffusion, "diffusion")
         self.names = checked_names(names)
@@ -209,8 +220,7 @@ class SDE:
 
     def to(self, convention: str) -> SDE:
         """The SDE of the same law in another convention, its drift corrected by exact derivatives."""
-        if convention not in CONVENTIONS:
-            raise InvalidInput(f"convention={convention!r} is unknown: {_REMEDY}")
+        refuse_unknown_convention(convention)
         if convention == self.convention:
             return self
         symbolic = self.symbolic()

@@ -11,11 +11,11 @@ import numpy as np
 
 from solvers import vector_reading
 from solvers.compiling import Keyed
-from solvers.errors import InvalidInput, MissingConvention
+from solvers.errors import InvalidInput
 from solvers.exit_times import refuse_arity
 from solvers.purity import plain_function, purity_key
 from solvers.reading import checked_names
-from solvers.sde import _REMEDY, CONVENTIONS
+from solvers.sde import checked_reading, refuse_unknown_convention
 from solvers.vector_parameters import as_array_params, flattened, shapes_of
 from solvers.vector_reading import VectorModel, compile_and_compare, probed, vector_dispatcher
 
@@ -97,12 +97,7 @@ class VectorSDE:
         noise: str = "diagonal",
         block: bool = False,
     ):
-        if convention is None:
-            raise MissingConvention(f"convention is missing: {_REMEDY}")
-        if convention not in CONVENTIONS:
-            raise InvalidInput(f"convention={convention!r} is unknown: {_REMEDY}")
-        if noise not in {"diagonal", "general"}:
-            raise InvalidInput(f"noise={noise!r} is unknown: choose 'diagonal' or 'general'")
+        convention = checked_reading(convention, noise)
         self.dimension = _positive("dimension", dimension)
         if noise == "diagonal" and noise_dimension not in {None, self.dimension}:
             raise InvalidInput(
@@ -190,8 +185,7 @@ class VectorSDE:
         InvalidInput
             If the diffusion reads the state.
         """
-        if convention not in CONVENTIONS:
-            raise InvalidInput(f"convention={convention!r} is unknown: {_REMEDY}")
+        refuse_unknown_convention(convention)
         if convention == self.convention:
             return self
         if not self.additive:

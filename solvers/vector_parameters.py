@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import keyword
 import math
 from collections import namedtuple
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from solvers.errors import InvalidInput
+from solvers.reading import named_params
 
 Shapes = tuple[tuple[int, ...], ...]
 _SHOWN = 8
@@ -39,16 +39,7 @@ def as_array_params(params: Any) -> Any:
         raise InvalidInput(
             f"params is a {type(params).__name__}; pass a mapping or a NamedTuple of numbers and arrays"
         )
-    if not params:
-        return ()
-    for name in params:
-        usable = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
-        if not usable or name.startswith("_"):
-            raise InvalidInput(
-                f"params contains the name {name!r}, which cannot be read as p.name; choose a Python identifier "
-                "without a leading underscore"
-            )
-    return _params_type(tuple(params))(*(_checked(name, value) for name, value in params.items()))
+    return named_params(params, _checked, _params_type)
 
 
 def _checked(name: str, value: Any) -> Any:
