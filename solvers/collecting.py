@@ -14,6 +14,7 @@ from solvers.histogram import Histogram
 from solvers.moments import SHAPES, Shape
 from solvers.observers import Observer
 from solvers.quantiles import Quantiles
+from solvers.sources import WIDEST
 
 if TYPE_CHECKING:
     from solvers.request import Request
@@ -23,7 +24,6 @@ _CORE = STATISTICS[:4]
 """Those that the kernel itself sums."""
 _PARTIAL = 1 << 25
 """Bytes of what one task collects, unless a single block collects more."""
-_WIDEST = 512
 
 
 def checked_statistics(asked: Any, stop: Any) -> tuple[str, ...]:
@@ -99,13 +99,13 @@ def require_memory(request: Request, runs: int = 1) -> None:
     size = paths * per_path
     memory.require(size, f"paths={paths}", "use fewer paths")
     collectors = observers(request)
-    blocks = min(blocks_per_task(request, collectors, _WIDEST), math.ceil(request.paths / _WIDEST))
+    blocks = min(blocks_per_task(request, collectors, WIDEST), math.ceil(request.paths / WIDEST))
     if in_kernel(request.statistics):
         size += 8 * times * (d + request.sums) * (tasks * blocks + runs)
         memory.require(size, f"keeping statistics at {times} times", fewer_times)
     if request.to_store:
-        size += 8 * _WIDEST * blocks * times * d * tasks
-        memory.require(size, f"writing paths of {times} times, {_WIDEST * blocks} at once", fewer_times)
+        size += 8 * WIDEST * blocks * times * d * tasks
+        memory.require(size, f"writing paths of {times} times, {WIDEST * blocks} at once", fewer_times)
     elif request.save_paths:
         size += 8 * paths * times * d
         memory.require(
@@ -114,6 +114,6 @@ def require_memory(request: Request, runs: int = 1) -> None:
             f"{fewer_times} or fewer paths, or save_paths='paths.zarr' to keep them in a file",
         )
     for observer in collectors:
-        per_block = 8 * (math.prod(observer.sums) + _WIDEST * observer.carried)
+        per_block = 8 * (math.prod(observer.sums) + WIDEST * observer.carried)
         size += tasks * (blocks * per_block + 8 * math.prod(observer.counts)) + runs * observer.held
         memory.require(size, observer.purpose, observer.remedy)

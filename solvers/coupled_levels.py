@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from solvers import schemes, vmath, wiener
+from solvers import schemes
 from solvers.schemes import FLAGS
+from solvers.wiener import draw
 
 WIDTH = 64
 """Paths per block; samples come in whole blocks."""
@@ -123,7 +124,7 @@ def sampling(stepper: schemes.Stepper, observe: Any, over: str, antithetic: bool
                     for q in range(draws):
                         even = z[q * WIDTH : (q + 1) * WIDTH]
                         odd = z[(draws + q) * WIDTH : (draws + q + 1) * WIDTH]
-                        _draw(seed, path, k // 2, q, scale, even, odd)
+                        draw(seed, path, k // 2, q, scale, even, odd)
                 dw = z[(k % 2) * draws * WIDTH : (k % 2 + 1) * draws * WIDTH]
                 advance(t0 + k * dt, dt, fine, dw, p)
                 last = k + 1 == steps
@@ -160,20 +161,6 @@ def sampling(stepper: schemes.Stepper, observe: Any, over: str, antithetic: bool
             _summarise(y, f, sums[block])
 
     return sample
-
-
-# The same function, but inlined: a call would keep LLVM from turning the loop over paths into vectors.
-_normal_pair: Any = njit(fastmath=vmath.FLAGS, error_model="numpy", forceinline=True)(
-    wiener.normal_pair.py_func
-)
-
-
-@njit(fastmath=vmath.FLAGS, error_model="numpy")
-def _draw(seed, first_path, pair, component, scale, even, odd):
-    for i in range(WIDTH):
-        a, b = _normal_pair(seed, first_path + i, pair, component)
-        even[i] = scale * a
-        odd[i] = scale * b
 
 
 @njit(error_model="numpy")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from solvers.exit_times import crossing_fraction
+from solvers.exit_times import earliest_crossing
 from solvers.schemes import Stepper
 from solvers.weak_increments import (
     THREE_POINT_STEPS,
@@ -64,28 +64,6 @@ def _weak_increments(seed, path, step, counts, scale, dw):
         dw[gaussian + three + c] = scale * two_point_of(word, step % TWO_POINT_STEPS)
 
 
-@njit(error_model="numpy", forceinline=True)
-def _earliest(gaps, gap_components, y, new, variance, dt, seed, path, step, stream):
-    """The fraction of a step at which a bridge leaves the first of the gaps that hold y; 2 if none."""
-    earliest = 2.0
-    for g in range(gap_components.size):
-        c = gap_components[g]
-        low, high = gaps[g, 0], gaps[g, 1]
-        if not low < y[c] < high:
-            continue
-        for side in range(2):
-            bound = high if side else low
-            if np.isinf(bound):
-                continue
-            sign = 1.0 if side else -1.0
-            fraction = crossing_fraction(
-                sign * (bound - y[c]), sign * (bound - new[c]), variance[c] * dt, seed, path, step,
-                stream + 2 * g + side,
-            )  # fmt: skip
-            earliest = min(earliest, fraction)
-    return earliest
-
-
 @lru_cache(maxsize=128)
 def compiled(stepper: Stepper, source: Any, target: Any, score: Any) -> tuple[Any, Any]:
     """``(split, circulate)`` for one model: see their docstrings.
@@ -123,8 +101,12 @@ def compiled(stepper: Stepper, source: Any, target: Any, score: Any) -> tuple[An
         into, back = 2.0, 2.0
         if target_components.size + source_components.size > 0:
             variance = variances(diffusion(t, y, p))
-            into = _earliest(target_gaps, target_components, y, new, variance, dt, seed, path, taken, _TARGET)
-            back = _earliest(source_gaps, source_components, y, new, variance, dt, seed, path, taken, _SOURCE)
+            into, _, _ = earliest_crossing(
+                target_gaps, target_components, y, new, variance, dt, seed, path, taken, _TARGET
+            )
+            back, _, _ = earliest_crossing(
+                source_gaps, source_components, y, new, variance, dt, seed, path, taken, _SOURCE
+            )
         if into > 1.0 and target(t + dt, new, p):
             into = 1.0
         if back > 1.0 and source(t + dt, new, p):

@@ -93,6 +93,33 @@ def crossing_fraction(before, after, variance, seed, path, step, side):
     return time / (1.0 + time)
 
 
+@njit(error_model="numpy")
+def earliest_crossing(gaps, components, before, after, squares, dt, seed, path, step, stream):
+    """Where a bridge first leaves one of the gaps that hold `before`: fraction of the step, level, component.
+
+    The fraction is 2 if it stays inside. before, after and squares (sigma^2) are indexed by component; side 0
+    or 1 of gap g draws at ``stream + 2 g + side``.
+    """
+    earliest, level, component = 2.0, 0.0, 0
+    for g in range(components.size):
+        c = components[g]
+        low, high = gaps[g, 0], gaps[g, 1]
+        if not low < before[c] < high:
+            continue
+        for side in range(2):
+            bound = high if side else low
+            if np.isinf(bound):
+                continue
+            sign = 1.0 if side else -1.0
+            fraction = crossing_fraction(
+                sign * (bound - before[c]), sign * (bound - after[c]), squares[c] * dt, seed, path, step,
+                stream + 2 * g + side,
+            )  # fmt: skip
+            if fraction < earliest:
+                earliest, level, component = fraction, bound, c
+    return earliest, level, component
+
+
 def stop_rule(stop: Callable[..., Any], sde: SDE, *, bridge: bool = True) -> StopRule:
     """Compile a stop condition and read its levels, unless a Brownian bridge would not fit the noise.
 
@@ -124,7 +151,7 @@ def region_rule(region: Callable[..., Any], sde: SDE, name: str) -> StopRule:
             f"{name} returns {np.asarray(value).dtype} and no condition; compare, as in y[0] > 1"
         )
     keyed = Keyed(purity_key(region, name), function)
-    gaps, components = _gaps(function, sde, name)
+    gaps, components = level_gaps(function, sde, name)
     return StopRule(function, _condition(keyed), gaps, components)
 
 
@@ -199,11 +226,17 @@ def refuse_arity(function: Callable[..., Any], count: int, name: str, arguments:
 def met_at_start(rule: StopRule, t0: float, start: np.ndarray, p: Any) -> np.ndarray:
     """Which of the starts (n, d) meet the condition or lie on one of its levels."""
     met = np.broadcast_to(np.asarray(rule.function(t0, tuple(start.T), p, np), dtype=bool), len(start)).copy()
+    return met | on_levels(rule, start)
+
+
+def on_levels(rule: StopRule, start: np.ndarray) -> np.ndarray:
+    """Which of the starts (n, d) lie in no gap of a component that has gaps: beyond a level, or on one."""
+    found = np.zeros(len(start), dtype=bool)
     for c in np.unique(rule.components):
         low, high = rule.gaps[rule.components == c].T
         value = start[:, c, None]
-        met |= ~((low < value) & (value < high)).any(axis=1)
-    return met
+        found |= ~((low < value) & (value < high)).any(axis=1)
+    return found
 
 
 @njit
@@ -229,7 +262,14 @@ def _sympy() -> Any:
     return sympy  # as Any: its annotations reject correct calls
 
 
-def _gaps(function: Callable[..., Any], sde: SDE, name: str) -> tuple[np.ndarray, np.ndarray]:
+def level_gaps(function: Callable[..., Any], sde: SDE, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The gaps (g, 2) between the levels of a condition and their components (g,); none if it has no levels.
+
+    Raises
+    ------
+    InvalidInput
+        If the condition cannot be traced symbolically or is constant.
+    """
     import sympy as sp
 
     t = sp.Symbol("t", real=True)

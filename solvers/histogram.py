@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
-from solvers.observers import Observer, about, observing
+from solvers.observers import Counting, about, observing
 
 if TYPE_CHECKING:
     from solvers.request import Request
-    from solvers.running import Run
 
 
 @njit
@@ -47,7 +46,7 @@ def _tally() -> Any:
     return observing(_look)
 
 
-class Histogram(Observer):
+class Histogram(Counting):
     """``density(time, *names)`` and ``outside(time)``; see `solvers.observers.Observer`."""
 
     remedy = "give fewer times in save_at or a coarser grid"
@@ -60,22 +59,6 @@ class Histogram(Observer):
         self.counts = (saves, math.prod(grid.shape))
         self.held = 8 * math.prod(self.counts)
         self.purpose = f"a histogram of {self.counts[1]} cells at {saves} times"
-
-    def prepare(self, run: Run) -> None:  # noqa: ARG002 - the same for any run
-        """Allocate the counts."""
-        self._total = np.zeros(self.counts, dtype=np.int64)
-
-    def add_counts(self, counts: np.ndarray) -> None:
-        """Take in the counts of a part."""
-        self._total += counts
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The counts so far."""
-        return {"counts": self._total}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from a checkpoint."""
-        self._total = state["counts"].copy()
 
     def variables(self, request: Request, coords: dict[str, Any]) -> dict[str, Any]:
         """Density per cell volume, and the fraction of paths off the grid."""

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, float32, float64, int64, njit, types, uint64
 
-from solvers.exit_times import CERTAIN, crossing_fraction
+from solvers.exit_times import CERTAIN, earliest_crossing
 from solvers.lanes import not_finite_probe, shifted_product, shifted_sums
 from solvers.observers import OBSERVE
 from solvers.pointers import calling
 from solvers.schemes import FLAGS, Stepper
+from solvers.schemes.algebra import compiled, row, tuples
 from solvers.sources import FILL
 
 _FLOATS = types.CPointer(float64)
@@ -97,8 +98,7 @@ def run_blocks(
     Parameters
     ----------
     advance, fill : int
-        Addresses of passes:
-        From `advancing` or `advancing_until`, and of a `sources.Source`.
+        Addresses of passes: from `advancing` or `advancing_until`, and of a `sources.Source`.
     parameters : float array
         Of the model.
     seed : uint64
@@ -181,22 +181,14 @@ def run_blocks(
 def _loading(draws: int, width: int, single: bool) -> Any:
     """Compiled code from the random numbers of a block to the tuple for one path."""
     place = "single[{0} + i] * root" if single else "ready[{0} + i]"
-    entries = "".join(place.format(k * width) + ", " for k in range(draws))
-    scope: dict[str, Any] = {}
-    exec(
-        compile(f"def load(ready, single, root, i):\n    return ({entries})\n", "<random numbers>", "exec"),
-        scope,
-    )
-    return njit(fastmath=FLAGS, error_model="numpy", forceinline=True)(scope["load"])
+    return tuples("ready, single, root, i", (place.format(k * width) for k in range(draws)))
 
 
 def unpacking(kind: type, count: int) -> Any:
     """Compiled code from the flat parameters to the tuple or named tuple that the model reads."""
-    entries = ", ".join(f"values[{k}]" for k in range(count))
-    made = f"kind({entries})" if hasattr(kind, "_fields") else f"({entries},)" if count else "()"
-    scope: dict[str, Any] = {"kind": kind}
-    exec(compile(f"def unpack(values):\n    return {made}\n", "<parameters>", "exec"), scope)
-    return njit(forceinline=True)(scope["unpack"])
+    entries = row(f"values[{k}]" for k in range(count))
+    made = f"kind{entries}" if hasattr(kind, "_fields") else entries
+    return compiled(f"def unpack(values):\n    return {made}\n", kind=kind)
 
 
 @lru_cache(maxsize=256)
@@ -206,9 +198,8 @@ def advancing(stepper: Stepper, kind: type, count: int, width: int, single: bool
     `kind` is the type of the model's parameters and `count` how many; the stepper is for blocks of `width`;
     `single` is the source's.
     """
-    step, ops, d = stepper.step, stepper.ops, stepper.model.d
-    numbers = sum(stepper.draws)
-    load, store, load_noise = ops.load, ops.store, _loading(sum(stepper.draws), width, single)
+    step, ops, d, numbers = stepper.step, stepper.ops, stepper.model.d, sum(stepper.draws)
+    load, store, load_noise = ops.load, ops.store, _loading(numbers, width, single)
     unpack = unpacking(kind, count)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
@@ -235,9 +226,9 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
     step, ops, d = stepper.step, stepper.ops, stepper.model.d
     numbers, diffusion = sum(stepper.draws), stepper.model.diffusion
     load, store, variances = ops.load, ops.store, ops.variances
-    load_noise = _loading(sum(stepper.draws), width, single)
+    load_noise = _loading(numbers, width, single)
     unpack = unpacking(kind, count)
-    settle = _settling(d, width)
+    settle = settling(d, width)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, seed, start, number, at_exits, at_gaps, at_of, g):
@@ -262,7 +253,7 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
 
 
 @lru_cache(maxsize=256)
-def _settling(d: int, width: int) -> Any:
+def settling(d: int, width: int) -> Any:
     """What follows the step of a block with a stop condition; independent of the model."""
 
     @njit(nogil=True, error_model="numpy")
@@ -284,24 +275,9 @@ def _settling(d: int, width: int) -> Any:
                 exits[i] = t + dt
                 flags[i] = -1.0  # it has just left: still moved below
                 continue
-            earliest, level, component = 2.0, 0.0, 0
-            for n in range(components.size):
-                c = components[n]
-                low, high = gaps[n, 0], gaps[n, 1]
-                before, after = x[c * width + i], new[c * width + i]
-                if not low < before < high:
-                    continue
-                for side in range(2):
-                    bound = high if side else low
-                    if np.isinf(bound):
-                        continue
-                    sign = 1.0 if side else -1.0
-                    fraction = crossing_fraction(
-                        sign * (bound - before), sign * (bound - after), spread[c * width + i] * dt, seed,
-                        start + i, number, 2 * n + side,
-                    )  # fmt: skip
-                    if fraction < earliest:
-                        earliest, level, component = fraction, bound, c
+            earliest, level, component = earliest_crossing(
+                gaps, components, x[i::width], new[i::width], spread[i::width], dt, seed, start + i, number, 0
+            )
             if earliest <= 1.0:
                 exits[i] = t + earliest * dt
                 flags[i] = -1.0

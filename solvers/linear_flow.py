@@ -10,14 +10,14 @@ order of such products in expectation; Ninomiya and Victoir 2008 for splitting a
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg as sl
 from numba import njit
 
-from solvers import vmath, wiener
 from solvers.errors import InvalidInput
+from solvers.wiener import draw
 
 WIDTH = 32
 """Paths per block: component j of column c of path i lies at ``x[(c * d + j) * WIDTH + i]``."""
@@ -178,21 +178,6 @@ def normalise(x, d, logs, scratch):
         for j in range(d):
             for i in range(WIDTH):
                 column[j * WIDTH + i] *= scratch[i]
-
-
-# Inlined, or the call would keep LLVM from turning the loop over paths into vectors.
-_normal_pair: Any = njit(fastmath=vmath.FLAGS, error_model="numpy", forceinline=True)(
-    wiener.normal_pair.py_func
-)
-
-
-@njit(fastmath=vmath.FLAGS, error_model="numpy")
-def draw(seed, first_path, pair, component, scale, even, odd):
-    """The increments of two steps for one block and one process, scale times standard normals."""
-    for i in range(WIDTH):
-        a, b = _normal_pair(seed, first_path + i, pair, component)
-        even[i] = scale * a
-        odd[i] = scale * b
 
 
 @njit(fastmath=_FLAGS, error_model="numpy")

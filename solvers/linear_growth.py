@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from solvers.linear_flow import WIDTH, begin, draw, linear_flow, move, normalise
-from solvers.wiener import crossing_uniforms
+from solvers.linear_flow import WIDTH, begin, linear_flow, move, normalise
+from solvers.wiener import crossing_uniforms, draw
 
 _WORK = 2e7
 """Multiplications per call of a kernel: about a hundredth of a second, so that Ctrl-C is prompt."""

@@ -122,6 +122,28 @@ class Observer:
         raise NotImplementedError
 
 
+class Counting(Observer):
+    """A statistic that is all in the counts: integers, which add up in any order."""
+
+    _total: np.ndarray
+
+    def prepare(self, run: Run) -> None:  # noqa: ARG002 - the same for any run
+        """Allocate the counts."""
+        self._total = np.zeros(self.counts, dtype=np.int64)
+
+    def add_counts(self, counts: np.ndarray) -> None:
+        """Take in the counts of a part."""
+        self._total += counts
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The counts so far."""
+        return {"counts": self._total}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from a checkpoint."""
+        self._total = state["counts"].copy()
+
+
 def about(long_name: str, units: str = "1") -> dict[str, str]:
     """Attributes of a variable."""
     return {"units": units, "long_name": long_name}

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from solvers.errors import InvalidInput
-from solvers.observers import Observer, about, observing
+from solvers.observers import Counting, about, observing
 from solvers.vmath import bits_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _pass() -> Any:
     return observing(_look)
 
 
-class Quantiles(Observer):
+class Quantiles(Counting):
     """``quantile`` and ``quantile_error`` (time, q, component).
 
     Notes
@@ -114,19 +114,7 @@ class Quantiles(Observer):
         self._centre = np.where(np.isfinite(centre), centre, 0.0)
         self._scale = np.where(np.isfinite(scale), scale, 1.0)
         self.settings = np.stack([self._centre, 1.0 / self._scale], axis=1).ravel()
-        self._total = np.zeros(self.counts, dtype=np.int64)
-
-    def add_counts(self, counts: np.ndarray) -> None:
-        """Take in the counts of a part."""
-        self._total += counts
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The counts so far."""
-        return {"counts": self._total}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from a checkpoint."""
-        self._total = state["counts"].copy()
+        super().prepare(run)
 
     def variables(self, request: Request, coords: dict[str, Any]) -> dict[str, Any]:
         """Quantiles and bounds of their errors."""

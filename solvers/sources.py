@@ -36,7 +36,7 @@ FILL = types.void(
 """Signature of the pass that fills a block with random numbers."""
 
 _NO_TABLE = np.empty((0, 0))
-_WIDEST, _NARROWEST = 512, 64
+WIDEST, _NARROWEST = 512, 64
 
 
 def block_width(numbers: int) -> int:
@@ -46,7 +46,7 @@ def block_width(numbers: int) -> int:
     per path the words behind them 8: together at most 28 KiB, so that a block stays in a first-level cache.
     """
     fitting = 28 * 1024 // (16 * numbers + 8)
-    return min(_WIDEST, max(_NARROWEST, 1 << (fitting.bit_length() - 1)))
+    return min(WIDEST, max(_NARROWEST, 1 << (fitting.bit_length() - 1)))
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,14 @@ def source(draws: Draws, resolution: int, width: int) -> Source:
     InvalidInput
         For another resolution.
     """
-    if resolution not in {32, 53}:
-        raise InvalidInput(f"resolution={resolution!r} is unknown; choose 32 (fast) or 53 (fine)")
+    wiener.checked_resolution(resolution)
     engine = f"threefry2x64-{ROUNDS}"
     if draws.three_point or draws.two_point:
-        about = {"generator": f"{engine}, weak increments"}
         if draws.gaussian:
-            about = {"generator": f"{engine}, Box-Muller and weak increments", "normal_resolution_bits": 53}
-        words = width * (2 * max(draws.gaussian, 1) + 2 * draws.three_point + draws.two_point)
-        return Source("weak", _weak(draws, width), 1, False, words, about)
+            raise NotImplementedError("no source has both Gaussian and weak numbers; no scheme takes both")
+        words = width * (2 * draws.three_point + draws.two_point)
+        fill = _weak(draws.three_point, draws.two_point, width)
+        return Source("weak", fill, 1, False, words, {"generator": f"{engine}, weak increments"})
     about = {"generator": f"{engine}, Box-Muller", "normal_resolution_bits": resolution}
     if resolution == 32:
         return Source("gaussian-32", _gaussian_32(draws.gaussian, width), 2, True, width, about)
@@ -150,24 +149,16 @@ def _gaussian_53(components: int, width: int) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _weak(draws: Draws, width: int) -> Any:
-    """Three-point and two-point numbers; a scheme that also takes Gaussian ones gets them at 53 bits."""
-    gaussian, three, two = draws
+def _weak(three: int, two: int, width: int) -> Any:
+    """Three-point and then two-point numbers, each from words that are kept in the scratch."""
     signs = 2 * three * width  # where the two-point words begin in the scratch
-    normals_at = signs + two * width
-    size = normals_at + 2 * width * max(gaussian, 1)
-    fill_pair = wiener.filler(width)
     two_point_word, two_point_of = weak_increments.two_point_word, weak_increments.two_point_of
     three_point_words, three_point_of = weak_increments.three_point_words, weak_increments.three_point_of
 
     @cfunc(FILL, error_model="numpy")
     def fill(seed, start, step, fresh, dt, at_z, _unit, at_words, _table, _rows, _columns):
-        z, words = carray(at_z, ((gaussian + three + two) * width,)), carray(at_words, (size,))
+        z, words = carray(at_z, ((three + two) * width,)), carray(at_words, (signs + two * width,))
         scale = math.sqrt(dt)
-        if gaussian > 0:
-            both = np.empty(2 * gaussian * width)
-            fill_pair(seed, start, step // 2, gaussian, scale, both, words[normals_at:])
-            z[: gaussian * width] = both[(step % 2) * gaussian * width : (step % 2 + 1) * gaussian * width]
         place, bit = step % THREE_POINT_STEPS, step % TWO_POINT_STEPS
         for c in range(three):
             low = words[2 * c * width : (2 * c + 1) * width]
@@ -175,7 +166,7 @@ def _weak(draws: Draws, width: int) -> Any:
             if fresh or place == 0:
                 for i in range(width):
                     low[i], high[i] = three_point_words(seed, start + i, step // THREE_POINT_STEPS, c)
-            out = z[(gaussian + c) * width : (gaussian + c + 1) * width]
+            out = z[c * width : (c + 1) * width]
             for i in range(width):
                 out[i] = scale * three_point_of((low[i], high[i]), place)
         for c in range(two):
@@ -183,7 +174,7 @@ def _weak(draws: Draws, width: int) -> Any:
             if fresh or bit == 0:
                 for i in range(width):
                     held[i] = two_point_word(seed, start + i, step // TWO_POINT_STEPS, c)
-            out = z[(gaussian + three + c) * width : (gaussian + three + c + 1) * width]
+            out = z[(three + c) * width : (three + c + 1) * width]
             for i in range(width):
                 out[i] = scale * two_point_of(held[i], bit)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray, cfunc, njit
 
-from solvers.kernels import ADVANCE, _settling
+from solvers.kernels import ADVANCE, settling
 from solvers.matrix_product import apply_matrix
 from solvers.schemes import FLAGS
 from solvers.transposition import transpose
@@ -255,7 +255,7 @@ def vector_advancing_until(heun: bool, model: VectorModel, width: int, single: b
     move, scratch = mover.move, mover.scratch
     spread_of, spread_size = spreading(model, width)
     d, whole, held, numbers = model.d, model.d * width, count(model.shapes), model.m * width
-    settle = _settling(d, width)
+    settle = settling(d, width)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, seed, start, number, at_exits, at_gaps, at_of, g):

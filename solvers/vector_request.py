@@ -13,7 +13,7 @@ from numba.core.errors import NumbaError
 from solvers import schemes
 from solvers.compiling import Keyed
 from solvers.errors import InvalidInput
-from solvers.exit_times import StopRule, _gaps, never, refuse_arity
+from solvers.exit_times import StopRule, level_gaps, never, on_levels, refuse_arity
 from solvers.purity import plain_function, purity_key
 from solvers.schemes import Draws, Scheme
 from solvers.vector_form import VectorSDE
@@ -128,7 +128,7 @@ def vector_stop_rule(stop: Callable[..., Any], sde: VectorSDE, *, bridge: bool) 
         return function(t, np.array(y, dtype=object), p)
 
     try:
-        gaps, components = _gaps(over_components, sde, "stop")  # type: ignore[arg-type]
+        gaps, components = level_gaps(over_components, sde, "stop")  # type: ignore[arg-type]
     except InvalidInput:  # no set of levels: the condition itself decides
         return rule
     return rule._replace(condition=never, gaps=gaps, components=components) if components.size else rule
@@ -142,11 +142,7 @@ def vector_met_at_start(rule: StopRule, sde: VectorSDE, t0: float, start: np.nda
         type(sde.params),
         shapes_of(sde.params),
     )(t0, np.ascontiguousarray(start), sde.flat_parameters, met)
-    for c in np.unique(rule.components):
-        low, high = rule.gaps[rule.components == c].T
-        value = start[:, c, None]
-        met |= ~((low < value) & (value < high)).any(axis=1)
-    return met
+    return met | on_levels(rule, start)
 
 
 @lru_cache(maxsize=256)

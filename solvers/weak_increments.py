@@ -14,14 +14,13 @@ second word is ``(2 << 32) | component`` for two-point numbers, with bit 31 set 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
 
 from solvers import wiener
-from solvers.errors import InvalidInput
-from solvers.wiener import checked_integer, checked_seed, threefry2x64
+from solvers.wiener import filled, threefry2x64
 
 if TYPE_CHECKING:
     from solvers.schemes import Draws
@@ -91,17 +90,6 @@ def _fill_three_point(seed, first_path, first_step, scale, out):
                 out[i, k, c] = scale * three_point_of(words, step % THREE_POINT_STEPS)
 
 
-def _filled(fill: Any, seed, paths, steps, components, dt, first_path, first_step) -> np.ndarray:
-    for name, value in (("paths", paths), ("steps", steps), ("components", components)):
-        if checked_integer(name, value) < 1:
-            raise InvalidInput(f"{name}={value} must be at least 1")
-    if not dt > 0:
-        raise InvalidInput(f"dt={dt} must be positive")
-    out = np.empty((paths, steps, components))
-    fill(np.uint64(checked_seed(seed)), np.int64(first_path), np.int64(first_step), math.sqrt(dt), out)
-    return out
-
-
 def two_point(
     seed: int,
     paths: int,
@@ -128,7 +116,7 @@ def two_point(
     InvalidInput
         If a count is not a positive integer, dt not positive or the seed out of range.
     """
-    return _filled(_fill_two_point, seed, paths, steps, components, dt, first_path, first_step)
+    return filled(_fill_two_point, seed, paths, steps, components, dt, first_path, first_step)
 
 
 def three_point(
@@ -157,7 +145,7 @@ def three_point(
     InvalidInput
         If a count is not a positive integer, dt not positive or the seed out of range.
     """
-    return _filled(_fill_three_point, seed, paths, steps, components, dt, first_path, first_step)
+    return filled(_fill_three_point, seed, paths, steps, components, dt, first_path, first_step)
 
 
 def drawn(draws: Draws, seed: int, paths: int, steps: int, dt: float, *, first_path: int = 0) -> np.ndarray:

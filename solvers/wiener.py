@@ -112,6 +112,19 @@ def normal_pair(seed, path, pair, component):
     return radius * cosine, radius * sine
 
 
+# The same function, but inlined: a call would keep LLVM from turning the loop over paths into vectors.
+_inlined_pair: Any = njit(fastmath=vmath.FLAGS, error_model="numpy", forceinline=True)(normal_pair.py_func)
+
+
+@njit(fastmath=vmath.FLAGS, error_model="numpy")
+def draw(seed, first_path, pair, component, scale, even, odd):
+    """`scale` times the standard normals of two steps for consecutive paths and one component, (paths,) each."""
+    for i in range(even.size):
+        a, b = _inlined_pair(seed, first_path + i, pair, component)
+        even[i] = scale * a
+        odd[i] = scale * b
+
+
 @cache
 def filler(block: int) -> Any:
     """``fill(seed, first_path, pair, components, scale, z, words)`` for blocks of the given width.
@@ -202,22 +215,29 @@ def increments(
     InvalidInput
         If a count is not a positive integer, dt not positive, or the seed or the resolution unknown.
     """
-    counts = {"paths": paths, "steps": steps, "components": components}
-    for name, value in counts.items():
+    fill = _fill_increments
+    if checked_resolution(resolution) == 32:
+        from solvers.fast_normals import fill_increments as fill
+    return filled(fill, seed, paths, steps, components, dt, first_path, first_step)
+
+
+def filled(
+    fill: Any, seed: Any, paths: Any, steps: Any, components: Any, dt: float, first_path: int, first_step: int
+) -> np.ndarray:
+    """The array (paths, steps, components) of a window, by ``fill(seed, first_path, first_step, sqrt(dt), out)``.
+
+    Raises
+    ------
+    InvalidInput
+        If a count is not a positive integer, dt not positive or the seed out of range.
+    """
+    for name, value in (("paths", paths), ("steps", steps), ("components", components)):
         if checked_integer(name, value) < 1:
             raise InvalidInput(f"{name}={value} must be at least 1")
     if not dt > 0:
         raise InvalidInput(f"dt={dt} must be positive")
-    if resolution not in {32, 53}:
-        raise InvalidInput(f"resolution={resolution!r} is unknown; choose 32 (fast) or 53 (fine)")
     out = np.empty((paths, steps, components))
-    seed_word = np.uint64(checked_seed(seed))
-    if resolution == 32:
-        from solvers.fast_normals import fill_increments
-
-        fill_increments(seed_word, np.int64(first_path), np.int64(first_step), math.sqrt(dt), out)
-        return out
-    _fill_increments(seed_word, np.int64(first_path), np.int64(first_step), math.sqrt(dt), out)
+    fill(np.uint64(checked_seed(seed)), np.int64(first_path), np.int64(first_step), math.sqrt(dt), out)
     return out
 
 
@@ -254,6 +274,13 @@ def checked_integer(name: str, value: object) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise InvalidInput(f"{name}={value!r} is not an integer; give a whole number") from None
+
+
+def checked_resolution(resolution: object) -> int:
+    """The bits behind each normal: 32 or 53."""
+    if resolution not in {32, 53}:
+        raise InvalidInput(f"resolution={resolution!r} is unknown; choose 32 (fast) or 53 (fine)")
+    return resolution  # type: ignore[return-value]
 
 
 def checked_seed(seed: object) -> int:
