@@ -15,30 +15,49 @@ if TYPE_CHECKING:
     from solvers.request import Request
 
 
-@njit
+@njit(error_model="numpy")
 def _look(when, x, _carried, _sums, counts, settings):
-    """Count the paths of a block in the cells of a grid; the settings hold each axis's size and edges."""
+    """Count the paths of a block in the cells of a grid; the settings hold each axis, see `_axis_settings`."""
     _step, save, count = when
-    for i in range(count):
-        cell, offset = 0, 0
-        for a in range(x.shape[0]):
-            size = int(settings[offset])
-            axis = settings[offset + 1 : offset + size + 1]
-            offset += size + 1
+    cells = np.zeros(x.shape[1], np.int64)
+    offset = 0
+    for a in range(x.shape[0]):
+        size, per_width = int(settings[offset]), settings[offset + 1]
+        axis = settings[offset + 2 : offset + 2 + size]
+        offset += 2 + size
+        low, high, last = axis[0], axis[size - 1], size - 2
+        for i in range(count):
             value = x[a, i]
-            if not (axis[0] <= value <= axis[size - 1]):  # also when not a number
-                cell = -1
-                break
-            k, end = 0, size - 1  # axis[k] <= value <= axis[end] throughout
-            while end - k > 1:
-                middle = (k + end) // 2
-                if axis[middle] <= value:
-                    k = middle
-                else:
-                    end = middle
-            cell = cell * (size - 1) + k
-        if cell >= 0:
-            counts[save, cell] += 1
+            if not (low <= value <= high) or cells[i] < 0:  # also when not a number
+                cells[i] = -1
+                continue
+            if per_width > 0.0:  # equal cells: at most the neighbour of the right one, after rounding
+                k = min(int((value - low) * per_width), last)
+                if value < axis[k]:
+                    k -= 1
+                elif k < last and axis[k + 1] <= value:
+                    k += 1
+            else:
+                k, end = 0, size - 1  # axis[k] <= value <= axis[end] throughout
+                while end - k > 1:
+                    middle = (k + end) // 2
+                    if axis[middle] <= value:
+                        k = middle
+                    else:
+                        end = middle
+            cells[i] = cells[i] * (size - 1) + k
+    row = counts[save]
+    for i in range(count):
+        if cells[i] >= 0:
+            row[cells[i]] += 1
+
+
+def _axis_settings(edges: np.ndarray) -> np.ndarray:
+    """Number of edges, cells per unit of length (0 unless all are equal to a hundredth of a cell), edges."""
+    even = np.linspace(edges[0], edges[-1], edges.size)
+    per_width = (edges.size - 1) / (edges[-1] - edges[0])
+    equal = np.abs(edges - even).max() * per_width < 0.01
+    return np.concatenate([[float(edges.size), per_width if equal else 0.0], edges])
 
 
 @cache
@@ -55,7 +74,7 @@ class Histogram(Counting):
         self.grid = grid
         edges = [np.asarray(grid.edges[name], dtype=float) for name in grid.names]
         self.observe = _tally()
-        self.settings = np.concatenate([part for axis in edges for part in ([float(axis.size)], axis)])
+        self.settings = np.concatenate([_axis_settings(axis) for axis in edges])
         self.counts = (saves, math.prod(grid.shape))
         self.held = 8 * math.prod(self.counts)
         self.purpose = f"a histogram of {self.counts[1]} cells at {saves} times"

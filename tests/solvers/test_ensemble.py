@@ -222,6 +222,37 @@ def test_histogram_counts_the_paths():
     assert 0 < result["outside"][1] < 0.5
 
 
+@pytest.mark.parametrize(
+    "edges",
+    [
+        np.linspace(-1.0, 1.0, 12),  # equal cells: indexed directly
+        np.linspace(-1.0, 1.0, 12) ** 3,  # others: searched
+        np.array([-1.0, -0.3, -0.29, 1.0]),
+        np.linspace(-0.7, 0.1, 4),
+    ],
+)
+def test_values_on_and_beside_the_edges_are_counted_in_the_right_cell(edges):
+    """Every edge, its neighbours among floats, the middles and points outside: numpy's cells, exactly."""
+    around = np.concatenate([edges, np.nextafter(edges, 9), np.nextafter(edges, -9), edges[1:] - 0.01])
+    start = np.concatenate([around, 0.5 * (edges[1:] + edges[:-1]), [-5.0, 5.0]])
+    still = SDE(lambda t, y, p, xp: (0.0 * y[0],), lambda t, y, p, xp: (0.0,), convention="ito")
+    result = simulate(
+        still,
+        start[:, None],
+        t1=0.1,
+        dt=0.1,
+        paths=start.size,
+        seed=0,
+        histogram=Grid(x=edges),
+        save_at=[0.1],
+    )
+    counts = result["density"].values[0] * start.size * np.diff(edges)
+    np.testing.assert_allclose(counts, np.histogram(start, edges)[0], rtol=0, atol=1e-9)
+    assert result["outside"].values[0] == pytest.approx(
+        1 - np.histogram(start, edges)[0].sum() / start.size, abs=1e-12
+    )
+
+
 def test_saved_times_are_rows_of_the_full_result():
     full = simulate(OU.sde, 2.0, t1=0.3, dt=0.01, paths=50, seed=1)
     some = simulate(OU.sde, 2.0, t1=0.3, dt=0.01, paths=50, seed=1, save_at=[0.0, 0.07, 0.3])
