@@ -270,19 +270,43 @@ def level_gaps(function: Callable[..., Any], sde: SDE, name: str) -> tuple[np.nd
     InvalidInput
         If the condition cannot be traced symbolically or is constant.
     """
-    import sympy as sp
+    return gaps_of(traced_condition(function, sde, name), sde, name)
 
-    t = sp.Symbol("t", real=True)
-    y = tuple(sp.Symbol(name, real=True) for name in sde.names)
-    value = tangent.trace(function, (t, y, sde.params), name)
-    condition = sp.sympify(value)
+
+def traced_condition(function: Callable[..., Any], sde: SDE, name: str) -> Any:
+    """The condition as a SymPy expression of `condition_symbols`.
+
+    Raises
+    ------
+    InvalidInput
+        If it cannot be traced symbolically.
+    """
+    t, y = condition_symbols(sde)
+    return _sympy().sympify(tangent.trace(function, (t, y, sde.params), name))
+
+
+def condition_symbols(sde: SDE) -> tuple[Any, tuple[Any, ...]]:
+    """Time and components, real, as conditions are traced."""
+    sp = _sympy()
+    return sp.Symbol("t", real=True), tuple(sp.Symbol(name, real=True) for name in sde.names)
+
+
+def gaps_of(condition: Any, sde: SDE, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """What `level_gaps` returns, for a traced condition.
+
+    Raises
+    ------
+    InvalidInput
+        If it is constant.
+    """
+    t, y = condition_symbols(sde)
     if condition.free_symbols.isdisjoint({t, *y}):
         raise InvalidInput(f"{name} is always {condition}; it must depend on the state or the time")
     sets = _stop_sets(condition, y)
     rows, components = [], []
     for c, symbol in enumerate(y):
         if sets is not None and symbol in sets:
-            for interval in _pieces(sets[symbol].complement(sp.S.Reals)):
+            for interval in _pieces(sets[symbol].complement(_sympy().S.Reals)):
                 rows.append((float(interval.start), float(interval.end)))
                 components.append(c)
     return np.array(rows, dtype=float).reshape(-1, 2), np.array(components, dtype=np.int64)

@@ -36,7 +36,7 @@ class Before(NamedTuple):
     """The paths of an earlier run that is continued."""
 
     diverged: np.ndarray
-    exits: np.ndarray
+    exits: np.ndarray | None  # none if it had no stop condition
     increments: str | None
 
 
@@ -340,6 +340,6 @@ def _continued(
     if "divergence_time" in earlier:
         bad = earlier["diverged"].values.astype(bool)
         diverged[bad] = np.rint((earlier["divergence_time"].values[bad] - start) / used)
-    exits = earlier["exit_time"].values if "exit_time" in earlier else np.full(paths, np.nan)
+    exits = np.array(earlier["exit_time"].values, dtype=float) if "exit_time" in earlier else None
     state = np.ascontiguousarray(earlier["final"].transpose("path", "component").values, dtype=float)
-    return start, used, steps, state, Before(diverged, np.array(exits, dtype=float), told.get("increments"))
+    return start, used, steps, state, Before(diverged, exits, told.get("increments"))

@@ -94,7 +94,8 @@ class Run:
         )
         self.exits = None
         if request.stop is not None:
-            self.exits = np.full(request.paths, np.nan) if before is None else before.exits.copy()
+            told_exits = None if before is None else before.exits
+            self.exits = np.full(request.paths, np.nan) if told_exits is None else told_exits.copy()
         kept = request.paths if request.save_paths and not request.to_store else 0
         self.states = np.empty((kept, times, d))
         self.moments = Moments(times, d, request.pairs)
@@ -138,13 +139,14 @@ class Run:
         if request.stop is not None and self.exits is not None:
             gaps, gap_components = request.stop.gaps, request.stop.components
             exits[:count] = self.exits[here]
-            if request.before is None:
+            if request.before is None or request.before.exits is None:
                 start = request.start if len(request.start) == 1 else request.start[here]
+                now = request.t0 + request.first_step * request.dt
                 if isinstance(request.sde, VectorSDE):
-                    met = vector_met_at_start(request.stop, request.sde, request.t0, start)
+                    met = vector_met_at_start(request.stop, request.sde, now, start)
                 else:
-                    met = met_at_start(request.stop, request.t0, start, request.sde.params)
-                exits[:count] = np.where(met, request.t0, np.nan)
+                    met = met_at_start(request.stop, now, start, request.sde.params)
+                exits[:count] = np.where(met, now, np.nan)
         states = np.empty((count, times, d)) if request.to_store else self.states[here]
         carried, sums, counts = self._observed(blocks, first)
         observations = self._watched(), self._passes(carried, sums, counts)

@@ -13,7 +13,7 @@ from numba.core.errors import NumbaError
 from solvers import schemes
 from solvers.compiling import Keyed
 from solvers.errors import InvalidInput
-from solvers.exit_times import StopRule, level_gaps, never, on_levels, refuse_arity
+from solvers.exit_times import StopRule, gaps_of, never, on_levels, refuse_arity, traced_condition
 from solvers.purity import plain_function, purity_key
 from solvers.schemes import Draws, Scheme
 from solvers.vector_form import VectorSDE
@@ -128,9 +128,10 @@ def vector_stop_rule(stop: Callable[..., Any], sde: VectorSDE, *, bridge: bool) 
         return function(t, np.array(y, dtype=object), p)
 
     try:
-        gaps, components = level_gaps(over_components, sde, "stop")  # type: ignore[arg-type]
-    except InvalidInput:  # no set of levels: the condition itself decides
+        traced = traced_condition(over_components, sde, "stop")  # type: ignore[arg-type]
+    except InvalidInput:  # array functions cannot be read symbolically: the condition itself decides
         return rule
+    gaps, components = gaps_of(traced, sde, "stop")  # type: ignore[arg-type]
     return rule._replace(condition=never, gaps=gaps, components=components) if components.size else rule
 
 

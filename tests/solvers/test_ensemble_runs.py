@@ -61,6 +61,17 @@ def test_a_continued_run_is_the_whole_run(resolution, split):
     np.testing.assert_allclose(joined["time"], whole["time"], rtol=1e-15)
 
 
+def test_a_stop_condition_new_in_a_continued_run_holds_at_its_start_too():
+    settings = SETTINGS | {"dt": 0.01}
+    first = simulate(OU.sde, 2.0, t1=0.5, **settings)
+    second = simulate(OU.sde, first, t1=0.6, stop=lambda t, y, p, xp: y[0] > 0.9, **settings)
+    beyond = first["final"].values[:, 0] > 0.9
+    assert 0 < beyond.sum() < beyond.size
+    np.testing.assert_array_equal(second["exit_time"].values[beyond], 0.5)
+    np.testing.assert_array_equal(second["final"].values[beyond], first["final"].values[beyond])
+    assert (second["exit_time"].values[~beyond] > 0.5).any()
+
+
 def test_a_continued_run_keeps_exits_and_divergence():
     # Ito: x -> x + x^3 dt blows up, slowly enough that some paths do so in either half.
     sde = SDE(lambda t, y, p, xp: (y[0] ** 3,), lambda t, y, p, xp: (1.0,), convention="ito")
