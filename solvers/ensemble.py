@@ -195,6 +195,8 @@ def _swept(sde, y0, sweep, checkpoint, progress, settings) -> xr.Dataset:
     runs = [Run(checked(point, y0, runs=len(points), **settings)) for point in points]
     with reporting(progress, "points") as report:
         execute(runs, runs[0].request.threads, progress=report)
-    results = [dataset(run, convention=sde.convention) for run in runs]
+    results = []
+    while runs:  # each run is let go: its arrays are not held twice
+        results.append(dataset(runs.pop(0), convention=sde.convention))
     warn_of_divergence(results)
     return combined(results, axes)

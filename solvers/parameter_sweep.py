@@ -53,18 +53,26 @@ def sweep_points(
     return axes, points
 
 
-def combined(results: list[xr.Dataset], axes: dict[str, np.ndarray]) -> xr.Dataset:
-    """The results at all points, with the axes as leading dimensions of every variable."""
+def combined(points: list[xr.Dataset], axes: dict[str, np.ndarray]) -> xr.Dataset:
+    """The results at all points, with the axes as leading dimensions of every variable.
+
+    The points are emptied.
+    """
+    results = [dict(point.data_vars) for point in points]
+    coords, told = dict(points[0].coords), dict(points[0].attrs)
+    points.clear()
     shape = tuple(axis.size for axis in axes.values())
-    names = sorted({str(name) for result in results for name in result.data_vars})
+    names = sorted({str(name) for result in results for name in result})
     data = {}
     for name in names:
         like = next(result[name] for result in results if name in result)
-        missing = xr.full_like(like, np.nan) if any(name not in result for result in results) else like
-        values = np.stack([result.get(name, missing).values for result in results])
+        complete = all(name in result for result in results)
+        values = np.empty((len(results), *like.shape), like.dtype if complete else float)
+        for k, result in enumerate(results):
+            values[k] = result[name].values if name in result else np.nan
+            result.pop(name, None)  # so that a sweep is held once, not twice
         data[name] = ((*axes, *like.dims), values.reshape(*shape, *like.shape), like.attrs)
-    coords = dict(results[0].coords)
     for name, axis in axes.items():
         coords[name] = (name, axis, {"units": "1", "long_name": f"parameter {name}"})  # type: ignore[assignment]
-    attrs = {key: value for key, value in results[0].attrs.items() if key != "parameters"}
+    attrs = {key: value for key, value in told.items() if key != "parameters"}
     return xr.Dataset(data, coords=coords, attrs=attrs | {"swept": ", ".join(axes)})
