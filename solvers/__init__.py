@@ -22,6 +22,7 @@ from solvers.lyapunov import (
     lyapunov_exponent,
     moment_lyapunov_exponent,
 )
+from solvers.matrix_product import apply_matrix
 from solvers.multilevel import expectation, plain_expectation
 from solvers.observables import (
     committor,
@@ -52,6 +53,7 @@ __all__ = [
     "StudentT",
     "TransferOperator",
     "VectorSDE",
+    "apply_matrix",
     "committor",
     "drive",
     "effective_potential",

@@ -16,6 +16,7 @@ from solvers.given_noise import coarsen_integrals, drive
 if TYPE_CHECKING:
     from solvers.schemes import Draws, Scheme
     from solvers.sde import SDE
+    from solvers.vector_form import VectorSDE
 
 BATCHES = 20
 _REFINEMENT = 16
@@ -38,7 +39,7 @@ class Study:
         Paths in each of the batches.
     """
 
-    sde: SDE
+    sde: SDE | VectorSDE
     scheme: Scheme
     draws: Draws
     start: np.ndarray

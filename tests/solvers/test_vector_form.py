@@ -6,9 +6,20 @@ import numpy as np
 import pytest
 from scipy.linalg import expm, solve_continuous_lyapunov
 
-from solvers import SDE, AccuracyWarning, Grid, ImpureFunction, InvalidInput, drive, memory, simulate, wiener
+from solvers import (
+    SDE,
+    AccuracyWarning,
+    Grid,
+    ImpureFunction,
+    InvalidInput,
+    apply_matrix,
+    drive,
+    estimate_order,
+    memory,
+    simulate,
+    wiener,
+)
 from solvers.errors import MissingConvention
-from solvers.matrix_product import apply_matrix
 from solvers.vector_form import VectorSDE, reads_state
 from solvers.vector_kernels import vector_advancing
 
@@ -355,6 +366,24 @@ def test_a_continued_run_is_the_whole_run():
     np.testing.assert_array_equal(second["exit_time"], whole["exit_time"])
 
 
+@pytest.mark.parametrize("grows", [False, True])
+def test_orders_are_those_of_the_component_form(grows):
+    """The same equation on the same numbers: the same fit to rounding."""
+    p = {"k": 1.0, "s": 0.5}
+    vector = VectorSDE(decay, growing if grows else constant, dimension=1, params=p, convention="ito")
+    component = SDE(
+        lambda t, y, p, xp: (-p.k * y[0],),
+        (lambda t, y, p, xp: (p.s * xp.sqrt(1.0 + y[0] * y[0]),)) if grows else (lambda t, y, p, xp: (p.s,)),
+        params=p,
+        convention="ito",
+    )
+    settings = {"scheme": "euler-maruyama", "paths": 400, "steps": (8, 16, 32, 64)}
+    found, same = (estimate_order(sde, **settings) for sde in (vector, component))
+    for name in ("order", "order_low", "order_high"):
+        assert float(found[name]) == pytest.approx(float(same[name]), abs=1e-9)
+    assert found.attrs["stated_order"] == same.attrs["stated_order"] == (0.5 if grows else 1.0)
+
+
 def test_checkpoints_are_bound_to_every_entry_of_a_matrix(tmp_path):
     a = -np.eye(40)  # more entries than an array shows
     sde = VectorSDE(matrix_decay, matrix_noise, dimension=40, params={"a": a, "s": 0.1}, convention="ito")
@@ -575,6 +604,7 @@ def test_the_convention_must_be_stated():
         ({"stop": lambda t, y, p, xp: y[0] > 1}, r"stop does not take \(t, y, p\)"),
         ({"stop": lambda t, y, p: y > 1}, "no single condition"),
         ({"stop": lambda t, y, p: y[10] > 1}, "stop failed"),
+        ({"stop": lambda t, y, p: p.s > 1e9}, "must depend on the state or the time"),
         ({"sweep": {"rate": [1.0]}}, "'rate' does not exist"),
     ],
 )
