@@ -26,6 +26,7 @@ from solvers.lanes import (
     f32_of_bits,
     f32_of_signed,
     left_u32,
+    prefer_wide_vectors,
     signed_right_u32,
     sqrt_f32,
     xor_u32,
@@ -92,6 +93,7 @@ def filler(block: int) -> Any:
 
     @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
     def fill(seed, first_path, pair, components, z, words):
+        prefer_wide_vectors()
         counter, key, base = np.uint64(pair), mixed(seed), np.uint64(first_path >> 1)
         # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
         a0, a1, b0, b1 = (

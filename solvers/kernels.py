@@ -16,7 +16,7 @@ import numpy as np
 from numba import carray, cfunc, float32, float64, int64, njit, types, uint64
 
 from solvers.exit_times import CERTAIN, earliest_crossing
-from solvers.lanes import not_finite_probe, shifted_product, shifted_sums
+from solvers.lanes import not_finite_probe, prefer_wide_vectors, shifted_product, shifted_sums
 from solvers.observers import OBSERVE
 from solvers.pointers import calling
 from solvers.schemes import FLAGS, Stepper
@@ -204,6 +204,7 @@ def advancing(stepper: Stepper, kind: type, count: int, width: int, single: bool
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, _number, _exits, _gaps, _of, _g):
+        prefer_wide_vectors()
         x, p = carray(at_x, (d * width,)), unpack(carray(at_p, (count,)))
         ready, unit = carray(at_ready, (numbers * width,)), carray(at_unit, (numbers * width,))
         root = math.sqrt(dt)
@@ -232,6 +233,7 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, seed, start, number, at_exits, at_gaps, at_of, g):
+        prefer_wide_vectors()
         x, p = carray(at_x, (d * width,)), unpack(carray(at_p, (count,)))
         ready, unit = carray(at_ready, (numbers * width,)), carray(at_unit, (numbers * width,))
         exits, gaps, components = carray(at_exits, (width,)), carray(at_gaps, (g, 2)), carray(at_of, (g,))

@@ -16,6 +16,7 @@ from numba import carray, cfunc, float32, float64, int64, types, uint64
 
 from solvers import fast_normals, weak_increments, wiener
 from solvers.errors import InvalidInput
+from solvers.lanes import prefer_wide_vectors
 from solvers.schemes import Draws
 from solvers.weak_increments import THREE_POINT_STEPS, TWO_POINT_STEPS
 from solvers.wiener import ROUNDS
@@ -130,6 +131,7 @@ def _gaussian_32(components: int, width: int) -> Any:
 
     @cfunc(FILL)
     def fill(seed, start, step, _fresh, _dt, _z, at_unit, at_words, _table, _rows, _columns):
+        prefer_wide_vectors()
         unit, words = carray(at_unit, (2 * components * width,)), carray(at_words, (width,))
         fill_pair(seed, start, step // 2, components, unit, words)
 
@@ -142,6 +144,7 @@ def _gaussian_53(components: int, width: int) -> Any:
 
     @cfunc(FILL)
     def fill(seed, start, step, _fresh, dt, at_z, _unit, at_words, _table, _rows, _columns):
+        prefer_wide_vectors()
         z, words = carray(at_z, (2 * components * width,)), carray(at_words, (2 * width,))
         fill_pair(seed, start, step // 2, components, math.sqrt(dt), z, words)
 
@@ -157,6 +160,7 @@ def _weak(three: int, two: int, width: int) -> Any:
 
     @cfunc(FILL, error_model="numpy")
     def fill(seed, start, step, fresh, dt, at_z, _unit, at_words, _table, _rows, _columns):
+        prefer_wide_vectors()
         z, words = carray(at_z, ((three + two) * width,)), carray(at_words, (signs + two * width,))
         scale = math.sqrt(dt)
         place, bit = step % THREE_POINT_STEPS, step % TWO_POINT_STEPS

@@ -15,6 +15,7 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from solvers.kernels import ADVANCE, settling
+from solvers.lanes import prefer_wide_vectors
 from solvers.matrix_product import apply_matrix
 from solvers.schemes import FLAGS
 from solvers.transposition import transpose
@@ -241,6 +242,7 @@ def vector_advancing(heun: bool, model: VectorModel, width: int, single: bool) -
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, _number, _exits, _gaps, _of, _g):
+        prefer_wide_vectors()
         x, p = carray(at_x, (whole,)), unpack(carray(at_p, (held,)))
         space = np.zeros(scratch)  # zeros: what a function leaves unwritten is then the same in any thread
         move(t, dt, x, carray(at_ready, (numbers,)), carray(at_unit, (numbers,)), p, space)
@@ -259,6 +261,7 @@ def vector_advancing_until(heun: bool, model: VectorModel, width: int, single: b
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
     def advance(t, dt, at_x, at_ready, at_unit, at_p, seed, start, number, at_exits, at_gaps, at_of, g):
+        prefer_wide_vectors()
         x, p = carray(at_x, (whole,)), unpack(carray(at_p, (held,)))
         exits, gaps, components = carray(at_exits, (width,)), carray(at_gaps, (g, 2)), carray(at_of, (g,))
         space = np.zeros(max(scratch, spread_size))

@@ -19,6 +19,7 @@ from numba import njit
 
 from solvers import vmath
 from solvers.errors import InvalidInput
+from solvers.lanes import prefer_wide_vectors
 
 BLOCK = 512
 """Paths that `increments` makes at a time."""
@@ -137,6 +138,7 @@ def filler(block: int) -> Any:
 
     @njit(nogil=True, fastmath=vmath.FLAGS, error_model="numpy")
     def fill(seed, first_path, pair, components, scale, z, words):
+        prefer_wide_vectors()
         counter, key = np.uint64(pair), np.uint64(seed)
         radius_words, angle_words = words[:block], words[block : 2 * block]
         for c in range(components):
