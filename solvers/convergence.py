@@ -11,17 +11,16 @@ import numpy as np
 import xarray as xr
 from scipy import optimize, stats
 
-from solvers import schemes, wiener
+from solvers import wiener
 from solvers.end_errors import BATCHES, Study, strong_errors, weak_errors
 from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.model_forms import form_of
 from solvers.provenance import provenance
 from solvers.request import checked_start
-from solvers.schemes import structure
-from solvers.vector_form import VectorSDE
-from solvers.vector_request import vector_draws, vector_scheme
 
 if TYPE_CHECKING:
     from solvers.sde import SDE
+    from solvers.vector_form import VectorSDE
 
 _MODEL_ERROR = 0.01
 """Half width that the interval has even without noise, for terms of the expansion beyond the second."""
@@ -106,8 +105,8 @@ def estimate_order(
     three-point numbers is compared with ``f(exact)`` at the sum of its own numbers, whose expectation is a
     finite sum over their lattice; that of the normal is a Gauss-Hermite sum of 100 nodes per process.
     """
-    vector = isinstance(sde, VectorSDE)
-    found = vector_scheme(scheme, sde)[0] if vector else schemes.find(scheme, sde)
+    form = form_of(sde)
+    found, _ = form.scheme(scheme, sde)
     if kind not in _STEPS:
         raise InvalidInput(f"kind={kind!r} is unknown: choose 'strong' or 'weak'")
     if kind == "strong" and found.strong is None:
@@ -128,7 +127,7 @@ def estimate_order(
     if not 0 < level < 1:
         raise InvalidInput(f"level={level} must lie between 0 and 1")
     start = checked_start(sde, y0, 1)[0]
-    draws = vector_draws(found, sde) if vector else schemes.stepper(found, sde).draws
+    draws = form.draws(found, sde)
     if not draws.gaussian and exact is None and expected is None:
         raise InvalidInput(
             f"scheme={found.name!r} draws no Gaussian numbers, so that nothing on its own path can replace the "
@@ -179,7 +178,7 @@ def _fitted(study: Study, kind: str, errors: np.ndarray, level: float) -> xr.Dat
     # What the largest step changes beyond its sampling error is the error of the fitted law.
     curvature = abs(order - inner) - _jackknife(change)
     reach = quantile * _jackknife(left_out[:, 0]) + max(_MODEL_ERROR, curvature)
-    noise = _noise_kind(study.sde)
+    noise = form_of(study.sde).noise_kind(study.sde)
     stated = scheme.weak if kind == "weak" else scheme.strong_order(noise)
 
     def about(text):
@@ -205,13 +204,6 @@ def _fitted(study: Study, kind: str, errors: np.ndarray, level: float) -> xr.Dat
             seed=int(study.seed),
         ),
     )
-
-
-def _noise_kind(sde: SDE | VectorSDE) -> str:
-    """The kind of noise that the stated strong order depends on; in vector form all but additive is general."""
-    if isinstance(sde, VectorSDE):
-        return "additive" if sde.additive else "general"
-    return structure.verdict(sde).kind
 
 
 def _jackknife(left_out: np.ndarray) -> float:

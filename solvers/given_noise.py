@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from numba import njit
 
-from solvers import schemes, wiener
+from solvers import wiener
 from solvers.errors import InvalidInput
+from solvers.model_forms import form_of
 from solvers.provenance import provenance
 from solvers.request import checked_start
-from solvers.vector_form import VectorSDE
-from solvers.vector_request import vector_draws, vector_follower, vector_scheme
 
 if TYPE_CHECKING:
     from solvers.sde import SDE
+    from solvers.vector_form import VectorSDE
 
 
 def drive(
@@ -60,13 +58,9 @@ def drive(
     InvalidInput
         If the increments do not have that shape, or contain nan or infinity.
     """
-    if isinstance(sde, VectorSDE):
-        found = vector_scheme(scheme, sde)[0]
-        m, follow = sum(vector_draws(found, sde)), vector_follower(found, sde)
-    else:
-        found = schemes.find(scheme, sde)
-        stepper = schemes.stepper(found, sde)
-        m, follow = sum(stepper.draws), _following(stepper)
+    form = form_of(sde)
+    found, _ = form.scheme(scheme, sde)
+    m = sum(form.draws(found, sde))
     dw = np.ascontiguousarray(increments, dtype=float)
     if dw.ndim != 3 or dw.shape[2] != m or 0 in dw.shape:
         raise InvalidInput(
@@ -80,8 +74,7 @@ def drive(
     start = np.ascontiguousarray(np.broadcast_to(checked_start(sde, y0, paths), (paths, sde.dimension)))
     kept = steps + 1 if every_step else 1
     states = np.empty((paths, kept, sde.dimension))
-    parameters = sde.flat_parameters if isinstance(sde, VectorSDE) else sde.params
-    follow(parameters, float(t0), float(dt), start, dw, states)
+    form.follow(found, sde)(float(t0), float(dt), start, dw, states)
     times = t0 + dt * (np.arange(steps + 1) if every_step else np.array([steps]))
     return xr.DataArray(
         states,
@@ -134,25 +127,3 @@ def coarsen_integrals(fine: np.ndarray, factor: int) -> np.ndarray:
     mean = own + np.einsum("pnfk,f->pnk", parts[..., :m], later)
     coarse[..., m:] = math.sqrt(3.0) * (2.0 * mean - coarse[..., :m])
     return coarse
-
-
-@lru_cache(maxsize=256)
-def _following(stepper: schemes.Stepper) -> Any:
-    step, ops = stepper.step, stepper.ops
-    load, load_noise, store = ops.load, ops.load_noise, ops.store
-
-    @njit(error_model="numpy", nogil=True)
-    def follow(p, t0, dt, start, dw, states):
-        paths, kept = states.shape[0], states.shape[1]
-        for i in range(paths):
-            y = load(start[i], 0)
-            if kept > 1:
-                store(states[i, 0], 0, y)
-            for k in range(dw.shape[1]):
-                y = step(p, t0 + k * dt, dt, y, load_noise(dw[i, k], 0))
-                if kept > 1:
-                    store(states[i, k + 1], 0, y)
-            if kept == 1:
-                store(states[i, 0], 0, y)
-
-    return follow

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -16,20 +16,20 @@ from solvers import schemes, wiener
 from solvers.autocorrelation import Window, checked_window
 from solvers.collecting import checked_statistics, require_memory
 from solvers.errors import InvalidInput
-from solvers.exit_times import StopRule, stop_rule
+from solvers.exit_times import StopRule
 from solvers.grid import Grid
+from solvers.model_forms import form_of
 from solvers.path_store import checked_place
 from solvers.quantiles import checked_levels
-from solvers.sde import SDE
 from solvers.sources import checked_increments
 from solvers.stability import refuse_unstable_step
-from solvers.vector_form import VectorSDE
-from solvers.vector_request import refuse_beyond_vector_form, vector_scheme, vector_stop_rule
+
+if TYPE_CHECKING:
+    from solvers.sde import SDE
+    from solvers.vector_form import VectorSDE
 
 TITLE = "ensemble of SDE paths"
 _ROUNDING = 1e-6
-_FEW = 5
-"""Starts at which a model in vector form is asked for its Jacobian, by differences of many components."""
 
 
 class Before(NamedTuple):
@@ -141,19 +141,10 @@ def checked(
     runs: int = 1,
 ) -> Request:
     """Check everything that can be checked before work begins; `runs` is how many such runs are held at once."""
-    vector = bool(isinstance(sde, VectorSDE))
-    if not vector:
-        refuse_other(sde, SDE, "sde")
+    form = form_of(sde)
     if increments is not None:
         scheme = checked_increments(increments, scheme, sde.convention)
-    if vector:
-        rule, few = vector_stop_rule, _FEW
-        found, reason = vector_scheme(scheme, sde)
-        sde.to(found.convention).compiled()
-    else:
-        rule, few = stop_rule, None
-        found, reason = schemes.choose(sde) if scheme == "auto" else (schemes.find(scheme), None)
-        found.check(sde)
+    found, reason = form.scheme(scheme, sde)
     counts = (("paths", paths), ("threads", threads), ("chunk", chunk), ("save_every", save_every))
     for name, value in counts:
         if value is not None and wiener.checked_integer(name, value) < 1:
@@ -178,8 +169,7 @@ def checked(
         if saves[-1] != steps:
             saves = np.append(saves, steps)
     statistics = checked_statistics(statistics, stop)
-    if vector:
-        refuse_beyond_vector_form(sde, histogram, statistics)
+    form.refuse_beyond(sde, histogram, statistics)
     if found.strong is None and stop is not None:
         raise InvalidInput(
             f"stop asks where single paths go, and {found.name!r} has the right distribution only at the ends of "
@@ -192,7 +182,7 @@ def checked(
             f"histogram has axes {tuple(histogram.names)}, but the SDE has components {sde.names}"
         )
     if not allow_unstable_step:
-        refuse_unstable_step(sde, start[:few], t0, dt, found)
+        refuse_unstable_step(sde, start[: form.probes], t0, dt, found)
     request = Request(
         sde=sde.to(found.convention),
         scheme=found,
@@ -215,7 +205,7 @@ def checked(
         window=checked_window(
             autocorrelation, t0=t0, dt=dt, first_step=first_step, last_step=steps, paths=int(paths)
         ),
-        stop=None if stop is None else rule(stop, sde, bridge=increments is None),
+        stop=None if stop is None else form.stop_rule(stop, sde, bridge=increments is None),
         threads=available_cores() if threads is None else int(threads),
         chunk=None if chunk is None else int(chunk),
         before=before,

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from solvers import schemes
 from solvers.collecting import blocks_per_task, in_kernel, observers
 from solvers.errors import InvalidInput, PerformanceNotice
-from solvers.exit_times import met_at_start
-from solvers.kernels import advancing, advancing_until, run_blocks
+from solvers.kernels import run_blocks
+from solvers.model_forms import form_of
 from solvers.moments import Moments
 from solvers.request import Request
+from solvers.sde import SDE
 from solvers.sources import block_width, source
-from solvers.vector_form import VectorSDE
-from solvers.vector_request import vector_draws, vector_met_at_start, vector_pass
 from solvers.vectorisation import explain
 
 if TYPE_CHECKING:
@@ -61,8 +59,8 @@ class Run:
     def __init__(self, request: Request):
         self.request = request
         sde, d, times = request.sde, request.sde.dimension, request.saves.size
-        vector = isinstance(sde, VectorSDE)
-        draws = vector_draws(request.scheme, sde) if vector else schemes.stepper(request.scheme, sde).draws
+        form = form_of(sde)
+        draws = form.draws(request.scheme, sde)
         self.numbers = sum(draws)
         self.width = block_width(max(d, self.numbers))
         if request.increments is None:
@@ -75,18 +73,10 @@ class Run:
                 f"increments are {told or 'Gaussian'!r}, but the run that y0 continues had "
                 f"{request.before.increments or 'Gaussian'!r}; give the same"
             )
-        if vector:
-            self.parameters = sde.flat_parameters
-            self.advance = vector_pass(request.scheme, sde, request.stop, self.width, self.source.single)
-        else:
-            self.parameters = np.array(sde.params, dtype=float)
-            stepper = schemes.stepper(request.scheme, sde, self.width)
-            model = (stepper, type(sde.params), len(sde.params), self.width, self.source.single)
-            if request.stop is None:
-                self.advance = advancing(*model)
-                _notice_once(self.advance)
-            else:
-                self.advance = advancing_until(*model, request.stop.condition)
+        self.parameters = form.flat_parameters(sde)
+        self.advance = form.advance(request.scheme, sde, request.stop, self.width, self.source.single)
+        if request.stop is None and isinstance(sde, SDE):  # the notice tells how to write a component form
+            _notice_once(self.advance)
         before = request.before
         self.final = np.empty((request.paths, d))
         self.diverged = (
@@ -142,10 +132,7 @@ class Run:
             if request.before is None or request.before.exits is None:
                 start = request.start if len(request.start) == 1 else request.start[here]
                 now = request.t0 + request.first_step * request.dt
-                if isinstance(request.sde, VectorSDE):
-                    met = vector_met_at_start(request.stop, request.sde, now, start)
-                else:
-                    met = met_at_start(request.stop, now, start, request.sde.params)
+                met = form_of(request.sde).met_at_start(request.stop, request.sde, now, start)
                 exits[:count] = np.where(met, now, np.nan)
         states = np.empty((count, times, d)) if request.to_store else self.states[here]
         carried, sums, counts = self._observed(blocks, first)
