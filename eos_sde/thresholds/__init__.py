@@ -14,6 +14,8 @@ from eos_sde.thresholds.closed_forms import (
 )
 from eos_sde.thresholds.crossing import MARGINAL_RATIO, locate
 from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square, sgd_sufficient_bound
+from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
+from eos_sde.thresholds.power_law import power_law_escape, power_law_escape_rate, power_law_exponent
 from eos_sde.thresholds.result import Threshold
 
 __all__ = [
@@ -26,12 +28,17 @@ __all__ = [
     "locate",
     "mean_square_growth",
     "momentum_sgd_scalar",
+    "noise_kernel_norm",
     "pitchfork_d_bifurcation",
     "pitchfork_moment",
     "pitchfork_p_bifurcation",
+    "power_law_escape",
+    "power_law_escape_rate",
+    "power_law_exponent",
     "scalar_almost_sure",
     "sgd_almost_sure",
     "sgd_mean_square",
     "sgd_sufficient_bound",
     "sharpness_plateau",
+    "stochastic_edge",
 ]
