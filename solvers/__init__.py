@@ -10,7 +10,7 @@ from solvers.errors import (
     MissingConvention,
     PerformanceNotice,
 )
-from solvers.evolution import evolve
+from solvers.evolution import evolve, evolve_backward
 from solvers.exit_statistics import exit_summary, survival
 from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
@@ -34,6 +34,7 @@ from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
 from solvers.splitting import rare_exit
+from solvers.time_dependence import TimeDependentFokkerPlanck
 from solvers.transfer import TransferOperator
 from solvers.vector_form import VectorSDE
 
@@ -50,6 +51,7 @@ __all__ = [
     "PerformanceNotice",
     "Resampled",
     "StudentT",
+    "TimeDependentFokkerPlanck",
     "TransferOperator",
     "VectorSDE",
     "committor",
@@ -59,6 +61,7 @@ __all__ = [
     "escape_rate",
     "estimate_order",
     "evolve",
+    "evolve_backward",
     "exit_summary",
     "expectation",
     "from_potential",

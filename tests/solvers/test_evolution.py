@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.linalg import expm
 
 from solvers import FokkerPlanck, Grid, InvalidInput, eigenmodes, evolve, stationary_density
-from solvers.evolution import _FOURTH, _GAMMA, _THIRD
+from solvers.exponentials import _FOURTH, _THIRD
+from solvers.exponentials import GAMMA as _GAMMA
 from tests.operators import double_well, ornstein_uhlenbeck, separable_wells, tilted_cosine
 
 
