@@ -1,6 +1,8 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
+from solvers.continuation import continuation
 from solvers.convergence import estimate_order
+from solvers.eigenvalue_roots import eigenvalue_root
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
@@ -30,6 +32,7 @@ from solvers.observables import (
     mean_first_passage_time,
     stationary_density,
 )
+from solvers.perturbation import eigenvalue_derivative
 from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
@@ -55,9 +58,12 @@ __all__ = [
     "TransferOperator",
     "VectorSDE",
     "committor",
+    "continuation",
     "drive",
     "effective_potential",
     "eigenmodes",
+    "eigenvalue_derivative",
+    "eigenvalue_root",
     "escape_rate",
     "estimate_order",
     "evolve",

@@ -152,7 +152,9 @@ def evolve_backward(
         if isinstance(fp, FokkerPlanck):
             rows, told = _propagated(fp, side, values, at - t0, t0, allowed, method)
         else:
-            sweeps = [_propagated(fp, side, values, at[i : i + 1] - t0, t0, allowed, method) for i in range(len(at))]
+            sweeps = [
+                _propagated(fp, side, values, at[i : i + 1] - t0, t0, allowed, method) for i in range(len(at))
+            ]
             rows, told = np.concatenate([rows for rows, _ in sweeps]), sweeps[-1][1]
     return _labelled(
         fp,
@@ -178,7 +180,9 @@ def _propagated(
         chain_at = chains(fp, t0)
         # several steps at least
         name, reason = chosen(chain_at(0.0), d, longest / 8, method)
-        solver = CommutatorFreeSteps(_reversed(chain_at, longest) if side.transposed else chain_at, side, allowed, name)
+        solver = CommutatorFreeSteps(
+            _reversed(chain_at, longest) if side.transposed else chain_at, side, allowed, name
+        )
     rows = np.tile(start, (len(times), 1))
     if later.size:
         rows[times > 0] = solver(start, later)
@@ -212,9 +216,7 @@ def _labelled(
 
 def _checked_operator(fp: Any) -> Grid:
     if not isinstance(fp, (FokkerPlanck, TimeDependentFokkerPlanck)):
-        raise InvalidInput(
-            f"fp is a {type(fp).__name__}; pass a FokkerPlanck or a TimeDependentFokkerPlanck"
-        )
+        raise InvalidInput(f"fp is a {type(fp).__name__}; pass a FokkerPlanck or a TimeDependentFokkerPlanck")
     return fp.grid
 
 

@@ -336,10 +336,8 @@ class ImplicitSteps:
             stages = self._stages(x, step)
             error = self._side.norm((_FOURTH - _THIRD) @ stages)
             inside = times[done:][times[done:] <= now + step * (1 + 1e-12)]
-            if error <= self._allowed:
-                rows, worst = self._inside(stages, np.minimum((inside - now) / step, 1.0))
-                error = max(error, worst) if worst > self._allowed else error
-            if error > self._allowed:
+            rows, worst = self._inside(stages, np.minimum((inside - now) / step, 1.0))
+            if max(error, worst) > self._allowed:
                 step *= 0.5
                 if step < _SMALLEST * times[-1]:
                     raise ConvergenceFailure(

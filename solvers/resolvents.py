@@ -42,7 +42,7 @@ class Resolvents:
         self.factorisations = self.solves = 0
 
     def __call__(self, g: float) -> Callable[[np.ndarray], np.ndarray]:
-        """x -> (1 - g L)^-1 x."""
+        """X -> (1 - g L)^-1 x."""
         if g not in self._kept:
             while len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)))

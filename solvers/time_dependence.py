@@ -172,17 +172,13 @@ class CommutatorFreeSteps:
 
 def _combined(first: Chain, second: Chain, a: float, b: float) -> Chain | None:
     """The chain with rates a * first + b * second; None if one would be negative."""
-    rates = [
-        a * getattr(first, name) + b * getattr(second, name) for name in ("forward", "backward", "loss")
-    ]
+    rates = [a * getattr(first, name) + b * getattr(second, name) for name in ("forward", "backward", "loss")]
     if any(rate.min(initial=0.0) < 0 for rate in rates):
         return None
     extra = None
     if first.extra is not None and second.extra is not None:
         extra = sps.csr_array(a * first.extra + b * second.extra)
-    return replace(
-        first, forward=rates[0], backward=rates[1], loss=rates[2], log_weights=None, extra=extra
-    )
+    return replace(first, forward=rates[0], backward=rates[1], loss=rates[2], log_weights=None, extra=extra)
 
 
 def chains(fp: TimeDependentFokkerPlanck, t0: float) -> Callable[[float], Chain]:
