@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.linalg import null_space
 from scipy.optimize import linear_sum_assignment
 
 from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.fokker_planck import FokkerPlanck
 from solvers.perturbation import Build, Operator, built, derivatives, vectors
 from solvers.progress import reporting
 from solvers.provenance import provenance
 from solvers.spectrum import eigenmodes
 
 # A mode counts as found again if this much of it is one mode of the next value.
-_FOUND = 0.5
+_FOUND = 0.6
 _HALVINGS = 6
+# Near one half, but not on it: symmetric points, where modes mix, are there.
+_CUT = 0.47
 _SPARE = 4
 _EQUAL = 1e-8
 
@@ -83,9 +87,10 @@ def continuation(
 
     Notes
     -----
-    Modes of neighbouring values are paired so that the sum of ``|<left_i | right_j'> <left_j' | right_i>|``, 1 for
-    equal modes, is largest; so modes keep their number through crossings, where their order changes. Where
-    less than half of a mode is found again, the step is halved, up to 6 times. Equal eigenvalues, whose vectors are
+    Modes of neighbouring values are paired so that their overlaps, 1 for equal modes, have the largest sum: with
+    detailed balance the squared scalar products of the eigenvectors of the symmetrised generators, else
+    ``|<left_i | right_j'> <left_j' | right_i>|``. So modes keep their number through crossings, where their order changes. Where
+    less than 0.6 of a mode is found again, the step is halved, up to 6 times. Equal eigenvalues, whose vectors are
     arbitrary, get those nearest to the value before.
     """
     at = _checked_values(values)
@@ -171,7 +176,7 @@ class _Run:
         if found.overlap.min() >= _FOUND:
             return found
         if halvings:
-            middle = 0.5 * (before.value + value)
+            middle = before.value + _CUT * (value - before.value)
             between = self._followed(before, self.operator(middle), middle, halvings - 1)
             # what could not be followed to the middle is lost: halving the rest would not find it again
             rest = halvings - 1 if between.overlap.min() >= _FOUND else 0
@@ -191,8 +196,14 @@ class _Run:
         while True:
             found = self._solved(operator, count, value)
             _align_equal(before, found)
-            there, back = before.left.T @ found.right, found.left.T @ before.right
-            shared = np.abs(there * back.T)
+            there = before.left.T @ found.right
+            if self._symmetric(operator):
+                shared = (_symmetrised(before).T @ _symmetrised(found)) ** 2
+                if before.eigenvalue[0] == found.eigenvalue[0] == 0:  # the stationary mode, wherever it moves
+                    shared[0], shared[:, 0] = 0.0, 0.0
+                    shared[0, 0] = 1.0
+            else:
+                shared = np.abs(there * (found.left.T @ before.right).T)
             rows, columns = linear_sum_assignment(-shared)
             assert np.array_equal(rows, np.arange(len(before.eigenvalue)))
             overlap = np.minimum(shared[rows, columns], 1.0)
@@ -214,6 +225,9 @@ class _Run:
             np.zeros(0),
         )
 
+    def _symmetric(self, operator: Operator) -> bool:
+        return all(isinstance(each, FokkerPlanck) and each.reversible for each in (self.first, operator))
+
     def _solved(self, operator: Operator, count: int, value: float) -> _Branches:
         modes = eigenmodes(operator, count, tol=self._tol)
         self.solves += 1
@@ -232,6 +246,11 @@ class _Run:
         )
 
 
+def _symmetrised(modes: _Branches) -> np.ndarray:
+    """Orthonormal eigenvectors of the symmetrised generator, sqrt(left * right) with the sign of left."""
+    return np.sign(modes.left) * np.sqrt(np.maximum(modes.left * modes.right, 0.0))
+
+
 def _align_equal(before: _Branches, found: _Branches) -> None:
     """Turn the vectors of equal eigenvalues, which are arbitrary, towards the modes before."""
     values, start = found.eigenvalue, 0
@@ -243,21 +262,32 @@ def _align_equal(before: _Branches, found: _Branches) -> None:
         ):
             end += 1
         if end - start > 1:
-            group = slice(start, end)
-            there = before.left.T @ found.right[:, group]
-            back = found.left[:, group].T @ before.right
-            chosen = np.argsort(-np.sum(np.abs(there * back.T), axis=1))[: end - start]
-            turn = there[np.sort(chosen)]
-            if turn.shape[0] == turn.shape[1] and np.linalg.cond(turn) < 1e6:
-                found.right[:, group] = found.right[:, group] @ np.linalg.inv(turn)
-                found.left[:, group] = found.left[:, group] @ turn.T
+            _turn(before, found, slice(start, end))
         start = end
+
+
+def _turn(before: _Branches, found: _Branches, group: slice) -> None:
+    """Make the modes before, projected on the group, its first vectors, and the rest their complement."""
+    there = before.left.T @ found.right[:, group]
+    back = found.left[:, group].T @ before.right
+    inside = np.flatnonzero(np.abs(np.sum(there * back.T, axis=1)) > 0.5)[: back.shape[0]]
+    if not len(inside):
+        return
+    there, back = there[inside], back[:, inside]
+    rest = null_space(there)
+    other = null_space(back.T).T
+    if rest.shape[1] != back.shape[0] - len(inside) or other.shape[0] != rest.shape[1]:
+        return
+    right = np.hstack([back @ np.linalg.inv(there @ back), rest])
+    left = np.vstack([there, np.linalg.solve(other @ rest, other)])
+    found.right[:, group] = found.right[:, group] @ right
+    found.left[:, group] = found.left[:, group] @ left.T
 
 
 def _dataset(
     branches: list[_Branches], run: _Run, at: np.ndarray, name: str, keep_vectors: bool
 ) -> xr.Dataset:
-    grid, per = run.first.grid, "1/time" if hasattr(run.first, "generator") else "1"
+    grid, per = run.first.grid, "1/time" if isinstance(run.first, FokkerPlanck) else "1"
     stacked = {
         field: np.array([getattr(b, field) for b in branches])
         for field in ("eigenvalue", "derivative", "rank", "overlap", "residual")

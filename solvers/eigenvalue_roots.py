@@ -126,6 +126,10 @@ class _Point:
     excess: float
     slope: float
 
+    def newton(self) -> float:
+        """Where the tangent crosses the target."""
+        return self.value - self.excess / self.slope if self.slope else math.nan
+
 
 class _Search:
     """Eigen-solves at values of the parameter."""
@@ -192,13 +196,15 @@ def _root(
     before, last = (b, a) if abs(a.excess) < abs(b.excess) else (a, b)
     moved = width
     while True:
-        newton = last.value - last.excess / last.slope if last.slope else math.nan
-        guesses = (_inverse_cubic(before, last), newton, _inverse_cubic(a, b))
+        cubic, newton = _inverse_cubic(before, last), last.newton()
+        # the cubic is the better of the two, so their difference bounds its error
+        error = max(abs(cubic - newton), 4 * np.finfo(float).eps * abs(newton))
+        if error <= tol * width and a.value <= cubic <= b.value:
+            return cubic, error
+        guesses = (cubic, newton, a.newton(), b.newton(), _inverse_cubic(a, b))
         step = next((g for g in guesses if a.value < g < b.value), 0.5 * (a.value + b.value))
         if abs(step - last.value) > 0.5 * moved and len(search.seen) > 3:
             step = 0.5 * (a.value + b.value)
-        if abs(newton - last.value) <= tol * width and a.value <= newton <= b.value:
-            return newton, abs(newton - last.value)
         if len(search.seen) >= max_solves:
             raise ConvergenceFailure(
                 f"{max_solves} eigen-solves left the root between {a.value:.9g} and {b.value:.9g}; use a larger tol, "

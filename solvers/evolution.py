@@ -47,7 +47,7 @@ def evolve(
     method : {"auto", "krylov", "implicit", "uniformization"}
         "krylov": the exponential in a rational Krylov space, one factorisation and a dozen solves for all
         times within a factor 16. "implicit": adaptive L-stable steps of order 4. "uniformization": a Poisson
-        average of jumps, without factorisation; every entry is accurate relatively, also in far tails.
+        average of jumps, without factorisation, positive by itself.
         "auto": "krylov" on a line, otherwise the cheaper of "krylov" and "uniformization" by their estimated
         costs. With time-dependent coefficients: how the exponentials of each step are computed.
 
@@ -83,7 +83,7 @@ def evolve(
     masses = _checked_masses(grid, density)
     at = _checked_times(times, t0)
     tol = _checked_tolerance(tol)
-    side = Side(False, _conserving(fp, t0), 1.0 / np.sqrt(grid.volumes.ravel()))
+    side = Side(False, *_structure(fp, t0), 1.0 / np.sqrt(grid.volumes.ravel()))
     rows, told = _propagated(fp, side, masses, at - t0, t0, tol * float(masses.sum()), method)
     values = rows.reshape(-1, *grid.shape) / grid.volumes
     return _labelled(fp, at, values, told | {"tol": tol}, name="density", long_name="density")
@@ -140,11 +140,11 @@ def evolve_backward(
     values = _checked_observable(grid, observable)
     at = _checked_times(times, t0)
     tol = _checked_tolerance(tol)
-    conserving = _conserving(fp, t0)
+    conserving, positive = _structure(fp, t0)
     low, high = float(values.min()), float(values.max())
     if not conserving:
         low, high = min(low, 0.0), max(high, 0.0)
-    side = Side(True, conserving, np.sqrt(grid.volumes.ravel()), low, high)
+    side = Side(True, conserving, positive, np.sqrt(grid.volumes.ravel()), low, high)
     if low == high:  # a constant stays what it is
         rows, told = np.tile(values, (len(at), 1)), {"method": "constant"}
     else:
@@ -193,9 +193,11 @@ def _reversed(chain_at: Callable[[float], Chain], end: float) -> Callable[[float
     return lambda time: chain_at(end - time)
 
 
-def _conserving(fp: Operator, t0: float) -> bool:
+def _structure(fp: Operator, t0: float) -> tuple[bool, bool]:
+    """Whether the walls keep all probability, and whether the generator is a rate matrix."""
     operator = fp if isinstance(fp, FokkerPlanck) else fp.at(t0)
-    return not any("absorbing" in pair for pair in operator.boundary.values())
+    absorbing = any("absorbing" in pair for pair in operator.boundary.values())
+    return not absorbing, operator.chain.extra is None
 
 
 def _labelled(

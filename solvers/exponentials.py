@@ -37,6 +37,8 @@ class Side:
         False: masses under L; True: functions under L^T.
     conserving : bool
         Whether the walls keep all probability.
+    positive : bool
+        Whether L is a rate matrix; signed cross terms can make exact solutions leave the bounds a little.
     weight : ndarray
         Masses or functions times this have a Euclidean norm that is an integral over space.
     low, high : float
@@ -45,6 +47,7 @@ class Side:
 
     transposed: bool
     conserving: bool
+    positive: bool
     weight: np.ndarray
     low: float = 0.0
     high: float = np.inf
@@ -53,20 +56,24 @@ class Side:
         """Mass of the absolute value, or its maximum: L does not increase it."""
         return float(np.abs(x).max() if self.transposed else np.abs(x).sum())
 
-    def finish(self, x: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """What exact solutions have, restored: bounds; of masses the sum, which is set and not accumulated."""
+    def finish(self, x: np.ndarray, before: np.ndarray, *, shown: bool = True) -> np.ndarray:
+        """What exact solutions have, restored: bounds; of masses the sum, which is set and not accumulated.
+
+        Where signed cross terms make the discrete solution leave the bounds, only what is shown is cut.
+        """
+        cut = self.positive or shown
         if self.transposed:
-            return np.clip(x, self.low, self.high)
+            return np.clip(x, self.low, self.high) if cut else x
         total = before.sum() if self.conserving else x.sum()
-        kept = np.maximum(x, 0.0)
+        kept = np.maximum(x, 0.0) if cut else x
         size = kept.sum()
         return kept * (total / size) if size > 0 and total > 0 else kept
 
     def excess(self, x: np.ndarray, before: np.ndarray) -> float:
         """By how much x leaves the bounds, and its mass the given one: a lower bound of its error."""
         if self.transposed:
-            return max(self.low - float(x.min()), float(x.max()) - self.high, 0.0)
-        negative = -float(np.minimum(x, 0.0).sum())
+            return max(self.low - float(x.min()), float(x.max()) - self.high, 0.0) if self.positive else 0.0
+        negative = -float(np.minimum(x, 0.0).sum()) if self.positive else 0.0
         return max(negative, abs(float(x.sum() - before.sum())) if self.conserving else 0.0)
 
 
@@ -178,7 +185,8 @@ class Krylov:
                 small = self._coefficients(hessenberg[:count, :count], g, times) * size
                 found = (small @ basis[:count]) / weight
                 if all(self._side.excess(row, x) <= allowed for row in found):
-                    return np.array([self._side.finish(row, x) for row in found]), count
+                    shown = [self._side.finish(row, x) for row in found[:-1]]
+                    return np.array([*shown, self._side.finish(found[-1], x, shown=False)]), count
                 if closed:
                     break
         return None, last
@@ -214,9 +222,9 @@ def _expm(a: np.ndarray) -> np.ndarray:
 class Uniformization:
     """e^(tL) x as a Poisson average of jumps, sum_k Pois(k; qt) (1 + L/q)^k x with q the fastest rate.
 
-    Every term is positive, so masses are accurate relatively, however small, and keep their sum; the average
-    is cut where less than `allowed` is left, or where the state no longer changes by as much. The cost is qt
-    products with L for the longest time, and no factorisation (Jensen 1953; Grassmann 1977, Comput. Oper. Res. 4, 47).
+    Every term is positive and keeps the mass (and the bounds of functions), so nothing is ever cut off; the average
+    ends where less than `allowed` is left, or where the state no longer changes by as much. The cost is qt products
+    with L for the longest time, and no factorisation (Jensen 1953; Grassmann 1977, Comput. Oper. Res. 4, 47).
 
     Parameters
     ----------
@@ -347,7 +355,7 @@ class ImplicitSteps:
             for row in rows:
                 result[done] = self._side.finish(row, x)
                 done += 1
-            x, now = self._side.finish(_FOURTH @ stages, x), now + step
+            x, now = self._side.finish(_FOURTH @ stages, x, shown=False), now + step
             self._steps += 1
             # order 3 is estimated: one doubling multiplies the error of a smooth solution by 2^4
             gain = math.log2(0.5 * self._allowed / max(error, 1e-300)) / 4

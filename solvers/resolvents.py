@@ -38,7 +38,8 @@ class Resolvents:
     def __init__(self, chain: Chain, transposed: bool):
         self._chain, self._transposed = chain, transposed
         self._kept: dict[float, Callable[[np.ndarray], np.ndarray]] = {}
-        self._line = chain.linear and chain.extra is None and bool(np.all(chain.second == chain.first + 1))
+        # LAPACK's wrapper wants three states
+        self._line = chain.linear and chain.size > 2 and bool(np.all(chain.second == chain.first + 1))
         self.factorisations = self.solves = 0
 
     def __call__(self, g: float) -> Callable[[np.ndarray], np.ndarray]:
