@@ -30,7 +30,7 @@ _EQUAL = 1e-8
 
 def continuation(
     build: Build,
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     *,
     k: int = 4,
     name: str = "parameter",
@@ -89,9 +89,9 @@ def continuation(
     -----
     Modes of neighbouring values are paired so that their overlaps, 1 for equal modes, have the largest sum: with
     detailed balance the squared scalar products of the eigenvectors of the symmetrised generators, else
-    ``|<left_i | right_j'> <left_j' | right_i>|``. So modes keep their number through crossings, where their order changes. Where
-    less than 0.6 of a mode is found again, the step is halved, up to 6 times. Equal eigenvalues, whose vectors are
-    arbitrary, get those nearest to the value before.
+    ``|<left_i | right_j'> <left_j' | right_i>|``. So modes keep their number through crossings, where their
+    order changes. Where less than 0.6 of a mode is found again, the step is halved, up to 6 times. Equal
+    eigenvalues, whose vectors are arbitrary, get those nearest to the value before.
     """
     at = _checked_values(values)
     if not (isinstance(name, str) and name.isidentifier()):
@@ -362,7 +362,7 @@ def _finished(resume: Any, at: np.ndarray, name: str, first: Operator, keep_vect
     ]
 
 
-def _checked_values(values: Sequence[float]) -> np.ndarray:
+def _checked_values(values: Sequence[float] | np.ndarray) -> np.ndarray:
     try:
         at = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ Operator = FokkerPlanck | TimeDependentFokkerPlanck
 def evolve(
     fp: Operator,
     density: Any,
-    times: Sequence[float],
+    times: Sequence[float] | np.ndarray,
     *,
     t0: float = 0.0,
     tol: float = 1e-7,
@@ -92,7 +92,7 @@ def evolve(
 def evolve_backward(
     fp: Operator,
     observable: Any,
-    times: Sequence[float],
+    times: Sequence[float] | np.ndarray,
     *,
     t0: float = 0.0,
     tol: float = 1e-7,
@@ -290,7 +290,7 @@ def _refuse_other_cells(grid: Grid, given: xr.DataArray, what: str) -> None:
             )
 
 
-def _checked_times(times: Sequence[float], t0: Any) -> np.ndarray:
+def _checked_times(times: Sequence[float] | np.ndarray, t0: Any) -> np.ndarray:
     if not (isinstance(t0, (int, float, np.number)) and np.isfinite(t0)):
         raise InvalidInput(f"t0={t0!r}; give a finite time")
     try:
