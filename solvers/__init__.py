@@ -1,6 +1,8 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
+from solvers.continuation import continuation
 from solvers.convergence import estimate_order
+from solvers.eigenvalue_roots import eigenvalue_root
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
@@ -10,7 +12,7 @@ from solvers.errors import (
     MissingConvention,
     PerformanceNotice,
 )
-from solvers.evolution import evolve
+from solvers.evolution import evolve, evolve_backward
 from solvers.exit_statistics import exit_summary, survival
 from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
@@ -31,10 +33,12 @@ from solvers.observables import (
     mean_first_passage_time,
     stationary_density,
 )
+from solvers.perturbation import eigenvalue_derivative
 from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
 from solvers.splitting import rare_exit
+from solvers.time_dependence import TimeDependentFokkerPlanck
 from solvers.transfer import TransferOperator
 from solvers.vector_form import VectorSDE
 
@@ -51,16 +55,21 @@ __all__ = [
     "PerformanceNotice",
     "Resampled",
     "StudentT",
+    "TimeDependentFokkerPlanck",
     "TransferOperator",
     "VectorSDE",
     "apply_matrix",
     "committor",
+    "continuation",
     "drive",
     "effective_potential",
     "eigenmodes",
+    "eigenvalue_derivative",
+    "eigenvalue_root",
     "escape_rate",
     "estimate_order",
     "evolve",
+    "evolve_backward",
     "exit_summary",
     "expectation",
     "from_potential",

@@ -194,8 +194,8 @@ class Coefficients:
                 now, later = np.array(read(0.0, mesh)), np.array(read(_OTHER_TIME, mesh))
                 if not np.array_equal(now, later, equal_nan=True):
                     raise InvalidInput(
-                        f"the {what} depends on time, and an operator on a grid needs an autonomous SDE; fix "
-                        "t in the model's functions"
+                        f"the {what} depends on time, and an operator on a grid needs an autonomous SDE; fix t "
+                        "in the model's functions, or use TimeDependentFokkerPlanck with evolve"
                     )
 
 

@@ -1,200 +1,302 @@
-"""Densities in time: L-stable implicit steps with an error estimate."""
+"""Densities and expectations in time: both Fokker-Planck equations, with fixed or time-dependent coefficients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sps
 import xarray as xr
 
-from solvers.errors import ConvergenceFailure, InvalidInput
-from solvers.factorisation import factor
+from solvers.chain import Chain
+from solvers.errors import InvalidInput
+from solvers.exit_times import refuse_arity
+from solvers.exponentials import Exponential, Side, chosen, exponential
 from solvers.fokker_planck import FokkerPlanck
+from solvers.grid import Grid
 from solvers.provenance import provenance
+from solvers.time_dependence import CommutatorFreeSteps, TimeDependentFokkerPlanck, chains
 
-# (1 - G z)^-1 and its powers; L-stable for 5 stages at order 4 and for 4 stages at order 3 when
-# 0.248 <= G <= 0.573 (Hairer and Wanner 1996, table IV.6.4)
-_GAMMA = 0.25
-_MAX_HALVINGS = 60
+Operator = FokkerPlanck | TimeDependentFokkerPlanck
 
 
-def _weights(stages: int) -> np.ndarray:
-    """Coefficients c with sum_k c_k (1 - G z)^-k = e^z + O(z^stages), k = 1 ... stages."""
-    # (1 - x)^-k = sum_j binom(k + j - 1, j) x^j with x = G z
-    powers = np.empty((stages, stages))
-    powers[0] = 1.0
-    for j in range(1, stages):
-        powers[j] = powers[j - 1] * (np.arange(1, stages + 1) + j - 1) / j * _GAMMA
-    target = 1.0 / np.cumprod(np.concatenate([[1.0], np.arange(1.0, stages)]))
-    return np.linalg.solve(powers, target)
-
-
-_FOURTH, _THIRD = _weights(5), _weights(4)
-
-
-def evolve(fp: FokkerPlanck, density: Any, times: Sequence[float], *, tol: float = 1e-7) -> xr.DataArray:
+def evolve(
+    fp: Operator,
+    density: Any,
+    times: Sequence[float] | np.ndarray,
+    *,
+    t0: float = 0.0,
+    tol: float = 1e-7,
+    method: str = "auto",
+) -> xr.DataArray:
     """The density at given times.
 
     Parameters
     ----------
-    fp : FokkerPlanck
+    fp : FokkerPlanck or TimeDependentFokkerPlanck
     density : DataArray over the axes, or array of the grid's shape
-        At time 0; nonnegative. It may sit in one cell. Its mass is kept as it is given. Coordinates, where
+        At t0; nonnegative. It may sit in one cell. Its mass is kept as it is given. Coordinates, where
         there are any, must be the grid's cell centres.
     times : sequence of float
-        Increasing, >= 0.
+        Increasing, >= t0. Any number of them: output times inside a step or a Krylov space cost a linear
+        combination each and shorten nothing (time-dependent: one more step each, from where the step began).
+    t0 : float
+        Time of `density`.
     tol : float
-        Largest local error per step, in mass, relative to the initial mass.
+        Largest local error per step or Krylov space, in mass, relative to the initial mass.
+    method : {"auto", "krylov", "implicit", "uniformization"}
+        "krylov": the exponential in a rational Krylov space, one factorisation and a dozen solves for all
+        times within a factor 16. "implicit": adaptive L-stable steps of order 4. "uniformization": a Poisson
+        average of jumps, without factorisation, positive by itself.
+        "auto": "krylov" on a line, otherwise the cheaper of "krylov" and "uniformization" by their estimated
+        costs. With time-dependent coefficients: how the exponentials of each step are computed.
 
     Returns
     -------
     DataArray (time, *names)
-        Nonnegative; between reflecting or periodic walls the mass is constant to rounding.
+        Nonnegative; between reflecting or periodic walls the mass is constant to rounding. ``attrs`` tell the
+        method, why it was chosen and what it took.
 
     Raises
     ------
     InvalidInput
-        For an unusable density or times.
+        For an unusable operator, density, times or method.
     ConvergenceFailure
-        If the step size falls below 2^-60 of an interval.
+        If the steps become too small.
 
     Notes
     -----
-    A step combines u_k = (1 - G tau L)^-k m, k = 1 ... 5, G = 1/4: five backward Euler steps, each positive
-    and mass-conserving since L is a rate matrix. The combination is the L-stable approximation of order 4 of
-    the exponential with that one real pole (Norsett; Hairer and Wanner 1996, sec. IV.6), u_1 ... u_4 give one
-    of order 3, and their difference in 1-norm is the error estimate that sets the step (by factors of two).
-    No method of order above 1 is positive for all steps (Bolley and Crouzeix 1978): what falls below zero,
-    less than the error estimate since the exact density is nonnegative, is set to zero and the rest rescaled
-    to the same mass, which cannot increase the order of the error.
+    See `solvers.exponentials` for the methods and `solvers.time_dependence` for time-dependent coefficients
+    (two exponentials per step, order 4, each step compared with two of half the size).
+
+    Examples
+    --------
+    >>> from solvers import SDE, FokkerPlanck, Grid
+    >>> ou = SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), convention="ito")
+    >>> fp = FokkerPlanck(ou, Grid.uniform(x=(-5, 5, 200)))
+    >>> start = np.zeros(200); start[160] = 1 / fp.grid.volumes[160]
+    >>> late = evolve(fp, start, [0.5, 8.0])
+    >>> round(float((late[1] * fp.grid.volumes * late.x**2).sum()), 3)
+    0.5
     """
-    if not isinstance(fp, FokkerPlanck):
-        raise InvalidInput(f"fp is a {type(fp).__name__}; pass a FokkerPlanck")
-    grid = fp.grid
-    masses = _checked_masses(fp, density)
-    at = _checked_times(times)
-    if not 0 < tol < 1:
-        raise InvalidInput(f"tol={tol!r}; give a number between 0 and 1")
-    stepper = _Stepper(fp.generator, tol * float(masses.sum()))
-    result, now = [], 0.0
-    for time in at:
-        if time > now:
-            masses = stepper.advance(masses, float(time - now))
-            now = float(time)
-        result.append(masses.reshape(grid.shape) / grid.volumes)
-    return xr.DataArray(
-        np.array(result),
-        dims=("time", *grid.names),
-        coords={"time": ("time", at, {"units": "time", "long_name": "time"}), **grid.coordinates()},
-        name="density",
-        attrs={"units": "1", "long_name": "density"} | provenance(convention=fp.sde.convention, tol=tol),
+    grid = _checked_operator(fp)
+    masses = _checked_masses(grid, density)
+    at = _checked_times(times, t0)
+    tol = _checked_tolerance(tol)
+    side = Side(False, *_structure(fp, t0), 1.0 / np.sqrt(grid.volumes.ravel()))
+    rows, told = _propagated(fp, side, masses, at - t0, t0, tol * float(masses.sum()), method)
+    values = rows.reshape(-1, *grid.shape) / grid.volumes
+    return _labelled(fp, at, values, told | {"tol": tol}, name="density", long_name="density")
+
+
+def evolve_backward(
+    fp: Operator,
+    observable: Any,
+    times: Sequence[float] | np.ndarray,
+    *,
+    t0: float = 0.0,
+    tol: float = 1e-7,
+    method: str = "auto",
+) -> xr.DataArray:
+    """Expectations E[f(X_t); not absorbed before t | X_t0 = y] of an observable, from every cell y.
+
+    Solves the backward equation du/dt = L^T u, u(t0) = f (Kolmogorov): what a run that starts at y will show at
+    t, on average. With the indicator of a set it is the probability to be there.
+
+    Parameters
+    ----------
+    fp : FokkerPlanck or TimeDependentFokkerPlanck
+        With time-dependent coefficients each time needs a sweep of its own, from t back to t0.
+    observable : callable, DataArray over the axes, or array of the grid's shape
+        ``observable(x, y, ...)`` on arrays of coordinates, or its values at the cell centres.
+    times, t0, method
+        As for `evolve`.
+    tol : float
+        Largest local error per step, relative to the range of the observable (with absorbing walls: and 0).
+
+    Returns
+    -------
+    DataArray (time, *names)
+        Between the smallest and the largest value of the observable (and 0, with absorbing walls): the maximum
+        principle holds exactly. ``sum(u(t) * density * volumes)`` is the mean of the observable under
+        ``evolve(fp, density, [t])``, to the tolerances of both.
+
+    Raises
+    ------
+    InvalidInput
+        For an unusable operator, observable, times or method.
+    ConvergenceFailure
+        If the steps become too small.
+
+    Examples
+    --------
+    >>> from solvers import SDE, FokkerPlanck, Grid
+    >>> ou = SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), convention="ito")
+    >>> mean = evolve_backward(FokkerPlanck(ou, Grid.uniform(x=(-6, 6, 300))), lambda x: x, [1.0])
+    >>> round(float(mean[0].interp(x=2.0)), 3)  # 2 / e
+    0.736
+    """
+    grid = _checked_operator(fp)
+    values = _checked_observable(grid, observable)
+    at = _checked_times(times, t0)
+    tol = _checked_tolerance(tol)
+    conserving, positive = _structure(fp, t0)
+    low, high = float(values.min()), float(values.max())
+    if not conserving:
+        low, high = min(low, 0.0), max(high, 0.0)
+    side = Side(True, conserving, positive, np.sqrt(grid.volumes.ravel()), low, high)
+    if low == high:  # a constant stays what it is
+        rows, told = np.tile(values, (len(at), 1)), {"method": "constant"}
+    else:
+        allowed = tol * (high - low)
+        if isinstance(fp, FokkerPlanck):
+            rows, told = _propagated(fp, side, values, at - t0, t0, allowed, method)
+        else:
+            sweeps = [
+                _propagated(fp, side, values, at[i : i + 1] - t0, t0, allowed, method) for i in range(len(at))
+            ]
+            rows, told = np.concatenate([rows for rows, _ in sweeps]), sweeps[-1][1]
+    return _labelled(
+        fp,
+        at,
+        rows.reshape(-1, *grid.shape),
+        told | {"tol": tol},
+        name="expectation",
+        long_name="expectation of the observable, by the starting point",
     )
 
 
-class _Stepper:
-    """Adaptive steps; factorisations are kept while the step size recurs."""
-
-    def __init__(self, generator: sps.csr_array, allowed: float):
-        self._generator, self._allowed = sps.csc_array(generator), allowed
-        size = generator.shape[0]  # pyright: ignore[reportOptionalSubscript]
-        self._identity = sps.eye_array(size)
-        self._factors: dict[float, Any] = {}
-        self._last = np.inf
-        # then the mass is set, instead of accumulating rounding
-        sums = np.abs(np.ones(size) @ generator)
-        self._conserving = bool(np.all(sums <= 1e-12 * np.abs(generator.diagonal())))
-
-    def advance(self, masses: np.ndarray, interval: float) -> np.ndarray:
-        # Steps are interval / 2^level; position counts them in the finest units so far, exactly.
-        level = 0
-        while level < _MAX_HALVINGS and interval / 2**level > self._last * (1 + 1e-12):
-            level += 1
-        position = 0  # in units of interval / 2^level
-        while position < 2**level:
-            step = interval / 2**level
-            trial, error = self._step(masses, step)
-            if error > self._allowed:
-                if level == _MAX_HALVINGS:
-                    raise ConvergenceFailure(
-                        f"the step fell to {step:.2g} with error {error:.2g} in mass; use a larger tol"
-                    )
-                level, position = level + 1, 2 * position
-                continue
-            masses, position, self._last = trial, position + 1, step
-            # order 3 is estimated: one doubling multiplies the error of a smooth solution by 2^4
-            if error < self._allowed / 32 and level > 0 and position % 2 == 0:
-                level, position = level - 1, position // 2
-                self._last = interval / 2**level
-        return masses
-
-    def _step(self, masses: np.ndarray, step: float) -> tuple[np.ndarray, float]:
-        if step not in self._factors:
-            while len(self._factors) >= 4:
-                self._factors.pop(next(iter(self._factors)))
-            system = sps.csc_array(self._identity - (_GAMMA * step) * self._generator)
-            self._factors[step] = factor(system, symmetric=False)
-        solve = self._factors[step].solve
-        fourth, third = np.zeros_like(masses), np.zeros_like(masses)
-        stage = masses
-        for k in range(5):
-            stage = solve(stage)
-            fourth += _FOURTH[k] * stage
-            if k < 4:
-                third += _THIRD[k] * stage
-        error = float(np.abs(fourth - third).sum())
-        total, kept = fourth.sum(), np.maximum(fourth, 0.0)
-        if self._conserving:
-            total = masses.sum()
-        return kept * (total / kept.sum()) if kept.sum() > 0 else kept, error
+def _propagated(
+    fp: Operator, side: Side, start: np.ndarray, times: np.ndarray, t0: float, allowed: float, method: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The solution at times after t0, and what to tell."""
+    d, later = fp.grid.d, times[times > 0]
+    longest = float(later[-1]) if later.size else 0.0
+    solver: Exponential
+    if isinstance(fp, FokkerPlanck):
+        name, reason = chosen(fp.chain, d, longest, method)
+        solver = exponential(fp.chain, side, allowed, name)
+    else:
+        chain_at = chains(fp, t0)
+        # several steps at least
+        name, reason = chosen(chain_at(0.0), d, longest / 8, method)
+        solver = CommutatorFreeSteps(
+            _reversed(chain_at, longest) if side.transposed else chain_at, side, allowed, name
+        )
+    rows = np.tile(start, (len(times), 1))
+    if later.size:
+        rows[times > 0] = solver(start, later)
+    return rows, {"method": name, "method_reason": reason} | solver.told()
 
 
-def _checked_masses(fp: FokkerPlanck, density: Any) -> np.ndarray:
+def _reversed(chain_at: Callable[[float], Chain], end: float) -> Callable[[float], Chain]:
+    return lambda time: chain_at(end - time)
+
+
+def _structure(fp: Operator, t0: float) -> tuple[bool, bool]:
+    """Whether the walls keep all probability, and whether the generator is a rate matrix."""
+    operator = fp if isinstance(fp, FokkerPlanck) else fp.at(t0)
+    absorbing = any("absorbing" in pair for pair in operator.boundary.values())
+    return not absorbing, operator.chain.extra is None
+
+
+def _labelled(
+    fp: Operator, at: np.ndarray, values: np.ndarray, told: dict[str, Any], *, name: str, long_name: str
+) -> xr.DataArray:
     grid = fp.grid
-    if isinstance(density, xr.DataArray):
-        if set(density.dims) != set(grid.names):
-            raise InvalidInput(f"density has dimensions {density.dims}, but the grid has {grid.names}")
-        _refuse_other_cells(fp, density)
-        density = density.transpose(*grid.names).values
+    return xr.DataArray(
+        values,
+        dims=("time", *grid.names),
+        coords={"time": ("time", at, {"units": "time", "long_name": "time"}), **grid.coordinates()},
+        name=name,
+        attrs={"units": "1", "long_name": long_name} | provenance(convention=fp.sde.convention, **told),
+    )
+
+
+# ---- checks ----------------------------------------------------------------------------------------------
+
+
+def _checked_operator(fp: Any) -> Grid:
+    if not isinstance(fp, (FokkerPlanck, TimeDependentFokkerPlanck)):
+        raise InvalidInput(f"fp is a {type(fp).__name__}; pass a FokkerPlanck or a TimeDependentFokkerPlanck")
+    return fp.grid
+
+
+def _checked_tolerance(tol: Any) -> float:
+    if not (isinstance(tol, (int, float, np.number)) and 0 < tol < 1):
+        raise InvalidInput(f"tol={tol!r}; give a number between 0 and 1")
+    return float(tol)
+
+
+def _checked_values(grid: Grid, given: Any, what: str) -> np.ndarray:
+    if isinstance(given, xr.DataArray):
+        if set(given.dims) != set(grid.names):
+            raise InvalidInput(f"{what} has dimensions {given.dims}, but the grid has {grid.names}")
+        _refuse_other_cells(grid, given, what)
+        given = given.transpose(*grid.names).values
     try:
-        values = np.asarray(density, dtype=float)
+        values = np.asarray(given, dtype=float)
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"density is a {type(density).__name__} and no array of numbers") from error
+        raise InvalidInput(f"{what} is a {type(given).__name__} and no array of numbers") from error
     if values.shape != grid.shape:
-        raise InvalidInput(f"density has shape {values.shape}, but the grid has {grid.shape}")
+        raise InvalidInput(f"{what} has shape {values.shape}, but the grid has {grid.shape}")
+    return values
+
+
+def _checked_masses(grid: Grid, density: Any) -> np.ndarray:
+    values = _checked_values(grid, density, "density")
     if not np.isfinite(values).all() or values.min() < 0:
-        raise InvalidInput(f"density contains {values[~(values >= 0)].ravel()[0]}; give finite values >= 0")
+        bad = values[~(np.isfinite(values) & (values >= 0))].ravel()[0]
+        raise InvalidInput(f"density contains {bad}; give finite values >= 0")
     masses = (values * grid.volumes).ravel()
     if masses.sum() <= 0:
         raise InvalidInput("density is zero everywhere; give one with positive mass")
     return masses
 
 
-def _refuse_other_cells(fp: FokkerPlanck, density: xr.DataArray) -> None:
-    """Refuse coordinates that are not the grid's cell centres."""
-    for name, centers in fp.grid.centers.items():
-        if name not in density.coords:
-            continue
-        given = np.asarray(density.coords[name].values)
-        if given.shape != centers.shape:
+def _checked_observable(grid: Grid, observable: Any) -> np.ndarray:
+    if callable(observable) and not isinstance(observable, xr.DataArray):
+        refuse_arity(observable, grid.d, "observable", f"({', '.join(grid.names)})")
+        result = observable(*grid.coords())
+        try:
+            observable = np.broadcast_to(np.asarray(result, dtype=float), grid.shape)
+        except (TypeError, ValueError) as error:
             raise InvalidInput(
-                f"density has {given.size} cells along {name}, but the grid has {centers.size}"
+                f"observable returns {type(result).__name__} and not numbers on the grid; give a function of "
+                "coordinate arrays"
+            ) from error
+    values = _checked_values(grid, observable, "observable")
+    if not np.isfinite(values).all():
+        raise InvalidInput(f"observable contains {values[~np.isfinite(values)][0]}; give finite values")
+    return values.ravel()
+
+
+def _refuse_other_cells(grid: Grid, given: xr.DataArray, what: str) -> None:
+    """Refuse coordinates that are not the grid's cell centres."""
+    for name, centers in grid.centers.items():
+        if name not in given.coords:
+            continue
+        coordinate = np.asarray(given.coords[name].values)
+        if coordinate.shape != centers.shape:
+            raise InvalidInput(
+                f"{what} has {coordinate.size} cells along {name}, but the grid has {centers.size}"
             )
-        off = np.abs(given - centers)
-        if not (off <= 1e-6 * fp.grid.widths[name]).all():
+        off = np.abs(coordinate - centers)
+        if not (off <= 1e-6 * grid.widths[name]).all():
             worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
             raise InvalidInput(
-                f"density is given at {name}={given[worst]:g} where the grid has a cell centre at "
+                f"{what} is given at {name}={coordinate[worst]:g} where the grid has a cell centre at "
                 f"{name}={centers[worst]:g}: it is from another grid; interpolate it to the centres first"
             )
 
 
-def _checked_times(times: Sequence[float]) -> np.ndarray:
+def _checked_times(times: Sequence[float] | np.ndarray, t0: Any) -> np.ndarray:
+    if not (isinstance(t0, (int, float, np.number)) and np.isfinite(t0)):
+        raise InvalidInput(f"t0={t0!r}; give a finite time")
     try:
         at = np.atleast_1d(np.asarray(times, dtype=float))
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"times={times!r}; give increasing finite times >= 0") from error
-    if at.ndim != 1 or at.size == 0 or not np.isfinite(at).all() or at[0] < 0 or np.any(np.diff(at) <= 0):
-        raise InvalidInput(f"times={times!r}; give increasing finite times >= 0")
+        raise InvalidInput(f"times={times!r}; give increasing finite times >= {t0:g}") from error
+    if at.ndim != 1 or at.size == 0 or not np.isfinite(at).all() or at[0] < t0 or np.any(np.diff(at) <= 0):
+        raise InvalidInput(f"times={times!r}; give increasing finite times >= {t0:g}")
     return at
