@@ -34,6 +34,7 @@ from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
 from solvers.splitting import rare_exit
+from solvers.stability_roots import stability_index, stability_threshold
 from solvers.transfer import TransferOperator
 from solvers.vector_form import VectorSDE
 
@@ -70,6 +71,8 @@ __all__ = [
     "plain_expectation",
     "rare_exit",
     "simulate",
+    "stability_index",
+    "stability_threshold",
     "stationary_density",
     "survival",
 ]
