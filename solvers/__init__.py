@@ -22,6 +22,7 @@ from solvers.lyapunov import (
     lyapunov_exponent,
     moment_lyapunov_exponent,
 )
+from solvers.map_noise import GaussianNoise, HistogramNoise, SampleNoise
 from solvers.multilevel import expectation, plain_expectation
 from solvers.observables import (
     committor,
@@ -44,12 +45,15 @@ __all__ = [
     "AlphaStable",
     "ConvergenceFailure",
     "FokkerPlanck",
+    "GaussianNoise",
     "Grid",
+    "HistogramNoise",
     "ImpureFunction",
     "InvalidInput",
     "MissingConvention",
     "PerformanceNotice",
     "Resampled",
+    "SampleNoise",
     "StudentT",
     "TransferOperator",
     "VectorSDE",

@@ -74,12 +74,17 @@ def _in_principal_axes(drift: np.ndarray, noises: np.ndarray) -> tuple[float, np
 
 def _covariance(drift: np.ndarray, noises: np.ndarray) -> np.ndarray:
     """The principal eigenvector of S -> A S + S A^T + sum_k B_k S B_k^T, largest diagonal entry 1."""
-    identity = np.eye(len(drift))
+    d = len(drift)
+    identity = np.eye(d)
     operator = np.kron(drift, identity) + np.kron(identity, drift) + sum(np.kron(b, b) for b in noises)
-    decomposition: Any = np.linalg.eig(operator)
+    # on symmetric matrices only: antisymmetric ones may grow as fast
+    row, column = np.triu_indices(d)
+    basis = np.zeros((d, d, len(row)))
+    basis[row, column, np.arange(len(row))] = basis[column, row, np.arange(len(row))] = 1.0
+    basis = basis.reshape(d * d, -1) / np.sqrt(np.sum(basis.reshape(d * d, -1) ** 2, axis=0))
+    decomposition: Any = np.linalg.eig(basis.T @ operator @ basis)
     values, vectors = decomposition
-    found = np.real(vectors[:, np.argmax(values.real)]).reshape(drift.shape)
-    found = 0.5 * (found + found.T)
+    found = (basis @ np.real(vectors[:, np.argmax(values.real)])).reshape(d, d)
     if np.trace(found) < 0:
         found = -found
     return found / np.diag(found).max()
