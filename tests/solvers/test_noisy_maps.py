@@ -109,13 +109,13 @@ def test_the_doubling_map_forgets_in_one_step_per_harmonic():
 
 
 def test_the_quartic_loss_beyond_the_edge_against_direct_simulation():
-    # SGD on h x^2/2 + x^4/4 with eta h = 2.2 (beyond the edge: a two-cycle) and the gradient noise of a table
+    # SGD on h x^2/2 - x^4/4 with eta h = 2.2 (beyond the edge: a two-cycle at x^2 = 1/2), gradient noise of a table
     eta, h = 0.4, 5.5
     table = np.random.default_rng(5).standard_t(4, size=40)
-    table -= table.mean()
+    table = 0.2 * (table - table.mean())
 
     def step(x):
-        return x - eta * (h * x + x**3)
+        return x - eta * (h * x - x**3)
 
     def moments(cells):
         operator = TransferOperator.of_map(step, SampleNoise(-eta * table), Grid.uniform(x=(-2.2, 2.2, cells)),
@@ -135,9 +135,9 @@ def test_the_quartic_loss_beyond_the_edge_against_direct_simulation():
     # 4.5 standard errors, four means: false alarm 3e-5; cells: a third of their last change remains at most
     reach = 4.5 * stderr + np.abs(fine - coarse) / 3
     assert (np.abs(samples.mean(axis=1) - exact) < reach).all()
-    # negative control: Gaussian noise of the same variance differs in the fourth moment
+    # negative control: noise of 1.3 times the deviation
     gaussian = TransferOperator.of_map(
-        step, eta * table.std(), Grid.uniform(x=(-2.2, 2.2, 600)), allow_wall_mass=True
+        step, 1.3 * eta * table.std(), Grid.uniform(x=(-2.2, 2.2, 600)), allow_wall_mass=True
     )
     masses = (stationary_density(gaussian) * gaussian.grid.volumes).values
     x = gaussian.grid.centers["x"]
@@ -173,11 +173,11 @@ def test_correlated_noise_in_the_plane(correlation):
 
 def test_an_euler_step_with_correlated_noise():
     step = 0.2
-    operator = TransferOperator(rotating_ou(), Grid.uniform(x=(-3, 3, 30), y=(-3, 3, 30)), step=step)
+    operator = TransferOperator(rotating_ou(), Grid.uniform(x=(-6, 6, 40), y=(-6, 6, 40)), step=step)
     exact = np.linalg.eigvals(np.eye(2) - step * np.array([[1, 2], [-2, 1]]))
     found = eigenmodes(operator, 3).eigenvalue.values[1:3]
-    np.testing.assert_allclose(np.sort(found.imag), np.sort(exact.imag), atol=1e-3)  # walls: 4 deviations
-    np.testing.assert_allclose(found.real, exact.real, atol=1e-3)
+    np.testing.assert_allclose(np.sort(found.imag), np.sort(exact.imag), atol=1e-5)  # walls: 6 deviations
+    np.testing.assert_allclose(found.real, exact.real, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_euler_step_with_correlated_noise():
     ],
 )
 def test_tabulated_noise_in_the_plane(noise):
-    grid = Grid.uniform(x=(-3, 3, 40), y=(-3, 3, 36))
+    grid = Grid.uniform(x=(-3, 3, 54), y=(-3, 3, 52))
     operator = TransferOperator.of_map(turned, noise, grid)
     np.testing.assert_allclose(np.asarray(operator.matrix.sum(axis=0)).ravel(), 1, atol=1e-13)
     found = eigenmodes(operator, 3).eigenvalue.values[1:3]
@@ -276,13 +276,14 @@ def test_small_steps_meet_the_fokker_planck_operator():
     def rate(step, cells):
         return float(eigenmodes(TransferOperator(sde, Grid.uniform(x=(*box, cells)), step=step), 2).gap)
 
-    steps = np.array([0.08, 0.04, 0.02])
+    steps = np.array([0.04, 0.02, 0.01])
     # Richardson in the cell size: of second order, beside a noise of deviation sqrt(step)
     settled = np.array([(4 * rate(step, 400) - rate(step, 200)) / 3 for step in steps])
     off = settled - exact
     orders = np.log2(off[:-1] / off[1:])
-    # weak order one; the next term of the expansion is of relative size step
+    # weak order one: with a next term of relative size c step the orders are 1 + 0.7 c step; here c is about 2.5
     np.testing.assert_allclose(orders, 1, atol=0.1)
+    assert (orders[0] - 1) / (orders[1] - 1) == pytest.approx(2, abs=0.3)
     extrapolated = 2 * settled[2] - settled[1]
     assert abs(extrapolated - exact) < 0.05 * abs(off[2])
     # the operators themselves, on a smooth function: (M - 1)/step against the backward generator, L (x^2) = 2 x a + 2 D
@@ -336,7 +337,7 @@ PLANE = Grid.uniform(x=(-1, 1, 8), y=(-1, 1, 8))
         (lambda: SampleNoise([1.0], [0.0]), "weights are all 0"),
         (
             lambda: TransferOperator.of_map(
-                lambda x, y: (0.5 * x, 0.5 * y), GaussianNoise(0.04 * np.ones((2, 2))), PLANE
+                lambda x, y: (0.5 * x, 0.5 * y), GaussianNoise(0.25 * np.ones((2, 2))), PLANE
             ),
             "lies along a line",
         ),
