@@ -25,6 +25,7 @@ from solvers.lyapunov import (
     moment_lyapunov_exponent,
 )
 from solvers.matrix_product import apply_matrix
+from solvers.map_noise import GaussianNoise, HistogramNoise, SampleNoise
 from solvers.multilevel import expectation, plain_expectation
 from solvers.observables import (
     committor,
@@ -39,6 +40,7 @@ from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
 from solvers.splitting import rare_exit
 from solvers.time_dependence import TimeDependentFokkerPlanck
+from solvers.stability_roots import stability_index, stability_threshold
 from solvers.transfer import TransferOperator
 from solvers.vector_form import VectorSDE
 
@@ -48,12 +50,15 @@ __all__ = [
     "AlphaStable",
     "ConvergenceFailure",
     "FokkerPlanck",
+    "GaussianNoise",
     "Grid",
+    "HistogramNoise",
     "ImpureFunction",
     "InvalidInput",
     "MissingConvention",
     "PerformanceNotice",
     "Resampled",
+    "SampleNoise",
     "StudentT",
     "TimeDependentFokkerPlanck",
     "TransferOperator",
@@ -81,6 +86,8 @@ __all__ = [
     "plain_expectation",
     "rare_exit",
     "simulate",
+    "stability_index",
+    "stability_threshold",
     "stationary_density",
     "survival",
 ]

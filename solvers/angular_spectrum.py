@@ -1,80 +1,79 @@
-"""Exponents of linear SDEs by spectra: the generator of the angle in two dimensions, and closed forms."""
+"""Growth rates of linear SDEs by spectra: closed forms, moment equations, and the generator of the direction."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
-import scipy.linalg as sl
 
-from solvers.chain import Chain
-from solvers.errors import ConvergenceFailure, InvalidInput
-from solvers.fluxes import scharfetter_gummel
-from solvers.nonreversible import stationary_masses
+from solvers.errors import InvalidInput
+from solvers.even_moments import even_moment_exponent
+from solvers.invariant_subspaces import irreducible_blocks
+from solvers.principal_pair import Direction, Estimate
 
-_HARMONICS = (16, 32, 64, 128, 256, 512)
+_EVEN = 20
 
 
-def spectral_exponent(drift: np.ndarray, noises: np.ndarray) -> float:
-    """Top Lyapunov exponent of dy = A y dt + sum_k B_k y dW_k (Ito): d = 1, d = 2, decoupled or noise-free.
+class GrowthRates:
+    """Lyapunov and moment Lyapunov exponents of dy = A y dt + sum_k B_k y dW_k (Ito).
 
-    Raises
-    ------
-    InvalidInput
-        In more dimensions.
-    ConvergenceFailure
-        If the Fourier series of the angular density does not converge.
+    The system is taken apart into blocks without invariant subspace. One-dimensional and noise-free blocks have
+    closed forms, those in two and three dimensions are spectral problems of the direction, and even
+    moments are eigenvalues of closed equations in any dimension.
+
+    Parameters
+    ----------
+    drift, noises : array (d, d), (m, d, d)
     """
-    d = len(drift)
-    if d == 1:
-        return float(drift[0, 0] - 0.5 * np.sum(noises**2))
-    if not np.any(noises):
-        return float(np.linalg.eigvals(drift).real.max())
-    diagonal = _diagonal(drift, noises)
-    if diagonal is not None:
-        rates, powers = diagonal
-        return float(np.max(rates - 0.5 * powers))
-    _refuse_dimension(d, "an exponent")
-    value = _converged(lambda n: _angular_average(drift, noises, n), "Lyapunov exponent")
-    coarse, spread = _finite_volume_average(drift, noises)
-    # a truncated series can settle on nonsense where the density is a spike; finite volumes are never wrong
-    # by more than a few cells of the 1024 on the half circle
-    if abs(value - coarse) > 0.02 * spread:
-        raise ConvergenceFailure(
-            f"the Fourier series of the angle settles at {value:.6g} but finite volumes give {coarse:.4g}: the "
-            "noise hardly turns the direction; use method='simulation'"
-        )
-    return value
 
+    def __init__(self, drift: np.ndarray, noises: np.ndarray):
+        self._drift, self._noises = drift, noises
+        self._blocks = [_block(a, b) for a, b in irreducible_blocks(drift, noises)]
 
-def spectral_moment(drift: np.ndarray, noises: np.ndarray, p: float) -> float:
-    """Growth rate of E|y|^p, as for `spectral_exponent`; for p = 2 in any dimension.
+    def exponent(self) -> Estimate:
+        """The top exponent, its error, and the variance of log|y| per time.
 
-    Raises
-    ------
-    InvalidInput
-        In more dimensions for other p.
-    ConvergenceFailure
-        If the Fourier series does not converge.
-    """
-    d = len(drift)
-    if p == 0:
-        return 0.0
-    if d == 1:
-        return float(p * drift[0, 0] + 0.5 * p * (p - 1) * np.sum(noises**2))
-    if not np.any(noises):
-        real = np.linalg.eigvals(drift).real
-        return float(p * real.max())
-    diagonal = _diagonal(drift, noises)
-    if diagonal is not None:
-        if p < 0:
-            raise InvalidInput(f"p={p:g}: the components do not mix, so negative moments depend on the start")
-        rates, powers = diagonal
-        return float(np.max(p * rates + 0.5 * p * (p - 1) * powers))
-    if p == 2:
-        return second_moment_exponent(drift, noises)
-    _refuse_dimension(d, f"Lambda({p:g})")
-    return _converged(lambda n: principal(angular_generator(drift, noises, p, n)), f"Lambda({p:g})")
+        Raises
+        ------
+        InvalidInput
+            If a block has more than three dimensions.
+        ConvergenceFailure
+            If the series of the density of the direction does not settle.
+        """
+        return self._largest(lambda block: block.exponent())
+
+    def exponents(self) -> list[Estimate]:
+        """All of them, largest first: each block's own, the slope left at nan beyond a block's first.
+
+        Raises
+        ------
+        InvalidInput, ConvergenceFailure
+            As for `exponent`.
+        """
+        found = [rate for block in self._blocks for rate in block.spectrum()]
+        return sorted(found, key=lambda rate: -rate.value)
+
+    def moment(self, p: float, *, slope: bool = False) -> Estimate:
+        """Lambda(p) and its error; Lambda'(p) if asked for (nan otherwise where that takes more work).
+
+        Raises
+        ------
+        InvalidInput
+            If a block has more than three dimensions and p is not even; for p < 0 if there are several blocks.
+        ConvergenceFailure
+            If the series of the eigenfunctions does not settle.
+        """
+        if p == 0:
+            return Estimate(0.0, 0.0, self.exponent().value if slope else np.nan)
+        if p < 0 and len(self._blocks) > 1 and np.any(self._noises):
+            raise InvalidInput(
+                f"p={p:g}: there is an invariant subspace, so that negative moments depend on the start; give p > 0"
+            )
+        return self._largest(lambda block: block.moment(p, slope))
+
+    def _largest(self, rate: Callable[[_Block], Estimate]) -> Estimate:
+        return max((rate(block) for block in self._blocks), key=lambda found: found.value)
 
 
 def second_moment_exponent(drift: np.ndarray, noises: np.ndarray) -> float:
@@ -84,125 +83,91 @@ def second_moment_exponent(drift: np.ndarray, noises: np.ndarray) -> float:
     return float(np.linalg.eigvals(operator).real.max())
 
 
-def _diagonal(drift: np.ndarray, noises: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rates and noise powers if no component feeds another."""
-    off = ~np.eye(len(drift), dtype=bool)
-    if np.any(drift[off]) or any(np.any(b[off]) for b in noises):
-        return None
-    return np.diag(drift), sum(np.diag(b) ** 2 for b in noises)  # type: ignore[return-value]
+class _Block(Protocol):
+    def exponent(self) -> Estimate: ...
+
+    def spectrum(self) -> list[Estimate]: ...
+
+    def moment(self, p: float, slope: bool) -> Estimate: ...
 
 
-def _refuse_dimension(d: int, what: str) -> None:
-    if d > 2:
-        raise InvalidInput(f"{what} in {d} dimensions has no spectral method here; use method='simulation'")
+def _block(drift: np.ndarray, noises: np.ndarray) -> _Block:
+    if not np.any(noises):
+        return _NoiseFree(drift)
+    if len(drift) == 1:
+        return _Scalar(float(drift[0, 0]), float(np.sum(noises**2)))
+    return _Coupled(drift, noises)
 
 
-def _converged(compute: Any, what: str) -> float:
-    """Increase the number of harmonics until two successive values agree to 1e-10 (relative above 1)."""
-    before = np.nan
-    for harmonics in _HARMONICS:
-        value = compute(harmonics)
-        if abs(value - before) <= 1e-10 * max(1.0, abs(value)):
-            return value
-        before = value
-    raise ConvergenceFailure(
-        f"{what} has not settled with {_HARMONICS[-1]} harmonics of the angle (last value {before:.6g}): the "
-        "noise hardly turns the direction, or a direction is invariant; use method='simulation'"
-    )
+class _NoiseFree:
+    def __init__(self, drift: np.ndarray):
+        self._rates = np.sort(np.linalg.eigvals(drift).real)[::-1]
+
+    def exponent(self) -> Estimate:
+        return self.spectrum()[0]
+
+    def spectrum(self) -> list[Estimate]:
+        return [Estimate(float(rate), 0.0, 0.0) for rate in self._rates]
+
+    def moment(self, p: float, slope: bool) -> Estimate:  # noqa: ARG002 - comes for free
+        rate = float(self._rates[0])
+        return Estimate(p * rate, 0.0, rate)
 
 
-def _angular_symbols(drift: np.ndarray, noises: np.ndarray) -> dict[str, np.ndarray]:
-    """Fourier coefficients, in e^(2 i n phi) for n = -2 ... 2, of the functions of the angle.
+class _Scalar:
+    def __init__(self, rate: float, power: float):
+        self._rate, self._power = rate, power
 
-    With u = (cos, sin) and v = (-sin, cos): dphi = turn dt + sum h_k dW_k and
-    d log r = (radial) dt + sum alpha_k dW_k, where alpha_k = u.B_k u, h_k = v.B_k u,
-    turn = v.A u - sum alpha_k h_k and radial = u.A u + (1/2) sum (h_k^2 - alpha_k^2).
-    """
-    phi = np.pi * np.arange(8) / 8
-    u, v = np.array([np.cos(phi), np.sin(phi)]), np.array([-np.sin(phi), np.cos(phi)])
-    alpha = np.array([np.einsum("ij,ik,kj->j", u, b, u) for b in noises])
-    h = np.array([np.einsum("ij,ik,kj->j", v, b, u) for b in noises])
-    functions = {
-        "spread": 0.5 * np.sum(h**2, axis=0),
-        "turn": np.einsum("ij,ik,kj->j", v, drift, u) - np.sum(alpha * h, axis=0),
-        "radial": np.einsum("ij,ik,kj->j", u, drift, u) + 0.5 * np.sum(h**2 - alpha**2, axis=0),
-        "coupling": np.sum(alpha * h, axis=0),
-        "power": np.sum(alpha**2, axis=0),
-    }
-    # trigonometric polynomials of degree 4 in phi: exact from 8 points on the half circle
-    return {name: np.fft.fft(f)[[-2, -1, 0, 1, 2]] / 8 for name, f in functions.items()}
+    def exponent(self) -> Estimate:
+        return Estimate(self._rate - 0.5 * self._power, 0.0, self._power)
+
+    def spectrum(self) -> list[Estimate]:
+        return [self.exponent()]
+
+    def moment(self, p: float, slope: bool) -> Estimate:  # noqa: ARG002 - comes for free
+        value = p * self._rate + 0.5 * p * (p - 1) * self._power
+        return Estimate(value, 0.0, self._rate + (p - 0.5) * self._power)
 
 
-def angular_generator(drift: np.ndarray, noises: np.ndarray, p: float, harmonics: int) -> np.ndarray:
-    """L_p f = spread f'' + (turn + p coupling) f' + (p radial + p^2 power / 2) f on e^(2 i n phi)."""
-    c = _angular_symbols(drift, noises)
-    n = np.arange(-harmonics, harmonics + 1)
-    size = len(n)
-    matrix = np.zeros((size, size), dtype=complex)
-    second, first = -4.0 * n**2, 2j * n
-    rows = np.arange(size)
-    for k, shift in enumerate(range(-2, 3)):
-        band = (
-            c["spread"][k] * second
-            + (c["turn"][k] + p * c["coupling"][k]) * first
-            + p * c["radial"][k]
-            + 0.5 * p**2 * c["power"][k]
-        )
-        inside = (rows + shift >= 0) & (rows + shift < size)
-        matrix[rows[inside] + shift, rows[inside]] = band[inside]
-    return matrix
+class _Coupled:
+    """No invariant subspace, two dimensions or more."""
 
+    def __init__(self, drift: np.ndarray, noises: np.ndarray):
+        self._drift, self._noises = drift, noises
+        self._direction: Direction | None = None
 
-def principal(matrix: np.ndarray) -> float:
-    """The largest real part of an eigenvalue."""
-    return float(np.linalg.eigvals(matrix).real.max())
+    def exponent(self) -> Estimate:
+        return self._of_direction("an exponent").exponent()
 
+    def spectrum(self) -> list[Estimate]:
+        first = self.exponent()
+        # Liouville: the exponents add up to the rate of volumes
+        squares = self._noises @ self._noises
+        total = float(np.trace(self._drift) - 0.5 * np.trace(squares.sum(axis=0)))
+        if len(self._drift) == 2:
+            return [first, Estimate(total - first.value, first.error, np.nan)]
+        # the flow's inverse transposed has minus the exponents
+        dual_drift = -self._drift.T + np.swapaxes(squares, 1, 2).sum(axis=0)
+        dual = Direction(dual_drift, -np.swapaxes(self._noises, 1, 2)).exponent()
+        middle = Estimate(total - first.value + dual.value, first.error + dual.error, np.nan)
+        return [first, middle, Estimate(-dual.value, dual.error, np.nan)]
 
-def _angular_average(drift: np.ndarray, noises: np.ndarray, harmonics: int) -> float:
-    """Mean of `radial` over the invariant density of the angle: the null vector of L_0 transposed."""
-    generator = angular_generator(drift, noises, 0.0, harmonics)
-    middle = harmonics
-    # L_0 annihilates constants (column `middle` is zero); moments mu_n = <density, e^(2 i n phi)>, mu_0 = 1
-    others = np.arange(2 * harmonics + 1) != middle
-    transposed = generator.T
-    system = transposed[others][:, others]
-    moments = np.zeros(2 * harmonics + 1, dtype=complex)
-    moments[middle] = 1.0
-    solution: Any = sl.lstsq(system, -transposed[others, middle])
-    moments[others] = solution[0]
-    radial = _angular_symbols(drift, noises)["radial"]
-    return float(np.real(radial @ moments[middle - 2 : middle + 3]))
+    def moment(self, p: float, slope: bool) -> Estimate:
+        even = p > 0 and p % 2 == 0
+        if even and not slope:
+            if len(self._drift) > 3:
+                return Estimate(even_moment_exponent(self._drift, self._noises, int(p)), 0.0, np.nan)
+            if p <= _EVEN:
+                return Estimate(self._of_direction("").even_moment(int(p)), 0.0, np.nan)
+        return self._of_direction(f"Lambda({p:g})").moment(p)
 
-
-def _finite_volume_average(drift: np.ndarray, noises: np.ndarray, cells: int = 1024) -> tuple[float, float]:
-    """The same average from a positive scheme of low order, and the range of `radial`."""
-    symbols = _angular_symbols(drift, noises)
-    width = np.pi / cells
-    centers = width * (np.arange(cells) + 0.5)
-
-    def at(name: str, phi: np.ndarray) -> np.ndarray:
-        return np.real(np.exp(2j * np.outer(phi, np.arange(-2, 3))) @ symbols[name])
-
-    faces = centers + 0.5 * width
-    spread = np.maximum(at("spread", faces), 0.0)
-    slope = at("spread", centers + width) - at("spread", centers)
-    lift = at("turn", faces) * width - slope  # Ito: J = (turn - spread') p - spread p'
-    forward, backward = scharfetter_gummel(spread, np.full(cells, width), lift)
-    first = np.arange(cells)
-    chain = Chain(
-        size=cells,
-        first=first,
-        second=(first + 1) % cells,
-        forward=forward / width,
-        backward=backward / width,
-        loss=np.zeros(cells),
-        log_weights=None,
-        rate_scale=float(spread.mean() + np.abs(lift).mean()) / np.pi**2,
-    )
-    radial = at("radial", centers)
-    if len(chain.closed_classes) != 1:
-        raise ConvergenceFailure(
-            "the angle has more than one invariant set, so the exponent depends on the start; use "
-            "method='simulation'"
-        )
-    return float(radial @ stationary_masses(chain)), float(np.ptp(radial))
+    def _of_direction(self, what: str) -> Direction:
+        d = len(self._drift)
+        if d > 3:
+            raise InvalidInput(
+                f"{what} of {d} coupled dimensions has no spectral method here (even moments have); use "
+                "method='simulation'"
+            )
+        if self._direction is None:
+            self._direction = Direction(self._drift, self._noises)
+        return self._direction

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from solvers.angular_spectrum import second_moment_exponent, spectral_exponent, spectral_moment
+from solvers.angular_spectrum import GrowthRates, second_moment_exponent
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.linear_growth import Settings, cloned_rates, growth, mean_and_stderr
 from solvers.linear_request import checked_matrices, checked_moments, checked_simulation
 from solvers.linearisation import linearised
+from solvers.principal_pair import Estimate
 from solvers.provenance import provenance
 from solvers.wiener import checked_integer
 
@@ -51,23 +52,34 @@ def lyapunov_exponent(
     at : sequence of d floats
         The fixed point: drift and diffusion both vanish there.
     method : {"spectral", "simulation"}
-        "spectral": closed form for d = 1; for d = 2 the Furstenberg-Khasminskii average over the invariant
-        density of the angle. "simulation": any d, with a standard error.
-    seed, dt, duration, paths, count, burn_in, threads
+        "spectral": by blocks without invariant subspace; closed form in one dimension and without noise, in two
+        and three the Furstenberg-Khasminskii average over the invariant density of the direction (harmonics of
+        circle and sphere). "simulation": any d, with a standard error.
+    seed, dt, duration, paths, burn_in, threads
         Of the simulation, see `linear_lyapunov_exponent`.
+    count : int, optional
+        How many exponents, largest first, 1 to d. Spectral ones beyond the first come from the growth of volumes
+        (Liouville) and from the inverse transposed flow.
 
     Returns
     -------
     Dataset
-        ``value`` and ``stderr`` in 1/time; stderr is 0 for "spectral" (error about 1e-9). From "simulation"
-        also what `linear_lyapunov_exponent` gives.
+        ``value`` and ``stderr`` in 1/time. From "spectral": stderr 0; ``error``, estimated from the two finest
+        truncations; ``variance``: of log|y| per time, the second derivative of Lambda(p) at 0; with `count` also
+        ``exponent`` and ``exponent_error`` (index). From "simulation" what `linear_lyapunov_exponent` gives.
 
     Raises
     ------
     InvalidInput
         If `at` is not a fixed point, or an argument cannot be used.
     ConvergenceFailure
-        If the Fourier series of the angular density does not converge.
+        If the series of the angular density does not converge, as when it is singular: noise that does not
+        spread the direction in all others (Hoermander's condition fails) does that.
+
+    Warns
+    -----
+    AccuracyWarning
+        If the error exceeds 1e-6 of the range of rates.
 
     References
     ----------
@@ -88,16 +100,23 @@ def lyapunov_exponent(
             threads=threads,
         )
         return found.assign_attrs(convention=sde.convention)
-    if count not in {None, 1}:
-        raise InvalidInput(f"count={count} needs method='simulation'")
-    value = spectral_exponent(drift, noises)
-    return xr.Dataset(
-        {
-            "value": ((), value, _rate("top Lyapunov exponent")),
-            "stderr": ((), 0.0, _rate("standard error")),
-        },
-        attrs=provenance(convention=sde.convention, method=method),
-    )
+    number = None if count is None else _checked_count(count, len(drift))
+    rates = GrowthRates(drift, noises)
+    top = rates.exponent()
+    _warn_of_error("the top Lyapunov exponent", top, drift, noises)
+    data: dict[str, Any] = {
+        "value": ((), top.value, _rate("top Lyapunov exponent")),
+        "stderr": ((), 0.0, _rate("standard error")),
+        "error": ((), top.error, _rate("estimated error of truncation")),
+        "variance": ((), top.slope, _rate("variance of log|y| per time")),
+    }
+    coords = {}
+    if number is not None:
+        found = rates.exponents()[:number] if number > 1 else [top]
+        data["exponent"] = ("index", [rate.value for rate in found], _rate("Lyapunov exponent"))
+        data["exponent_error"] = ("index", [rate.error for rate in found], _rate("estimated error"))
+        coords["index"] = _index(number)
+    return xr.Dataset(data, coords=coords, attrs=provenance(convention=sde.convention, method=method))
 
 
 def linear_lyapunov_exponent(
@@ -158,9 +177,7 @@ def linear_lyapunov_exponent(
     """
     matrix, matrices = checked_matrices(drift, noises)
     settings = checked_simulation(seed, dt, duration, paths, burn_in, threads)
-    number = 1 if count is None else checked_integer("count", count)
-    if not 1 <= number <= len(matrix):
-        raise InvalidInput(f"count={count} must lie between 1 and the dimension, {len(matrix)}")
+    number = 1 if count is None else _checked_count(count, len(matrix))
     found = growth(matrix, matrices, number, settings)
     value, stderr = mean_and_stderr(found.rates[:, 0])
     bias, bias_stderr = mean_and_stderr((found.coarse - found.rates[:, 0]) / 3)
@@ -183,7 +200,7 @@ def linear_lyapunov_exponent(
         pairs = [mean_and_stderr(column) for column in found.rates.T]
         data["exponent"] = ("index", [v for v, _ in pairs], _rate("Lyapunov exponent"))
         data["exponent_stderr"] = ("index", [e for _, e in pairs], _rate("standard error"))
-        coords["index"] = ("index", np.arange(number), {"units": "1", "long_name": "number, largest first"})
+        coords["index"] = _index(number)
     return xr.Dataset(data, coords=coords, attrs=_details(settings))
 
 
@@ -210,23 +227,35 @@ def moment_lyapunov_exponent(
         Moments, any sign.
     at : sequence of d floats
     method : {"spectral", "simulation"}
-        "spectral": closed form for d = 1; for d = 2 the principal eigenvalue of the tilted generator of the
-        angle, by Fourier-Galerkin; for p = 2 and any d the second-moment matrix. "simulation": populations
-        resampled in proportion to |y|^p (cloning), best for moderate |p|.
+        "spectral": by blocks without invariant subspace (their maximum, p > 0); closed form in one dimension
+        and without noise, in two and three the principal eigenvalue of the tilted generator of the direction, by
+        Galerkin's method on harmonics; for even p the closed moment equations, in any dimension up to 1500 of them.
+        "simulation": populations resampled in proportion to |y|^p (cloning), best for moderate |p|.
     seed, dt, duration, paths, populations, burn_in, threads
         Of the simulation, see `linear_moment_lyapunov_exponent`.
 
     Returns
     -------
     DataArray (p)
-        In 1/time, with a coordinate ``stderr(p)``; from "simulation" also ``bias(p)``, ``bias_stderr(p)``.
+        In 1/time, with a coordinate ``stderr(p)``; from "spectral" also ``error(p)``, estimated from the two
+        finest truncations (0 for closed forms); from "simulation" ``bias(p)``, ``bias_stderr(p)``.
 
     Raises
     ------
     InvalidInput
-        As for `lyapunov_exponent`; also for "spectral" with d > 2 and p other than 0 or 2.
+        As for `lyapunov_exponent`; also for "spectral" with p < 0 where a subspace is invariant, and with p
+        other than 0 or even where more than three dimensions are coupled.
     ConvergenceFailure
-        If the Fourier series does not converge.
+        If the series does not converge.
+
+    Warns
+    -----
+    AccuracyWarning
+        If an error exceeds 1e-6 of the range of rates.
+
+    References
+    ----------
+    Arnold 1984, SIAM J. Appl. Math. 44, 793; Arnold, Kliemann and Oeljeklaus 1986, Lecture Notes in Math. 1186, 85.
     """
     drift, noises = linearised(sde, at)
     if _checked_method(method) == "simulation":
@@ -244,9 +273,15 @@ def moment_lyapunov_exponent(
         )
         return found.assign_attrs(convention=sde.convention)
     moments = checked_moments(p)
-    values = np.array([spectral_moment(drift, noises, float(q)) for q in moments])
+    rates = GrowthRates(drift, noises)
+    found = [rates.moment(float(q)) for q in moments]
+    for q, rate in zip(moments, found, strict=True):
+        _warn_of_error(f"Lambda({q:g})", rate, drift, noises)
     return _moments_array(
-        moments, values, {"stderr": 0.0 * moments}, provenance(convention=sde.convention, method=method)
+        moments,
+        np.array([rate.value for rate in found]),
+        {"stderr": 0.0 * moments, "error": np.array([rate.error for rate in found])},
+        provenance(convention=sde.convention, method=method),
     )
 
 
@@ -326,6 +361,7 @@ def linear_moment_lyapunov_exponent(
 
 _NAMES = {
     "stderr": "standard error",
+    "error": "estimated error of truncation",
     "bias": "estimated bias from the number of clones",
     "bias_stderr": "standard error of the estimated bias",
 }
@@ -360,6 +396,28 @@ def _details(settings: Settings) -> dict[str, Any]:
         paths=settings.paths,
         seed=settings.seed,
     )
+
+
+def _index(number: int) -> Any:
+    return ("index", np.arange(number), {"units": "1", "long_name": "number, largest first"})
+
+
+def _checked_count(count: int, dimension: int) -> int:
+    number = checked_integer("count", count)
+    if not 1 <= number <= dimension:
+        raise InvalidInput(f"count={count} must lie between 1 and the dimension, {dimension}")
+    return number
+
+
+def _warn_of_error(what: str, rate: Estimate, drift: np.ndarray, noises: np.ndarray) -> None:
+    scale = float(np.linalg.norm(drift) + np.sum(noises**2))
+    if rate.error > 1e-6 * scale:
+        warnings.warn(
+            f"{what} is known to about {rate.error:.1g} only: the density of the direction is nearly singular; "
+            "check with method='simulation'",
+            AccuracyWarning,
+            stacklevel=3,
+        )
 
 
 def _warn_of_burn_in(halves: np.ndarray, settings: Settings) -> None:

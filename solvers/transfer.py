@@ -1,12 +1,12 @@
-"""The Markov kernel of a noisy map on a grid: one Euler-Maruyama step, integrated exactly."""
+"""The Markov kernel of a noisy map on a grid: cell averages integrated exactly."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import scipy.sparse as sps
 
@@ -15,10 +15,22 @@ from solvers import memory
 from solvers.coefficients import Coefficients
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.grid import Grid
+from solvers.landing import ANYWHERE, REACH, Boxes, Normal, images, normal_matrix, table_matrix
+from solvers.map_noise import Atoms, GaussianNoise, checked_noise
 from solvers.request import refuse_other
 from solvers.sde import SDE
+from solvers.source_cells import (
+    Law,
+    NoisyMap,
+    by_cell,
+    conditional,
+    evaluated,
+    inner_points,
+    lower,
+    pieces_of_cells,
+    rectangles,
+)
 
-_REACH = 8.5  # standard deviations kept: the two tails beyond hold 2e-17 of the mass
 _MAX_NODES = 32
 _FOLDED = 1e-3  # stationary mass per step that may be sent beyond reflecting walls
 _SETTLING = 300
@@ -26,6 +38,8 @@ _SETTLING = 300
 
 class TransferOperator:
     """Transition matrix of one Euler-Maruyama step y -> y + step a(y) + sqrt(step) sigma(y) xi.
+
+    `TransferOperator.of_map` makes one of any map with Gaussian or tabulated noise.
 
     ``matrix[i, j]`` is the probability that a point spread uniformly over cell j lands in cell i: exact over
     the target cell (differences of the normal distribution function), by Gauss-Legendre quadrature over the
@@ -38,7 +52,8 @@ class TransferOperator:
     Parameters
     ----------
     sde : SDE
-        Autonomous, diagonal noise, dimension 1 or 2.
+        Autonomous, of dimension 1 or 2. Noise that is correlated in a step is integrated over the second axis
+        given the first, by Gauss-Legendre quadrature over the first target cell.
     grid : Grid
     step : float
         Time step > 0.
@@ -59,7 +74,8 @@ class TransferOperator:
     Raises
     ------
     InvalidInput
-        For unusable arguments, correlated noise or more than two dimensions, or if the grid misses the mass.
+        For unusable arguments or more than two dimensions, if the grid misses the mass, or if correlated noise
+        lies along a line within a cell.
 
     Warns
     -----
@@ -70,9 +86,13 @@ class TransferOperator:
     Notes
     -----
     The integrand over a source cell is a normal distribution function of width s / |f'| for the map f with
-    noise s, so the number of Gauss-Legendre nodes is 4 plus 2 per noise width that the image of the cell
-    covers, at most 32: with 4 nodes the error of a cell as wide as the noise is below 1e-7. Without noise
+    noise s, so the number of Gauss-Legendre nodes is 3 plus 2 per noise width that the image of the cell
+    covers, rounded up, at most 32: with 4 nodes the error of a cell as wide as the noise is below 1e-7. Without noise
     along an axis the image of each node falls into one cell.
+
+    As the step goes to 0, (matrix - 1)/step tends to the Fokker-Planck operator and log(eigenvalue)/step to its
+    eigenvalues, to first order in the step (Euler-Maruyama has weak order one) and second in the cell size; cells
+    must stay narrower than the noise of a step, sqrt(step) sigma, so the step is refined with the grid.
 
     References
     ----------
@@ -90,35 +110,135 @@ class TransferOperator:
     ):
         refuse_other(sde, SDE, "sde")
         refuse_other(grid, Grid, "grid")
+        self._check(grid, step)
+        self.boundary = boundaries.walls(boundary, grid.names)
+        Coefficients(sde, grid)  # refuses what cannot be read on this grid
+        ito = sde.to("ito")
+        self.sde: Any = sde
+
+        def move(coords: tuple[np.ndarray, ...]) -> Any:
+            drift, sigma = ito.drift_at(0.0, coords), ito.diffusion_at(0.0, coords)
+            mean = [y + self.step * a for y, a in zip(coords, drift, strict=True)]
+            if ito.noise != "general":
+                return mean, [np.sqrt(self.step) * np.abs(s) for s in sigma], None
+            covariance = [
+                [self.step * sum(p * q for p, q in zip(r, s, strict=True)) for s in sigma] for r in sigma
+            ]
+            return mean, *conditional(covariance)
+
+        self._build(Law(move, None), allow_wall_mass)
+
+    @classmethod
+    def of_map(
+        cls,
+        map: Callable[..., Any],  # noqa: A002 - what it is
+        noise: Any,
+        grid: Grid,
+        *,
+        step: float = 1.0,
+        boundary: boundaries.Boundary = "reflecting",
+        allow_wall_mass: bool = False,
+    ) -> TransferOperator:
+        """The kernel of y -> map(y) + noise.
+
+        Parameters
+        ----------
+        map : callable
+            ``map(x)`` or ``map(x, y)`` on arrays of coordinates, returning an array or a pair of arrays. Put its
+            jumps and kinks on edges of cells.
+        noise : float, tuple, callable, GaussianNoise, HistogramNoise or SampleNoise
+            Standard deviations of independent Gaussian noise: a number, one per axis, or a function of the
+            coordinates that returns them; `GaussianNoise` for a covariance; tables for anything else, a pair
+            of one-dimensional ones if the axes are independent.
+        grid : Grid
+            One or two axes.
+        step : float
+            Time that an application takes, by which rates are counted.
+        boundary, allow_wall_mass
+            As for `TransferOperator`.
+
+        Returns
+        -------
+        TransferOperator
+            Its ``sde`` is a `NoisyMap` with the arguments.
+
+        Raises
+        ------
+        InvalidInput
+            As for `TransferOperator`.
+
+        Warns
+        -----
+        AccuracyWarning
+            As for `TransferOperator`.
+
+        Notes
+        -----
+        Gaussian noise as for `TransferOperator`. With tabulated noise the map is replaced by its chords on pieces
+        of each source cell, so many that it keeps within 1e-4 cells of them (at most 32 pieces, 8 x 8 in two
+        dimensions); the law of landing, a sum of uniform variables, is then integrated exactly over
+        source and target. In two dimensions this holds for components that depend on one coordinate each;
+        else the image of a piece is replaced by a rectangle with its variances, an error of second order in
+        the piece.
+
+        Examples
+        --------
+        >>> from solvers import Grid, TransferOperator, eigenmodes
+        >>> halved = TransferOperator.of_map(lambda x: 0.5 * x, 0.3, Grid.uniform(x=(-3, 3, 300)))
+        >>> [round(v, 4) for v in eigenmodes(halved, k=3).eigenvalue.values.real.tolist()]
+        [1.0, 0.5, 0.25]
+        """
+        refuse_other(grid, Grid, "grid")
+        operator = cls.__new__(cls)
+        operator._check(grid, step)
+        operator.boundary = boundaries.walls(boundary, grid.names)
+        if not callable(map):
+            raise InvalidInput(f"map={map!r} is not callable; give a function of the coordinates")
+        law = checked_noise(noise, grid.d)
+        operator.sde = NoisyMap(map, noise)
+
+        def move(coords: tuple[np.ndarray, ...]) -> Any:
+            mean = evaluated(map, coords, "map")
+            still = [np.zeros(coords[0].shape)] * grid.d
+            if isinstance(law, Atoms):
+                return mean, still, None
+            if isinstance(law, GaussianNoise):
+                return mean, *conditional([[entry + still[0] for entry in row] for row in law.matrix])
+            deviations = evaluated(law, coords, "noise") if callable(law) else [s + still[0] for s in law]
+            if any((s < 0).any() for s in deviations):
+                raise InvalidInput("noise returns a negative standard deviation; return numbers >= 0")
+            return mean, deviations, None
+
+        operator._build(Law(move, law if isinstance(law, Atoms) else None), allow_wall_mass)
+        return operator
+
+    def _check(self, grid: Grid, step: float) -> None:
         if not (isinstance(step, (int, float, np.number)) and 0 < step < np.inf):
             raise InvalidInput(f"step={step!r}; give a positive time step")
         if grid.d > 2:
             raise InvalidInput(f"the grid has {grid.d} axes; a transfer operator is built for one or two")
-        if sde.noise != "diagonal" and grid.d > 1:
-            raise InvalidInput(
-                "noise='general' is correlated in one step; a transfer operator needs 'diagonal'"
-            )
-        self.sde, self.grid, self.step = sde, grid, float(step)
-        self.boundary = boundaries.walls(boundary, grid.names)
-        Coefficients(sde, grid)  # refuses what cannot be read on this grid
-        ito = sde.to("ito")
+        self.grid, self.step = grid, float(step)
+
+    def _build(self, law: Law, allow_wall_mass: bool) -> None:
         if not allow_wall_mass:
-            self._refuse_outward_walls(ito)
-        self.matrix = self._assemble(ito, self._nodes(ito))
+            self._refuse_outward_walls(law)
+        nodes = self._nodes(law)
+        matrix = self._of_normal(law, nodes) if law.atoms is None else self._of_table(law, law.atoms)
+        if all("absorbing" not in pair for pair in self.boundary.values()):
+            matrix.data /= np.repeat(matrix.sum(axis=0), np.diff(matrix.indptr))
+        self.matrix = sps.csr_array(matrix)
         if not allow_wall_mass:
-            self._refuse_folded_mass(ito)
+            self._refuse_folded_mass(law)
 
     def __repr__(self) -> str:
         return f"TransferOperator({self.grid!r}, step={self.step:g}, boundary={self.boundary})"
 
-    def _move(self, ito: Any, coords: tuple[np.ndarray, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Mean and standard deviation of the landing point, per axis."""
+    def _move(
+        self, law: Law, coords: tuple[np.ndarray, ...]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], Any]:
+        """Mean (without that of a table), deviations and regression of the landing point."""
         with np.errstate(all="ignore"):
-            drift, sigma = ito.drift_at(0.0, coords), ito.diffusion_at(0.0, coords)
-        if ito.noise == "general":
-            sigma = [np.sqrt(sum(s**2 for s in row)) for row in sigma]
-        mean = [y + self.step * a for y, a in zip(coords, drift, strict=True)]
-        deviation = [np.sqrt(self.step) * np.abs(s) for s in sigma]
+            mean, deviation, regression = law.move(coords)
         for values in (*mean, *deviation):
             if not np.isfinite(values).all():
                 bad = int(np.argmin(np.isfinite(values)))
@@ -126,9 +246,16 @@ class TransferOperator:
                     f"{n}={c.flat[bad]:g}" for n, c in zip(self.grid.names, coords, strict=True)
                 )
                 raise InvalidInput(f"one step from {place} is not finite; leave this point out of the grid")
-        return mean, deviation
+        return mean, deviation, regression
 
-    def _refuse_outward_walls(self, ito: Any) -> None:
+    def _mean(self, law: Law, coords: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        mean, _, _ = self._move(law, coords)
+        if law.atoms is None:
+            return mean
+        shift = law.atoms.mass @ (law.atoms.low + 0.5 * law.atoms.width)
+        return [m + s for m, s in zip(mean, shift, strict=True)]
+
+    def _refuse_outward_walls(self, law: Law) -> None:
         """Refuse a reflecting wall that the mean step leaves along its whole length, as `FokkerPlanck` does."""
         grid = self.grid
         for axis, name in enumerate(grid.names):
@@ -139,7 +266,7 @@ class TransferOperator:
                 for position in (wall, grid.centers[name][side]):
                     lines = list(grid.centers.values())
                     lines[axis] = np.array([position])
-                    mean, _ = self._move(ito, tuple(np.meshgrid(*lines, indexing="ij")))
+                    mean = self._mean(law, tuple(np.meshgrid(*lines, indexing="ij")))
                     steps.append(outward * (mean[axis] - position))
                 if np.all(steps[0] > 0) and np.all(steps[1] > 0):
                     raise InvalidInput(
@@ -149,10 +276,10 @@ class TransferOperator:
                         "allow_wall_mass=True if the wall is part of the model"
                     )
 
-    def _refuse_folded_mass(self, ito: Any) -> None:
+    def _refuse_folded_mass(self, law: Law) -> None:
         """Refuse a map whose mean sends stationary mass beyond a reflecting wall: an unstable map does."""
         grid = self.grid
-        mean, _ = self._move(ito, grid.coords())
+        mean = self._mean(law, grid.coords())
         beyond = np.zeros(grid.shape, dtype=bool)
         for axis, name in enumerate(grid.names):
             low, high = self.boundary[name]
@@ -174,9 +301,15 @@ class TransferOperator:
                 "step, or pass allow_wall_mass=True if the wall is part of the model"
             )
 
-    def _nodes(self, ito: Any) -> int:
+    def _nodes(self, law: Law) -> int:
         grid = self.grid
-        mean, deviation = self._move(ito, grid.coords())
+        mean, deviation, regression = self._move(law, grid.coords())
+        if regression is not None:
+            deviation = [deviation[0], np.hypot(deviation[1], regression * deviation[0])]
+        if law.atoms is not None:
+            middle = law.atoms.low + 0.5 * law.atoms.width
+            offset = (middle - law.atoms.mass @ middle) ** 2 + law.atoms.width**2 / 12
+            deviation = [np.full(grid.shape, np.sqrt(value)) for value in law.atoms.mass @ offset]
         covered, coarse = 0.0, 0.0
         for axis, name in enumerate(grid.names):
             widths = grid.widths[name].reshape((1,) * axis + (-1,) + (1,) * (grid.d - axis - 1))
@@ -187,7 +320,7 @@ class TransferOperator:
             safe = np.where(noisy, deviation[axis], 1.0)
             for other in range(grid.d):
                 stretch = np.abs(np.diff(mean[axis], axis=other))
-                covered = max(covered, float(np.quantile(stretch / _low(safe, other), 0.9)))
+                covered = max(covered, float(np.quantile(stretch / lower(safe, other), 0.9)))
             coarse = max(coarse, float(np.median(np.where(noisy, widths / safe, 0.0))))
         if coarse > 1.0:
             warnings.warn(
@@ -196,14 +329,13 @@ class TransferOperator:
                     f"spreads {coarse**2 / 12:.1g} times its variance; use {math.ceil(4 * coarse)} times "
                     "as many cells"
                 ),
-                stacklevel=3,
+                stacklevel=4,
             )
-        return int(min(4 + 2 * math.ceil(covered), _MAX_NODES))
+        return int(min(3 + math.ceil(2 * covered), _MAX_NODES))
 
-    def _assemble(self, ito: Any, nodes: int) -> sps.csr_array:
+    def _of_normal(self, law: Law, nodes: int) -> Any:
         grid = self.grid
         abscissae, weights = np.polynomial.legendre.leggauss(nodes)
-        targets = [_images(grid, name, self.boundary[name]) for name in grid.names]
         fine = [
             (grid.centers[n][:, None] + 0.5 * grid.widths[n][:, None] * abscissae[None, :]).ravel()
             for n in grid.names
@@ -213,129 +345,59 @@ class TransferOperator:
             f"a kernel on {grid.size} cells",
             "use fewer cells",
         )
-        coords = tuple(np.meshgrid(*fine, indexing="ij"))
-        mean, deviation = self._move(ito, coords)
-        split = [size for n in grid.shape for size in (n, nodes)]
-        order = [*range(0, 2 * grid.d, 2), *range(1, 2 * grid.d, 2)]
-        means, deviations = [], []
-        for axis, name in enumerate(grid.names):
-            value = mean[axis].reshape(split).transpose(order).reshape(grid.size, -1)
-            if self.boundary[name][0] == "periodic":
-                edges = grid.edges[name]
-                value = edges[0] + np.mod(value - edges[0], edges[-1] - edges[0])
-            spread = deviation[axis].reshape(split).transpose(order).reshape(grid.size, -1)
-            means.append(value)
-            # no noise: a step function, still a difference of distribution functions
-            deviations.append(np.maximum(spread, 1e-12 * float(grid.widths[name].min())))
+        mean, deviation, regression = self._move(law, tuple(np.meshgrid(*fine, indexing="ij")))
+        means = [self._wrapped(by_cell(m, grid, nodes), axis) for axis, m in enumerate(mean)]
+        # no noise: a step function, still a difference of distribution functions
+        deviations = [
+            np.maximum(by_cell(s, grid, nodes), 1e-12 * float(grid.widths[name].min()))
+            for s, name in zip(deviation, grid.names, strict=True)
+        ]
         quadrature = 0.5 * weights
         if grid.d == 2:
             quadrature = np.multiply.outer(quadrature, quadrature).ravel()
-        else:
-            targets.append((np.array([-np.inf, np.inf]), np.array([0])))
+        if regression is not None:
+            regression = by_cell(regression, grid, nodes)
+        total = [deviations[0], *deviations[1:]]
+        if regression is not None:
+            total[1] = np.hypot(total[1], regression * total[0])
+        targets = [
+            images(grid, name, self.boundary[name], REACH * float(s.max()))
+            for name, s in zip(grid.names, total, strict=True)
+        ]
+        if grid.d == 1:
+            targets.append(ANYWHERE)
             means.append(np.zeros((grid.size, 1)))
             deviations.append(np.ones((grid.size, 1)))
-        windows = []
-        for (edges, _), value, spread in zip(targets, means, deviations, strict=True):
-            inner = edges[1:-1]
-            first = np.searchsorted(inner, (value - _REACH * spread).min(axis=1), side="right")
-            last = np.searchsorted(inner, (value + _REACH * spread).max(axis=1), side="right")
-            windows.append((first, last + 1))
-        counts = (windows[0][1] - windows[0][0]) * (windows[1][1] - windows[1][0])
-        if counts.sum() > 1e8:
-            raise InvalidInput(
-                f"the matrix would hold {counts.sum():.2g} numbers; use fewer cells or a smaller step"
-            )
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        rows, data = _fill(
-            starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1],
-            targets[0][0], targets[0][1], targets[1][0], targets[1][1],
-            means[0], deviations[0], means[1], deviations[1],
-            quadrature, grid.shape[1] if grid.d == 2 else 1,
-        )  # fmt: skip
-        columns = np.repeat(np.arange(grid.size), counts)
-        kept = (rows >= 0) & (data > 0)
-        matrix = sps.csr_array((data[kept], (rows[kept], columns[kept])), shape=(grid.size, grid.size))
-        matrix.sum_duplicates()
-        if all("absorbing" not in pair for pair in self.boundary.values()):
-            matrix = sps.csr_array(matrix @ sps.diags_array(1.0 / matrix.sum(axis=0)))
-        return matrix
+        law_at_nodes = Normal(means, deviations, regression, quadrature)
+        return normal_matrix(law_at_nodes, targets, grid.shape[1] if grid.d == 2 else 1, grid.size)
 
+    def _of_table(self, law: Law, atoms: Atoms) -> Any:
+        grid = self.grid
+        pieces = pieces_of_cells(law, grid)
+        memory.require(
+            8 * 12 * grid.size * (pieces + 1) ** grid.d, f"a kernel on {grid.size} cells", "use fewer cells"
+        )
+        mean, _, _ = self._move(law, inner_points(grid, pieces))
+        low, width, targets = [], [], []
+        for axis, name in enumerate(grid.names):
+            middle, size = rectangles(mean[axis], grid, pieces)
+            low.append(self._wrapped(middle, axis) - 0.5 * size)
+            width.append(size)
+            noise_low, noise_high = atoms.low[:, axis].min(), (atoms.low + atoms.width)[:, axis].max()
+            reach = float(size.max() + max(-noise_low, noise_high, 0.0))
+            targets.append(images(grid, name, self.boundary[name], reach))
+        noise_low, noise_width = atoms.low, atoms.width
+        if grid.d == 1:
+            targets.append(ANYWHERE)
+            low.append(np.zeros((grid.size, 1)))
+            width.append(np.zeros((grid.size, 1)))
+            noise_low, noise_width = (np.column_stack([v, 0 * v]) for v in (noise_low, noise_width))
+        law_of_pieces = Boxes(low, width, noise_low, noise_width, atoms.mass)
+        return table_matrix(law_of_pieces, targets, grid.shape[1] if grid.d == 2 else 1, grid.size)
 
-def _low(values: np.ndarray, axis: int) -> np.ndarray:
-    return values[(slice(None),) * axis + (slice(None, -1),)]
-
-
-def _images(grid: Grid, name: str, kinds: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of the cells and their images beyond the walls, and the cell of each (-1: removed)."""
-    edges, n = grid.edges[name], grid.shape[grid.names.index(name)]
-    cells = np.arange(n)
-    length = edges[-1] - edges[0]
-    if kinds[0] == "periodic":
-        below, above = (edges[:-1] - length, cells), (edges[1:] + length, cells)
-    else:
-        below = (2 * edges[0] - edges[:0:-1], cells[::-1])
-        above = (2 * edges[-1] - edges[-2::-1], cells[::-1])
-        if kinds[0] == "absorbing":
-            below = (np.array([-np.inf]), np.array([-1]))
-        if kinds[1] == "absorbing":
-            above = (np.array([np.inf]), np.array([-1]))
-    all_edges = np.concatenate([below[0], edges, above[0]])
-    all_edges[0], all_edges[-1] = -np.inf, np.inf
-    return all_edges, np.concatenate([below[1], cells, above[1]])
-
-
-@numba.njit(inline="always")
-def _mass(low, high):
-    """Standard normal probability between two points, without cancellation in either tail."""
-    root = 0.7071067811865476
-    if low > 0:
-        return 0.5 * (math.erfc(low * root) - math.erfc(high * root))
-    if high < 0:
-        return 0.5 * (math.erfc(-high * root) - math.erfc(-low * root))
-    return 0.5 * (math.erf(high * root) - math.erf(low * root))
-
-
-@numba.njit
-def _fill(
-    starts,
-    first1,
-    last1,
-    first2,
-    last2,
-    edges1,
-    cells1,
-    edges2,
-    cells2,
-    mean1,
-    sd1,
-    mean2,
-    sd2,
-    quadrature,
-    n2,
-):
-    rows = np.empty(starts[-1], np.int64)
-    data = np.zeros(starts[-1])
-    buffer1 = np.empty(np.max(last1 - first1))
-    buffer2 = np.empty(np.max(last2 - first2))
-    for source in range(len(starts) - 1):
-        a, b = first1[source], last1[source]
-        c, d = first2[source], last2[source]
-        for node in range(len(quadrature)):
-            m, s = mean1[source, node], sd1[source, node]
-            for i in range(a, b):
-                buffer1[i - a] = _mass((edges1[i] - m) / s, (edges1[i + 1] - m) / s)
-            m, s = mean2[source, node % mean2.shape[1]], sd2[source, node % mean2.shape[1]]
-            for j in range(c, d):
-                buffer2[j - c] = _mass((edges2[j] - m) / s, (edges2[j + 1] - m) / s) * quadrature[node]
-            place = starts[source]
-            for i in range(b - a):
-                for j in range(d - c):
-                    data[place] += buffer1[i] * buffer2[j]
-                    place += 1
-        place = starts[source]
-        for i in range(a, b):
-            for j in range(c, d):
-                gone = cells1[i] < 0 or cells2[j] < 0
-                rows[place] = -1 if gone else cells1[i] * n2 + cells2[j]
-                place += 1
-    return rows, data
+    def _wrapped(self, values: np.ndarray, axis: int) -> np.ndarray:
+        name = self.grid.names[axis]
+        if self.boundary[name][0] != "periodic":
+            return values
+        edges = self.grid.edges[name]
+        return edges[0] + np.mod(values - edges[0], edges[-1] - edges[0])

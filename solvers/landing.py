@@ -1,0 +1,335 @@
+"""Where a step lands: probabilities of target cells for a source cell, as compiled columns of a matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import scipy.sparse as sps
+
+from solvers.errors import InvalidInput
+from solvers.grid import Grid
+
+REACH = 8.5
+"""Standard deviations kept: the two tails beyond hold 2e-17 of the mass."""
+_NEGLIGIBLE = 1e-18
+_LARGEST = 1e8
+
+
+class Targets(NamedTuple):
+    """Edges of the cells of an axis and of their images beyond the walls; the cell of each, -1 if removed."""
+
+    edges: np.ndarray
+    cells: np.ndarray
+
+    def window(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First target, and one beyond the last, of landing points between low and high."""
+        inner = self.edges[1:-1]
+        return np.searchsorted(inner, low, side="right"), np.searchsorted(inner, high, side="right") + 1
+
+
+ANYWHERE = Targets(np.array([-np.inf, np.inf]), np.array([0]))
+"""The second axis of a one-dimensional grid."""
+
+
+def images(grid: Grid, name: str, kinds: tuple[str, str], reach: float) -> Targets:
+    """Targets of an axis with these walls; `reach`: how far beyond a periodic wall a step may lead."""
+    edges, n = grid.edges[name], grid.shape[grid.names.index(name)]
+    cells = np.arange(n)
+    length = float(edges[-1] - edges[0])
+    if kinds[0] == "periodic":
+        turns = 1 + math.ceil(reach / length)
+        shifts = length * np.arange(-turns, turns + 1)
+        all_edges = np.concatenate([*(edges[:-1] + shift for shift in shifts), edges[-1:] + shifts[-1]])
+        return Targets(all_edges, np.tile(cells, len(shifts)))
+    below, above = (2 * edges[0] - edges[:0:-1], cells[::-1]), (2 * edges[-1] - edges[-2::-1], cells[::-1])
+    if kinds[0] == "absorbing":
+        below = (np.array([-np.inf]), np.array([-1]))
+    if kinds[1] == "absorbing":
+        above = (np.array([np.inf]), np.array([-1]))
+    all_edges = np.concatenate([below[0], edges, above[0]])
+    all_edges[0], all_edges[-1] = -np.inf, np.inf
+    return Targets(all_edges, np.concatenate([below[1], cells, above[1]]))
+
+
+class Normal(NamedTuple):
+    """Landing laws at quadrature nodes (sources, nodes): normal per axis, the second given the first.
+
+    Attributes
+    ----------
+    means, deviations : list of two arrays
+        The second deviation is the one left when the first coordinate is known.
+    regression : array or None
+        Shift of the second mean per shift of the first coordinate; None if independent.
+    weights : array (nodes,)
+    """
+
+    means: list[np.ndarray]
+    deviations: list[np.ndarray]
+    regression: np.ndarray | None
+    weights: np.ndarray
+
+
+class Boxes(NamedTuple):
+    """Landing laws of pieces of source cells: uniform on boxes (sources, pieces), plus boxes of noise.
+
+    Attributes
+    ----------
+    low, width : list of two arrays (sources, pieces)
+    noise_low, noise_width : array (n, 2)
+    mass : array (n,)
+    """
+
+    low: list[np.ndarray]
+    width: list[np.ndarray]
+    noise_low: np.ndarray
+    noise_width: np.ndarray
+    mass: np.ndarray
+
+
+def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) -> Any:
+    """Columns (csc) of a Gaussian kernel.
+
+    Raises
+    ------
+    InvalidInput
+        If the matrix would be too large.
+    """
+    spread = list(law.deviations)
+    if law.regression is not None:
+        spread[1] = np.hypot(spread[1], law.regression * spread[0])
+    windows: Any = [
+        t.window((m - REACH * s).min(axis=1), (m + REACH * s).max(axis=1))
+        for t, m, s in zip(targets, law.means, spread, strict=True)
+    ]
+    starts = _starts(windows)
+    if law.regression is None:
+        data = _independent(
+            starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1], targets[0].edges, targets[1].edges,
+            law.means[0], law.deviations[0], law.means[1], law.deviations[1], law.weights,
+        )  # fmt: skip
+    else:
+        width = float(np.diff(targets[0].edges[1:-1]).max())
+        narrow = np.minimum(law.deviations[0], law.deviations[1] / np.maximum(np.abs(law.regression), 1e-300))
+        points = 3 + math.ceil(2 * float(np.max(np.minimum(width, 2 * REACH * law.deviations[0]) / narrow)))
+        if points > 40:
+            raise InvalidInput(
+                "the noise of the two axes is so strongly correlated that it lies along a line within a cell; use "
+                "less correlation, or smaller cells"
+            )
+        abscissae, weights = np.polynomial.legendre.leggauss(points)
+        data = _correlated(
+            starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1], targets[0].edges, targets[1].edges,
+            law.means[0], law.deviations[0], law.means[1], law.deviations[1], law.regression, law.weights,
+            abscissae, weights,
+        )  # fmt: skip
+    return _matrix(starts, windows, targets, data, n2, sources)
+
+
+def table_matrix(law: Boxes, targets: list[Targets], n2: int, sources: int) -> Any:
+    """Columns (csc) of a kernel with tabulated noise.
+
+    Raises
+    ------
+    InvalidInput
+        If the matrix would be too large.
+    """
+    windows = []
+    for k, t in enumerate(targets):
+        lowest, highest = law.noise_low[:, k].min(), (law.noise_low[:, k] + law.noise_width[:, k]).max()
+        low = law.low[k].min(axis=1) + lowest
+        windows.append(t.window(low, (law.low[k] + law.width[k]).max(axis=1) + highest))
+    starts = _starts(windows)
+    data = _tabulated(
+        starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1], targets[0].edges, targets[1].edges,
+        law.low[0], law.width[0], law.low[1], law.width[1], law.noise_low, law.noise_width, law.mass,
+    )  # fmt: skip
+    return _matrix(starts, windows, targets, data, n2, sources)
+
+
+def _starts(windows: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    counts = (windows[0][1] - windows[0][0]) * (windows[1][1] - windows[1][0])
+    if counts.sum() > _LARGEST:
+        raise InvalidInput(
+            f"the matrix would hold {counts.sum():.2g} numbers; use fewer cells or a smaller step"
+        )
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _matrix(
+    starts: np.ndarray, windows: list[Any], targets: list[Targets], data: np.ndarray, n2: int, sources: int
+) -> Any:
+    rows = _rows(
+        starts,
+        windows[0][0],
+        windows[0][1],
+        windows[1][0],
+        windows[1][1],
+        targets[0].cells,
+        targets[1].cells,
+        n2,
+    )
+    gone = rows < 0
+    rows[gone], data[gone] = 0, 0.0
+    matrix = sps.csc_array((data, rows, starts), shape=(sources, sources))
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+@numba.njit
+def _rows(starts, first1, last1, first2, last2, cells1, cells2, n2):
+    rows = np.empty(starts[-1], np.int32)
+    place = 0
+    for source in range(len(starts) - 1):
+        for i in range(first1[source], last1[source]):
+            for j in range(first2[source], last2[source]):
+                gone = cells1[i] < 0 or cells2[j] < 0
+                rows[place] = -1 if gone else cells1[i] * n2 + cells2[j]
+                place += 1
+    return rows
+
+
+@numba.njit
+def _masses(edges, first, last, mean, deviation, out):
+    """Normal probabilities of consecutive intervals, without cancellation in either tail: one tail per edge."""
+    scale = 0.7071067811865476 / deviation
+    z = (edges[first] - mean) * scale
+    tail = 0.5 * math.erfc(abs(z))
+    for i in range(first, last):
+        z_next = (edges[i + 1] - mean) * scale
+        tail_next = 0.5 * math.erfc(abs(z_next))
+        if z > 0:
+            out[i - first] = tail - tail_next
+        elif z_next < 0:
+            out[i - first] = tail_next - tail
+        else:
+            out[i - first] = 1.0 - tail - tail_next
+        z, tail = z_next, tail_next
+
+
+@numba.njit(fastmath={"contract"})
+def _independent(starts, first1, last1, first2, last2, edges1, edges2, mean1, sd1, mean2, sd2, weights):
+    data = np.zeros(starts[-1])
+    buffer1 = np.empty(np.max(last1 - first1))
+    buffer2 = np.empty(np.max(last2 - first2))
+    for source in range(len(starts) - 1):
+        a, b = first1[source], last1[source]
+        c, d = first2[source], last2[source]
+        for node in range(len(weights)):
+            other = node % mean2.shape[1]
+            _masses(edges1, a, b, mean1[source, node], sd1[source, node], buffer1)
+            _masses(edges2, c, d, mean2[source, other], sd2[source, other], buffer2)
+            place = starts[source]
+            for i in range(b - a):
+                factor = weights[node] * buffer1[i]
+                if factor > 0:
+                    for j in range(d - c):
+                        data[place + j] += factor * buffer2[j]
+                place += d - c
+    return data
+
+
+@numba.njit
+def _correlated(
+    starts, first1, last1, first2, last2, edges1, edges2,
+    mean1, sd1, mean2, sd2, regression, weights, abscissae, inner_weights,
+):  # fmt: skip
+    data = np.zeros(starts[-1])
+    buffer1 = np.empty(np.max(last1 - first1))
+    buffer2 = np.empty(np.max(last2 - first2))
+    density = np.empty(len(abscissae))
+    for source in range(len(starts) - 1):
+        a, b = first1[source], last1[source]
+        c, d = first2[source], last2[source]
+        for node in range(len(weights)):
+            m, s = mean1[source, node], sd1[source, node]
+            _masses(edges1, a, b, m, s, buffer1)
+            place = starts[source]
+            for i in range(a, b):
+                low, high = max(edges1[i], m - REACH * s), min(edges1[i + 1], m + REACH * s)
+                if high > low and buffer1[i - a] > 0:
+                    total = 0.0
+                    for k in range(len(abscissae)):
+                        z = (0.5 * (low + high) + 0.5 * (high - low) * abscissae[k] - m) / s
+                        density[k] = inner_weights[k] * math.exp(-0.5 * z * z)
+                        total += density[k]
+                    for k in range(len(abscissae)):
+                        # given the first coordinate, in proportion to its exact mass in this cell
+                        shift = 0.5 * (low + high) + 0.5 * (high - low) * abscissae[k] - m
+                        shifted = mean2[source, node] + regression[source, node] * shift
+                        factor = weights[node] * buffer1[i - a] * density[k] / max(total, 1e-300)
+                        if factor > _NEGLIGIBLE:
+                            reach = REACH * sd2[source, node]
+                            begin = c + np.searchsorted(edges2[c + 1 : d], shifted - reach)
+                            end = c + 1 + np.searchsorted(edges2[c + 1 : d], shifted + reach)
+                            _masses(edges2, begin, end, shifted, sd2[source, node], buffer2)
+                            for j in range(begin, end):
+                                data[place + j - c] += factor * buffer2[j - begin]
+                place += d - c
+    return data
+
+
+@numba.njit
+def _below(edge, low, wide, narrow):
+    """Probability that the sum of two uniform variables from `low` on, of widths wide >= narrow, is below."""
+    t = edge - low
+    if t <= 0:
+        return 0.0
+    if t >= wide + narrow:
+        return 1.0
+    if t < narrow:
+        return 0.5 * t * t / (wide * narrow)
+    if t <= wide:
+        return (t - 0.5 * narrow) / wide
+    rest = wide + narrow - t
+    return 1.0 - 0.5 * rest * rest / (wide * narrow)
+
+
+@numba.njit
+def _spread(edges, first, last, low, width1, width2, out):
+    """Probabilities of intervals for the sum of two uniform variables; the first and last that are not 0."""
+    wide, narrow = max(width1, width2), min(width1, width2)
+    begin = first + np.searchsorted(edges[first + 1 : last], low, side="right")
+    end = begin
+    before = 0.0
+    while end < last:
+        now = _below(edges[end + 1], low, wide, narrow) if edges[end + 1] < np.inf else 1.0
+        out[end - first] = now - before
+        before = now
+        end += 1
+        if now >= 1.0:
+            break
+    return begin, end
+
+
+@numba.njit
+def _tabulated(
+    starts, first1, last1, first2, last2, edges1, edges2, low1, width1, low2, width2, noise_low, noise_width, mass
+):  # fmt: skip
+    data = np.zeros(starts[-1])
+    buffer1 = np.empty(np.max(last1 - first1))
+    buffer2 = np.empty(np.max(last2 - first2))
+    pieces = low1.shape[1]
+    for source in range(len(starts) - 1):
+        a, b = first1[source], last1[source]
+        c, d = first2[source], last2[source]
+        for piece in range(pieces):
+            other = piece % low2.shape[1]
+            for k in range(len(mass)):
+                i1, i2 = _spread(
+                    edges1, a, b, low1[source, piece] + noise_low[k, 0], width1[source, piece], noise_width[k, 0],
+                    buffer1,
+                )  # fmt: skip
+                j1, j2 = _spread(
+                    edges2, c, d, low2[source, other] + noise_low[k, 1], width2[source, other], noise_width[k, 1],
+                    buffer2,
+                )  # fmt: skip
+                for i in range(i1, i2):
+                    place = starts[source] + (i - a) * (d - c)
+                    factor = mass[k] / pieces * buffer1[i - a]
+                    for j in range(j1, j2):
+                        data[place + j - c] += factor * buffer2[j - c]
+    return data
