@@ -1,6 +1,7 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
 from solvers.convergence import estimate_order
+from solvers.currents import entropy_production, probability_current
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
@@ -56,6 +57,7 @@ __all__ = [
     "drive",
     "effective_potential",
     "eigenmodes",
+    "entropy_production",
     "escape_rate",
     "estimate_order",
     "evolve",
@@ -68,6 +70,7 @@ __all__ = [
     "mean_first_passage_time",
     "moment_lyapunov_exponent",
     "plain_expectation",
+    "probability_current",
     "rare_exit",
     "simulate",
     "stationary_density",
