@@ -31,6 +31,7 @@ from solvers.observables import (
     mean_first_passage_time,
     stationary_density,
 )
+from solvers.reactions import reaction_rate
 from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
@@ -72,6 +73,7 @@ __all__ = [
     "plain_expectation",
     "probability_current",
     "rare_exit",
+    "reaction_rate",
     "simulate",
     "stationary_density",
     "survival",

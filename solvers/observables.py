@@ -20,6 +20,7 @@ from solvers.regions import (
     Region,
     backward_solution,
     checked_grid,
+    disjoint_cells,
     killed,
     place,
     refuse_unreachable,
@@ -249,10 +250,7 @@ def committor(fp: FokkerPlanck, source: Region, target: Region) -> xr.DataArray:
         As for `mean_first_passage_time`.
     """
     grid = checked_grid(fp)
-    in_source, in_target = region_cells(grid, source, "source"), region_cells(grid, target, "target")
-    if np.any(in_source & in_target):
-        where = place(grid, int(np.argmax(in_source & in_target)))
-        raise InvalidInput(f"source and target overlap, for example at {where}; make them disjoint")
+    in_source, in_target = disjoint_cells(grid, source, target)
     free = ~(in_source | in_target)
     chain, rates, _ = killed(fp, [source, target], [in_source, in_target])
     refuse_unreachable(grid, chain, free)

@@ -60,6 +60,15 @@ def region_cells(grid: Grid, region: Region, what: str) -> np.ndarray:
     return inside
 
 
+def disjoint_cells(grid: Grid, source: Region, target: Region) -> tuple[np.ndarray, np.ndarray]:
+    """The cells of two regions that have none in common."""
+    in_source, in_target = region_cells(grid, source, "source"), region_cells(grid, target, "target")
+    if np.any(in_source & in_target):
+        where = place(grid, int(np.argmax(in_source & in_target)))
+        raise InvalidInput(f"source and target overlap, for example at {where}; make them disjoint")
+    return in_source, in_target
+
+
 def place(grid: Grid, cell: int | np.integer) -> str:
     """The centre of a cell, for a message."""
     index = np.unravel_index(cell, grid.shape)
