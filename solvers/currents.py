@@ -45,6 +45,11 @@ def probability_current(operator: Any, density: Any = None) -> xr.Dataset:
     ConvergenceFailure
         As for `stationary_density`.
 
+    Warns
+    -----
+    AccuracyWarning
+        In the stationary state of an irreversible operator, if cells are too coarse where the mass lies.
+
     Notes
     -----
     The faces carry the scheme's own fluxes, so that the sum of what leaves a cell, (L m) of that cell, is
@@ -79,6 +84,8 @@ def probability_current(operator: Any, density: Any = None) -> xr.Dataset:
         flows = [flow / operator.step for flow in _jump_flows(operator, masses)]
     elif masses is None:
         masses = stationary_masses(operator.chain)
+        if not operator.reversible:
+            operator.warn_if_unresolved(masses, stacklevel=3)
         flows = _flows(operator, masses, balanced=operator.reversible)
     else:
         flows = _flows(operator, masses, balanced=False)
@@ -113,6 +120,11 @@ def entropy_production(fp: FokkerPlanck) -> xr.Dataset:
     ConvergenceFailure
         As for `stationary_density`.
 
+    Warns
+    -----
+    AccuracyWarning
+        If cells are too coarse where the mass lies.
+
     Notes
     -----
     For independent noise it is Schnakenberg's sum over all pairs of cells of (a - b) log(a / b), a and b the
@@ -124,6 +136,8 @@ def entropy_production(fp: FokkerPlanck) -> xr.Dataset:
     """
     grid = checked_grid(fp)
     masses = stationary_masses(fp.chain)
+    if not fp.reversible:
+        fp.warn_if_unresolved(masses, stacklevel=3)
     if fp.reversible:
         shares, method = np.zeros(grid.size), "detailed balance"
     elif fp.coefficients.correlated:
