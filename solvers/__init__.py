@@ -23,6 +23,7 @@ from solvers.lyapunov import (
     lyapunov_exponent,
     moment_lyapunov_exponent,
 )
+from solvers.metastability import metastable_sets
 from solvers.multilevel import expectation, plain_expectation
 from solvers.observables import (
     committor,
@@ -69,6 +70,7 @@ __all__ = [
     "linear_moment_lyapunov_exponent",
     "lyapunov_exponent",
     "mean_first_passage_time",
+    "metastable_sets",
     "moment_lyapunov_exponent",
     "plain_expectation",
     "probability_current",
