@@ -162,7 +162,7 @@ def test_unusable_input_is_refused():
     fp = FokkerPlanck(double_well(0.2), line)
     walled = FokkerPlanck(double_well(0.2), line, boundary="absorbing")
     still = SDE(lambda t, y, p, xp: (-(y[0] ** 3),), lambda t, y, p, xp: (0.5 * y[0],), convention="ito")
-    parts = FokkerPlanck(still, Grid.uniform(x=(-1, 1, 400)))
+    parts = FokkerPlanck(still, Grid.uniform(x=(-3, 3, 400)))
     assert eigenmodes(parts, 3).attrs["zero_modes"] == 2
     for call, words in [
         (lambda: metastable_sets(fp.chain, 2), "Chain"),
