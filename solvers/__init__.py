@@ -1,6 +1,7 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
 from solvers.convergence import estimate_order
+from solvers.correlations import power_spectrum, stationary_autocorrelation
 from solvers.currents import entropy_production, probability_current
 from solvers.ensemble import simulate
 from solvers.errors import (
@@ -73,10 +74,12 @@ __all__ = [
     "metastable_sets",
     "moment_lyapunov_exponent",
     "plain_expectation",
+    "power_spectrum",
     "probability_current",
     "rare_exit",
     "reaction_rate",
     "simulate",
+    "stationary_autocorrelation",
     "stationary_density",
     "survival",
 ]

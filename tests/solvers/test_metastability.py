@@ -161,7 +161,7 @@ def test_unusable_input_is_refused():
     line = Grid.uniform(x=(-2, 2, 40))
     fp = FokkerPlanck(double_well(0.2), line)
     walled = FokkerPlanck(double_well(0.2), line, boundary="absorbing")
-    still = SDE(lambda t, y, p, xp: (-(y[0] ** 3),), lambda t, y, p, xp: (0.5 * y[0],), convention="ito")
+    still = SDE(lambda t, y, p, xp: (y[0] - y[0] ** 3,), lambda t, y, p, xp: (0.5 * y[0],), convention="ito")
     parts = FokkerPlanck(still, Grid.uniform(x=(-3, 3, 400)))
     assert eigenmodes(parts, 3).attrs["zero_modes"] == 2
     for call, words in [
