@@ -18,6 +18,7 @@ from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
 from solvers.grid import Grid
 from solvers.heavy_tails import AlphaStable, StudentT
+from solvers.kramers import eyring_kramers_rate, kramers_comparison
 from solvers.lyapunov import (
     linear_lyapunov_exponent,
     linear_moment_lyapunov_exponent,
@@ -66,7 +67,9 @@ __all__ = [
     "evolve",
     "exit_summary",
     "expectation",
+    "eyring_kramers_rate",
     "from_potential",
+    "kramers_comparison",
     "linear_lyapunov_exponent",
     "linear_moment_lyapunov_exponent",
     "lyapunov_exponent",
