@@ -3,6 +3,7 @@
 from solvers.convergence import estimate_order
 from solvers.correlations import power_spectrum, stationary_autocorrelation
 from solvers.currents import entropy_production, probability_current
+from solvers.density_shape import density_modes, p_bifurcation
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
@@ -58,6 +59,7 @@ __all__ = [
     "TransferOperator",
     "VectorSDE",
     "committor",
+    "density_modes",
     "drive",
     "effective_potential",
     "eigenmodes",
@@ -76,6 +78,7 @@ __all__ = [
     "mean_first_passage_time",
     "metastable_sets",
     "moment_lyapunov_exponent",
+    "p_bifurcation",
     "plain_expectation",
     "power_spectrum",
     "probability_current",
