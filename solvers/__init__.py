@@ -3,6 +3,9 @@
 from solvers.continuation import continuation
 from solvers.convergence import estimate_order
 from solvers.eigenvalue_roots import eigenvalue_root
+from solvers.correlations import power_spectrum, stationary_autocorrelation
+from solvers.currents import entropy_production, probability_current
+from solvers.density_shape import density_modes, p_bifurcation
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
@@ -18,6 +21,7 @@ from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
 from solvers.grid import Grid
 from solvers.heavy_tails import AlphaStable, StudentT
+from solvers.kramers import eyring_kramers_rate, kramers_comparison
 from solvers.lyapunov import (
     linear_lyapunov_exponent,
     linear_moment_lyapunov_exponent,
@@ -26,6 +30,7 @@ from solvers.lyapunov import (
 )
 from solvers.matrix_product import apply_matrix
 from solvers.map_noise import GaussianNoise, HistogramNoise, SampleNoise
+from solvers.metastability import metastable_sets
 from solvers.multilevel import expectation, plain_expectation
 from solvers.observables import (
     committor,
@@ -35,6 +40,7 @@ from solvers.observables import (
     stationary_density,
 )
 from solvers.perturbation import eigenvalue_derivative
+from solvers.reactions import reaction_rate
 from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
@@ -71,23 +77,36 @@ __all__ = [
     "eigenmodes",
     "eigenvalue_derivative",
     "eigenvalue_root",
+    "density_modes",
+    "drive",
+    "effective_potential",
+    "eigenmodes",
+    "entropy_production",
     "escape_rate",
     "estimate_order",
     "evolve",
     "evolve_backward",
     "exit_summary",
     "expectation",
+    "eyring_kramers_rate",
     "from_potential",
+    "kramers_comparison",
     "linear_lyapunov_exponent",
     "linear_moment_lyapunov_exponent",
     "lyapunov_exponent",
     "mean_first_passage_time",
+    "metastable_sets",
     "moment_lyapunov_exponent",
+    "p_bifurcation",
     "plain_expectation",
+    "power_spectrum",
+    "probability_current",
     "rare_exit",
+    "reaction_rate",
     "simulate",
     "stability_index",
     "stability_threshold",
+    "stationary_autocorrelation",
     "stationary_density",
     "survival",
 ]

@@ -80,18 +80,28 @@ def corner_rates(
 def central_cross_terms(coefficients: Coefficients, boundary: dict[str, tuple[Wall, Wall]]) -> sps.csr_array:
     """Second-order central fluxes J_i = -d_j (D12 p) through interior faces, as a matrix on cell masses."""
     grid = coefficients.grid
+    result = sps.csr_array((grid.size, grid.size))
+    for axis in (0, 1):
+        periodic = boundary[grid.names[axis]][0] == "periodic"
+        _, difference = _faces_of_line(grid.shape[axis], periodic)
+        spread = _line_operator(difference, axis, grid.shape)
+        result = result - spread @ central_face_fluxes(coefficients, boundary, axis)
+    return sps.csr_array(result)
+
+
+def central_face_fluxes(
+    coefficients: Coefficients, boundary: dict[str, tuple[Wall, Wall]], axis: int
+) -> sps.csr_array:
+    """Mass per time through the faces across an axis, towards larger coordinates: faces by cells."""
+    grid, other = coefficients.grid, 1 - axis
     periodic = [boundary[name][0] == "periodic" for name in grid.names]
     weight = sps.diags_array((coefficients.tensor[0][1] / grid.volumes).ravel())
-    result = sps.csr_array((grid.size, grid.size))
-    for axis, other in ((0, 1), (1, 0)):
-        slope = _line_operator(_derivative(grid, other, periodic[other]), other, grid.shape)
-        mean, difference = _faces_of_line(grid.shape[axis], periodic[axis])
-        # flux through a face in mass per time: -(mean slope of D12 p) * area, area = volume / width
-        area = sps.diags_array((grid.volumes / _expand(grid.widths[grid.names[axis]], axis)).ravel())
-        faces = _line_operator(mean, axis, grid.shape)
-        spread = _line_operator(difference, axis, grid.shape)
-        result = result + spread @ (faces @ (area @ (slope @ weight)))
-    return sps.csr_array(result)
+    slope = _line_operator(_derivative(grid, other, periodic[other]), other, grid.shape)
+    mean, _ = _faces_of_line(grid.shape[axis], periodic[axis])
+    # -(mean slope of D12 p) * area, area = volume / width
+    area = sps.diags_array((grid.volumes / _expand(grid.widths[grid.names[axis]], axis)).ravel())
+    faces = _line_operator(mean, axis, grid.shape)
+    return sps.csr_array(-(faces @ (area @ (slope @ weight))))
 
 
 def _step(index: np.ndarray, step: int, n: int, kinds: tuple[Wall, Wall]) -> tuple[np.ndarray, np.ndarray]:

@@ -112,9 +112,9 @@ def _finish(
         left[:, a] /= left[:, a] @ right[:, a]
     adjoint = sps.csr_array(matrix.T)
     norm = float(abs(matrix).sum(axis=0).max())
-    weight = np.abs(right[:, :1])
+    weight = np.abs(right[:, : max(zeros, 1)]).sum(axis=1, keepdims=True)
     wrong_right = np.abs(matrix @ right - right * values).sum(axis=0) / np.abs(right).sum(axis=0)
-    # functions are judged where the slowest mode has mass; they may grow without bound in empty tails
+    # functions are judged where the slowest modes have mass; they may grow without bound in empty tails
     wrong_left = (weight * np.abs(adjoint @ left - left * values)).sum(axis=0) / (weight * np.abs(left)).sum(
         axis=0
     )

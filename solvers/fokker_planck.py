@@ -160,6 +160,7 @@ class FokkerPlanck:
             self.face_flux, self._excess = fluxes.hybrid, fluxes.hybrid_excess_diffusion
         self.faces = [self._interior_faces(axis) for axis in range(grid.d)]
         self._wall_loss = np.zeros(grid.size)
+        self.wall_rates: dict[tuple[int, int], np.ndarray] = {}  # (axis, side): into an absorbing wall
         self._wall_pressure: dict[tuple[str, str], np.ndarray] = {}
         for axis in range(grid.d):
             self._add_walls(axis, allow_wall_mass)
@@ -210,6 +211,11 @@ class FokkerPlanck:
     def reversible(self) -> bool:
         """Whether detailed balance is exact in the discrete operator."""
         return self.chain.reversible
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """Drift and diffusion as read on the grid."""
+        return self._coefficients
 
     def __repr__(self) -> str:
         return f"FokkerPlanck({self.grid!r}, convention={self.sde.convention!r}, boundary={self.boundary})"
@@ -272,7 +278,8 @@ class FokkerPlanck:
             if kind == "absorbing":
                 outward, _ = self.face_flux(diffusion, np.full_like(lift, distance), lift)
                 edge_cells = _part(cells, axis, slice(0, 1) if side == 0 else slice(-1, None))
-                self._wall_loss[edge_cells.ravel()] += (outward / grid.widths[name][side]).ravel()
+                self.wall_rates[axis, side] = outward / grid.widths[name][side]
+                self._wall_loss[edge_cells.ravel()] += self.wall_rates[axis, side].ravel()
                 continue
             # the next face inwards must agree: where D vanishes on the wall itself, the wall alone misleads
             inner = _part(self.faces[axis].lift, axis, slice(0, 1) if side == 0 else slice(-1, None))

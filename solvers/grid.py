@@ -87,7 +87,7 @@ class Grid:
                 )
         self.edges = {name: _checked_edges(name, values) for name, values in edges.items()}
         self.names = tuple(self.edges)
-        self.centers = {name: _frozen(0.5 * (e[:-1] + e[1:])) for name, e in self.edges.items()}
+        self.centers = {name: _frozen(_midpoints(e)) for name, e in self.edges.items()}
         self.widths = {name: _frozen(np.diff(e)) for name, e in self.edges.items()}
         self.d = len(self.names)
         self.shape = tuple(len(c) for c in self.centers.values())
@@ -171,6 +171,12 @@ class Grid:
     def __repr__(self) -> str:
         axes = ", ".join(f"{n}: [{e[0]:g}, {e[-1]:g}] in {len(e) - 1}" for n, e in self.edges.items())
         return f"Grid({axes})"
+
+
+def _midpoints(edges: np.ndarray) -> np.ndarray:
+    centers = 0.5 * (edges[:-1] + edges[1:])
+    # a centre meant to be 0 must be 0: noise may vanish there, and its logarithm be rounding
+    return np.where(np.abs(centers) < 1e-12 * np.diff(edges), 0.0, centers)
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,21 @@ import xarray as xr
 from solvers.chain import Chain
 from solvers.eigensolvers import generator_modes, transfer_modes
 from solvers.elimination import Elimination
-from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
-from solvers.exit_times import refuse_arity
-from solvers.factorisation import factor
+from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
-from solvers.grid import Grid
 from solvers.nonreversible import stationary_masses
 from solvers.provenance import provenance
+from solvers.regions import (
+    Region,
+    backward_solution,
+    checked_grid,
+    disjoint_cells,
+    killed,
+    place,
+    refuse_unreachable,
+    region_cells,
+)
 from solvers.transfer import TransferOperator
-
-Region = Callable[..., Any]
-_BISECTIONS = 40
-# A wall nearer to a centre than this share of a cell acts as if it were this near.
-_NEAREST = 1e-6
 
 
 def stationary_density(operator: Any) -> xr.DataArray:
@@ -151,16 +152,16 @@ def escape_rate(operator: Any, *, target: Region | None = None) -> xr.Dataset:
     absorbing = any("absorbing" in pair for pair in operator.boundary.values())
     if target is None and not absorbing:
         raise InvalidInput("nothing removes probability; give boundary='absorbing' on a wall, or a target")
-    inside = np.zeros(grid.size, dtype=bool) if target is None else _cells(grid, target, "target")
+    inside = np.zeros(grid.size, dtype=bool) if target is None else region_cells(grid, target, "target")
     free, chain = ~inside, None
     if isinstance(operator, TransferOperator):
         modes = transfer_modes(sps.csr_array(operator.matrix[free][:, free]), 1, "auto", 1e-10)
         rate = -np.log(np.abs(modes.values[0])) / operator.step
     else:
-        chain, _ = _killed(operator, [] if target is None else [target], [inside])
+        chain, _, _ = killed(operator, [] if target is None else [target], [inside])
         if chain.closed_classes:
-            place = _place(grid, int(np.flatnonzero(free)[chain.closed_classes[0][0]]))
-            raise InvalidInput(f"what starts at {place} never leaves, so the rate is zero; check the target")
+            where = place(grid, int(np.flatnonzero(free)[chain.closed_classes[0][0]]))
+            raise InvalidInput(f"what starts at {where} never leaves, so the rate is zero; check the target")
         modes = generator_modes(chain, 1, "auto", 1e-10)
         rate = -np.real(modes.values[0])
     leaving = np.abs(modes.right[:, 0]) / np.abs(modes.right[:, 0]).sum()
@@ -214,14 +215,14 @@ def mean_first_passage_time(fp: FokkerPlanck, target: Region | None = None) -> x
     The equations are eliminated without subtractions (`solvers.elimination`), so the time is accurate
     relatively however long it is.
     """
-    grid = _checked(fp)
+    grid = checked_grid(fp)
     if target is None and not any("absorbing" in pair for pair in fp.boundary.values()):
         raise InvalidInput("nothing is ever reached; give a target, or boundary='absorbing' on a wall")
-    inside = np.zeros(grid.size, dtype=bool) if target is None else _cells(grid, target, "target")
-    chain, _ = _killed(fp, [] if target is None else [target], [inside])
-    _refuse_unreachable(grid, chain, ~inside)
+    inside = np.zeros(grid.size, dtype=bool) if target is None else region_cells(grid, target, "target")
+    chain, _, _ = killed(fp, [] if target is None else [target], [inside])
+    refuse_unreachable(grid, chain, ~inside)
     times = np.zeros(grid.size)
-    times[~inside] = _backward_solution(chain, np.ones(chain.size), "mean first passage time")
+    times[~inside] = backward_solution(chain, np.ones(chain.size), "mean first passage time")
     result = grid.data_array(times, name="time", long_name="mean first passage time", units="time")
     return result.assign_attrs(provenance(convention=fp.sde.convention))
 
@@ -248,18 +249,15 @@ def committor(fp: FokkerPlanck, source: Region, target: Region) -> xr.DataArray:
     ConvergenceFailure
         As for `mean_first_passage_time`.
     """
-    grid = _checked(fp)
-    in_source, in_target = _cells(grid, source, "source"), _cells(grid, target, "target")
-    if np.any(in_source & in_target):
-        place = _place(grid, int(np.argmax(in_source & in_target)))
-        raise InvalidInput(f"source and target overlap, for example at {place}; make them disjoint")
+    grid = checked_grid(fp)
+    in_source, in_target = disjoint_cells(grid, source, target)
     free = ~(in_source | in_target)
-    chain, rates = _killed(fp, [source, target], [in_source, in_target])
-    _refuse_unreachable(grid, chain, free)
+    chain, rates, _ = killed(fp, [source, target], [in_source, in_target])
+    refuse_unreachable(grid, chain, free)
     result = np.where(in_target, 1.0, 0.0)
     if free.any():
         # probabilities: only rounding can lead above 1
-        result[free] = np.minimum(_backward_solution(chain, rates[1][free], "committor"), 1.0)
+        result[free] = np.minimum(backward_solution(chain, rates[1][free], "committor"), 1.0)
     labelled = grid.data_array(result, name="committor", long_name="probability of target first", units="1")
     return labelled.assign_attrs(provenance(convention=fp.sde.convention))
 
@@ -282,144 +280,3 @@ def _inverse_iteration(
         if change < 1e-12:
             return float(1.0 / total), masses, ()
     return rate, masses, doubts
-
-
-def _backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray:
-    """Nonnegative solution of -L^T q = right for a chain whose every state is removed in the end."""
-    if chain.extra is None:
-        solution = Elimination(chain).solve(right)
-        if not np.isfinite(solution).all():
-            raise ConvergenceFailure(
-                f"the {what} exceeds {np.finfo(float).max:.2g}, the largest float; use more noise, or a target "
-                "that is reached sooner"
-            )
-        return solution
-    matrix = sps.csc_array(-chain.generator.T)
-    try:
-        solution = factor(matrix, symmetric=False).solve(right)
-    except RuntimeError as error:  # SuperLU's only word for it
-        raise ConvergenceFailure(
-            f"the equations of the {what} are singular to rounding: the process hardly leaves; use more noise"
-        ) from error
-    # signed cross terms leave the sparse LU only: each equation is rounded by eps |A| |q|
-    rounding = np.finfo(float).eps * (abs(matrix) @ np.abs(solution)).max() / right.max()
-    negative = -float(solution.min()) / max(float(np.abs(solution).max()), 1e-300)
-    if not (rounding < 1e-3 and negative < 1e-3):
-        raise ConvergenceFailure(
-            f"the {what} is not determined: its equations are rounded by {rounding:.2g} of the right-hand side "
-            f"and its least value is {-negative:.2g} of the largest; use more noise, or cells with "
-            "h1/h2 = sqrt(D11/D22) and no signed cross terms"
-        )
-    return np.maximum(solution, 0.0)
-
-
-# ---- regions ---------------------------------------------------------------------------------------------
-
-
-def _checked(fp: Any) -> Grid:
-    if not isinstance(fp, FokkerPlanck):
-        raise InvalidInput(f"fp is a {type(fp).__name__}; pass a FokkerPlanck")
-    return fp.grid
-
-
-def _evaluate(
-    region: Region, coords: tuple[np.ndarray, ...], what: str, names: tuple[str, ...]
-) -> np.ndarray:
-    if not callable(region):
-        raise InvalidInput(f"{what} is a {type(region).__name__}; give a predicate such as lambda x: x > 1")
-    arguments = f"({', '.join(names)})"
-    refuse_arity(region, len(coords), what, arguments)
-    try:
-        value = np.asarray(region(*coords))
-    except ValueError as error:
-        if "truth value of an array" not in str(error):
-            raise
-        raise InvalidInput(
-            f"{what} branches on a coordinate (or, and, not, if); join conditions with | and &"
-        ) from error
-    if value.dtype != bool:
-        raise InvalidInput(f"{what} returns {value.dtype}; give a predicate that returns booleans on arrays")
-    return np.broadcast_to(value, coords[0].shape)
-
-
-def _cells(grid: Grid, region: Region, what: str) -> np.ndarray:
-    inside = _evaluate(region, grid.coords(), what, grid.names).ravel()
-    if not inside.any():
-        raise InvalidInput(f"the {what} contains no cell centre; move it into the grid, or refine the grid")
-    if inside.all():
-        raise InvalidInput(f"the {what} contains every cell; leave some cells out")
-    return inside
-
-
-def _place(grid: Grid, cell: int | np.integer) -> str:
-    index = np.unravel_index(cell, grid.shape)
-    return ", ".join(f"{n}={grid.centers[n][i]:g}" for n, i in zip(grid.names, index, strict=True))
-
-
-def _killed(
-    fp: FokkerPlanck, regions: list[Region], insides: list[np.ndarray]
-) -> tuple[Chain, list[np.ndarray]]:
-    """The chain outside all regions, and the rates from each cell into each region.
-
-    Where a face joins a free cell to a region, the region's edge is bisected between the two centres and the
-    process is removed there: the same flux with density 0 at the fraction of the distance that is free.
-    """
-    grid = fp.grid
-    removed = np.logical_or.reduce(insides, axis=0)
-    rates = [np.zeros(grid.size) for _ in regions]
-    if regions:
-        for face in fp.faces:
-            _edge_rates(fp, face, regions, insides, removed, rates)
-        _corner_losses(fp, insides, removed, rates)
-    extra = np.sum(rates, axis=0) if rates else np.zeros(grid.size)
-    return fp.chain.keep(~removed, extra), rates
-
-
-def _edge_rates(fp, face, regions, insides, removed, rates) -> None:
-    grid, name = fp.grid, fp.grid.names[face.axis]
-    first, second = face.first.ravel(), face.second.ravel()
-    index = np.unravel_index(first, grid.shape)
-    fixed = [grid.centers[n][i] for n, i in zip(grid.names, index, strict=True)]
-    start, distance = face.start.ravel(), face.distance.ravel()
-    low, high = grid.edges[name][0], grid.edges[name][-1]
-    for region, inside, rate in zip(regions, insides, rates, strict=True):
-        for forward in (True, False):
-            cell, other = (first, second) if forward else (second, first)
-            at = ~removed[cell] & inside[other]
-            if not at.any():
-                continue
-            origin = start[at] if forward else start[at] + distance[at]
-            step = distance[at] if forward else -distance[at]
-            near, far = np.zeros(at.sum()), np.ones(at.sum())
-            for _ in range(_BISECTIONS):
-                middle = 0.5 * (near + far)
-                position = origin + middle * step
-                position = np.where(position > high, position - (high - low), position)
-                coords = [c[at] for c in fixed]
-                coords[face.axis] = position
-                hit = _evaluate(region, tuple(coords), "the region", grid.names)
-                near, far = np.where(hit, near, middle), np.where(hit, middle, far)
-            share = np.maximum(far, _NEAREST)
-            lift = (face.lift.ravel()[at] if forward else -face.lift.ravel()[at]) * share
-            outward, _ = fp.face_flux(face.diffusion.ravel()[at], distance[at] * share, lift)
-            width = grid.widths[name][np.unravel_index(cell[at], grid.shape)[face.axis]]
-            np.add.at(rate, cell[at], outward / width)
-
-
-def _corner_losses(fp, insides, removed, rates) -> None:
-    """Jumps between diagonal neighbours into a region: removed at full rate (first order)."""
-    chain = fp.chain
-    faces = sum(face.first.size for face in fp.faces)
-    first, second = chain.first[faces:], chain.second[faces:]
-    for inside, rate in zip(insides, rates, strict=True):
-        out, back = ~removed[first] & inside[second], ~removed[second] & inside[first]
-        np.add.at(rate, first[out], chain.forward[faces:][out])
-        np.add.at(rate, second[back], chain.backward[faces:][back])
-
-
-def _refuse_unreachable(grid: Grid, chain: Chain, free: np.ndarray) -> None:
-    if chain.size == 0:
-        return
-    if chain.closed_classes:
-        place = _place(grid, int(np.flatnonzero(free)[chain.closed_classes[0][0]]))
-        raise InvalidInput(f"what starts at {place} never reaches the region; check the region and the noise")
