@@ -1,5 +1,6 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
+from solvers.axes import log_axis, stretched_axis, uniform_axis
 from solvers.convergence import estimate_order
 from solvers.ensemble import simulate
 from solvers.errors import (
@@ -64,6 +65,7 @@ __all__ = [
     "from_potential",
     "linear_lyapunov_exponent",
     "linear_moment_lyapunov_exponent",
+    "log_axis",
     "lyapunov_exponent",
     "mean_first_passage_time",
     "moment_lyapunov_exponent",
@@ -71,5 +73,7 @@ __all__ = [
     "rare_exit",
     "simulate",
     "stationary_density",
+    "stretched_axis",
     "survival",
+    "uniform_axis",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from solvers import memory
+from solvers.axes import log_axis, read_axis, stretched_axis, uniform_axis
 from solvers.errors import InvalidInput
 
 # Variables and coordinates of datasets over a grid, whose axes must not be called so.
@@ -49,7 +52,8 @@ class Grid:
     ----------
     **edges : array_like
         One increasing, finite sequence of cell edges per axis, in the order of the axes. The names must be
-        those of the SDE's components. Spacing may vary; second order needs it to vary smoothly.
+        those of the SDE's components. Spacing may vary; second order needs it to vary smoothly, as in the
+        edges of `uniform_axis`, `log_axis` and `stretched_axis`.
 
     Attributes
     ----------
@@ -99,13 +103,13 @@ class Grid:
         self.volumes = _frozen(volumes)
 
     @classmethod
-    def uniform(cls, /, **axes: tuple[float, float, int]) -> Grid:
+    def uniform(cls, /, **axes: tuple[float, float, int] | np.ndarray) -> Grid:
         """A grid of equal cells.
 
         Parameters
         ----------
-        **axes : tuple (low, high, cells)
-            One triple per axis.
+        **axes : tuple (low, high, cells), or ndarray of edges
+            One triple per axis; an axis of another kind is given by its edges (`log_axis`, `stretched_axis`).
 
         Returns
         -------
@@ -116,20 +120,83 @@ class Grid:
         InvalidInput
             If a triple is malformed, low >= high, or cells is not an integer >= 2.
         """
+        return cls(**{name: read_axis(name, axis, uniform_axis) for name, axis in axes.items()})
+
+    @classmethod
+    def log(cls, /, **axes: tuple[float, float, int] | np.ndarray) -> Grid:
+        """A grid of cells in constant ratios.
+
+        Parameters
+        ----------
+        **axes : tuple (low, high, cells), or ndarray of edges
+            One triple per logarithmic axis, low and high of one sign; others by their edges.
+
+        Returns
+        -------
+        Grid
+
+        Raises
+        ------
+        InvalidInput
+            As for `Grid.uniform`, and if a logarithmic axis contains 0.
+
+        Examples
+        --------
+        >>> Grid.log(x=(1e-3, 10, 400), y=uniform_axis(-2, 2, 100)).shape
+        (400, 100)
+        """
+        return cls(**{name: read_axis(name, axis, log_axis) for name, axis in axes.items()})
+
+    @classmethod
+    def stretched(
+        cls,
+        /,
+        *,
+        around: Mapping[str, float | Sequence[float]],
+        width: Mapping[str, float] | None = None,
+        ratio: float = 10.0,
+        **axes: tuple[float, float, int] | np.ndarray,
+    ) -> Grid:
+        """A grid whose cells shrink around given points; axes without points have equal cells.
+
+        Parameters
+        ----------
+        around : mapping
+            ``{axis: point or points}``; they become edges.
+        width : mapping, optional
+            ``{axis: half width of the fine region}``; a tenth of the axis where left out.
+        ratio : float
+            Finest to coarsest number of cells per length.
+        **axes : tuple (low, high, cells), or ndarray of edges
+
+        Returns
+        -------
+        Grid
+
+        Raises
+        ------
+        InvalidInput
+            As for `Grid.uniform` and `stretched_axis`, and if `around` or `width` names no axis.
+
+        Examples
+        --------
+        >>> grid = Grid.stretched(x=(-4, 4, 200), y=(0, 1, 50), around={"x": (-1, 1)}, ratio=20)
+        >>> float(grid.widths["x"].max() / grid.widths["x"].min()) > 5
+        True
+        """
+        width = {} if width is None else width
+        for what, given in (("around", around), ("width", width)):
+            if not isinstance(given, Mapping):
+                raise InvalidInput(f"{what}={given!r}; give a mapping {{axis: value}}")
+            unknown = [axis for axis in given if axis not in axes]
+            if unknown:
+                raise InvalidInput(f"{what} names axis {unknown[0]!r}; the axes are {', '.join(axes)}")
         edges = {}
         for name, axis in axes.items():
-            try:
-                low, high, cells = axis
-                low, high = float(low), float(high)
-            except (TypeError, ValueError) as error:
-                raise InvalidInput(f"axis {name}={axis!r} is not a triple (low, high, cells)") from error
-            if not (isinstance(cells, (int, np.integer)) and cells >= 2):
-                raise InvalidInput(f"axis {name} has cells={cells!r}; give an integer >= 2")
-            if not (np.isfinite([low, high]).all() and low < high):
-                raise InvalidInput(f"axis {name} goes from {low} to {high}; give finite low < high")
-            values = np.linspace(low, high, int(cells) + 1)
-            # an edge meant to be 0 must be 0: noise may vanish there, and then nothing crosses it
-            edges[name] = np.where(np.abs(values) < 1e-13 * (high - low), 0.0, values)
+            kind: Any = uniform_axis
+            if name in around:
+                kind = partial(stretched_axis, around=around[name], width=width.get(name), ratio=ratio)
+            edges[name] = read_axis(name, axis, kind)
         return cls(**edges)
 
     def coords(self) -> tuple[np.ndarray, ...]:
