@@ -35,6 +35,7 @@ from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
 from solvers.splitting import rare_exit
+from solvers.tables import tabulated
 from solvers.transfer import TransferOperator
 from solvers.vector_form import VectorSDE
 
@@ -75,5 +76,6 @@ __all__ = [
     "stationary_density",
     "stretched_axis",
     "survival",
+    "tabulated",
     "uniform_axis",
 ]

@@ -65,6 +65,8 @@ class Grid:
     shape : tuple of int
         Cells per axis; `size` is their product.
     volumes : ndarray of shape `shape`
+    fitted : tuple of AxisFit
+        From `Grid.fit`: per axis the spacing, its scale, and the numbers behind it; printed, a sentence each.
 
     Raises
     ------
@@ -101,6 +103,7 @@ class Grid:
         for width in self.widths.values():
             volumes = np.multiply.outer(volumes, width)
         self.volumes = _frozen(volumes)
+        self.fitted: tuple[Any, ...] = ()
 
     @classmethod
     def uniform(cls, /, **axes: tuple[float, float, int] | np.ndarray) -> Grid:
@@ -198,6 +201,70 @@ class Grid:
                 kind = partial(stretched_axis, around=around[name], width=width.get(name), ratio=ratio)
             edges[name] = read_axis(name, axis, kind)
         return cls(**edges)
+
+    @classmethod
+    def fit(
+        cls,
+        sde: Any,
+        *,
+        mass: float = 1e-8,
+        excess: float = 1e-3,
+        box: Mapping[str, tuple[float | None, float | None]] | None = None,
+        boundary: str | Mapping[str, tuple[str, str] | str] = "reflecting",
+        cells: int | Mapping[str, int] | None = None,
+    ) -> Grid:
+        """A grid proposed from the SDE, with what was chosen in `fitted`.
+
+        A wide box in coordinates that span many decades is shrunk, in rounds, onto the stationary mass of a
+        coarse operator; the last rounds use the operator itself on a wider box, on which the mass left
+        outside is measured. Cells are then as many as keep the scheme's relative excess diffusion, P^2 / 12
+        with the cell Peclet number P averaged over the stationary mass, at `excess`; the slow eigenvalues are
+        off by about as much. Axes are uniform unless stretched or logarithmic cells save more than half.
+        Nothing is random: the same SDE gives the same grid. Where slow states without stationary mass matter
+        (metastable wells far above the deepest), give the box.
+
+        Parameters
+        ----------
+        sde : SDE
+            Autonomous, of one to three components.
+        mass : float
+            Largest stationary mass outside the box, of all sides together.
+        excess : float
+            Largest mean excess diffusion along each axis.
+        box : mapping, optional
+            ``{axis: (low, high)}``: walls that belong to the model, None where the box is free. Needed on
+            periodic axes, at absorbing walls, and at points where the noise vanishes (``(0, None)``).
+        boundary : str or mapping
+            As for `FokkerPlanck`; absorbing walls are taken as reflecting here.
+        cells : int or mapping, optional
+            Cells per axis instead of those from `excess`.
+
+        Returns
+        -------
+        Grid
+            At most 100 000 cells in one dimension, 1000 and 128 per axis in two and three; `fitted` has the
+            excess diffusion reached.
+
+        Raises
+        ------
+        InvalidInput
+            If an argument is unusable, there is no stationary density (mass escapes to infinity or collapses
+            onto a point without noise), or its tails hold more than `mass` beyond any box.
+        ConvergenceFailure
+            If the box does not settle.
+
+        Examples
+        --------
+        >>> from solvers import SDE
+        >>> ou = SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), convention="ito")
+        >>> grid = Grid.fit(ou)
+        >>> bool(3.9 < grid.edges["x"][-1] < 4.5)
+        True
+        """
+        from solvers.grid_fit import propose  # the operator is built on this module
+
+        grid, grid.fitted = propose(sde, mass=mass, excess=excess, box=box, boundary=boundary, cells=cells)
+        return grid
 
     def coords(self) -> tuple[np.ndarray, ...]:
         """Cell-centre coordinates as d arrays of shape `shape`."""
