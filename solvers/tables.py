@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -91,7 +91,9 @@ def tabulated(nodes: Any, values: Any, *, outside: str = "nan") -> Callable[...,
     digest = hashlib.sha256(repr((outside, array.shape)).encode())
     for part in (*lines, array):
         digest.update(np.ascontiguousarray(part).tobytes())
-    return _table(tuple(map(_frozen, lines)), _frozen(coefficients), outside, digest.hexdigest(), (0,) * array.ndim)
+    return _table(
+        tuple(map(_frozen, lines)), _frozen(coefficients), outside, digest.hexdigest(), (0,) * array.ndim
+    )
 
 
 def _table(
@@ -100,7 +102,7 @@ def _table(
     """The function, or one of its derivatives, in the form its dimension asks for."""
     axes = tuple(_axis(line, outside, nu) for line, nu in zip(lines, order, strict=True))
 
-    @lru_cache(maxsize=None)
+    @cache
     def derivative(axis: int) -> Any:
         """The SymPy function of the derivative along an axis."""
         higher = tuple(nu + (k == axis) for k, nu in enumerate(order))
@@ -120,23 +122,17 @@ def _table(
             "the function as a formula"
         )
 
-    # a function of fixed arity for Numba
-    table: Any
-    if len(lines) == 1:
+    def one(x):
+        return read(x)
 
-        def table(x):
-            return read(x)
+    def two(x, y):
+        return read(x, y)
 
-    elif len(lines) == 2:
+    def three(x, y, z):
+        return read(x, y, z)
 
-        def table(x, y):
-            return read(x, y)
-
-    else:
-
-        def table(x, y, z):
-            return read(x, y, z)
-
+    # Numba wants a fixed number of arguments
+    table: Any = (one, two, three)[len(lines) - 1]
     setattr(table, FROZEN, ("table", digest, order))
     table.derivative = derivative
     _compile(table, axes, coefficients)
@@ -184,7 +180,8 @@ def _axis(nodes: np.ndarray, outside: str, order: int) -> _Axis:
     step = float(width.mean())
     equal = np.abs(nodes - np.linspace(nodes[0], nodes[-1], len(nodes))).max() < 1e-12 * step * len(nodes)
     base = np.concatenate([base[:1], base, base[-1:]]).astype(np.int64)
-    return _Axis(*map(_frozen, (nodes, left, scale, pieces, base)), step if equal else 0.0)
+    parts = [_frozen(part) for part in (nodes, left, scale, pieces, base)]
+    return _Axis(parts[0], parts[1], parts[2], parts[3], parts[4], step if equal else 0.0)
 
 
 def _on_arrays(axes: tuple[_Axis, ...], coefficients: np.ndarray, components: tuple[Any, ...]) -> np.ndarray:
@@ -212,59 +209,58 @@ def _compile(table: Any, axes: tuple[_Axis, ...], coefficients: np.ndarray) -> N
     from numba import njit
     from numba.extending import overload
 
-    options: dict[str, Any] = {"error_model": "numpy", "forceinline": True}
-    parts = []
-    for axis in axes:
-        parts.append(_locator(axis, njit(**options)))
-    if len(axes) == 1:
-        (find,) = parts
+    options: Any = {"error_model": "numpy", "forceinline": True}
+    locators = [_locator(axis, njit(**options)) for axis in axes]
+    code = (_one, _two, _three)[len(axes) - 1](coefficients, *locators)
+    chosen: tuple[Any, ...] = (lambda x: code, lambda x, y: code, lambda x, y, z: code)  # noqa: ARG005
+    overload(table, jit_options=options)(chosen[len(axes) - 1])
 
-        def compiled(x):
-            i, a0, a1, a2, a3 = find(x)
-            return coefficients[i] * a0 + coefficients[i + 1] * a1 + coefficients[i + 2] * a2 + coefficients[i + 3] * a3
 
-        @overload(table, jit_options=options)
-        def _one(x):  # noqa: ARG001
-            return compiled
+def _one(coefficients: np.ndarray, first: Any) -> Any:
+    def compiled(x):
+        i, a = first(x)
+        return (
+            coefficients[i] * a[0]
+            + coefficients[i + 1] * a[1]
+            + coefficients[i + 2] * a[2]
+            + coefficients[i + 3] * a[3]
+        )
 
-    elif len(axes) == 2:
-        first, second = parts
+    return compiled
 
-        def compiled(x, y):  # type: ignore[misc]
-            i, *_ = a = first(x)
-            j, *_ = b = second(y)
-            total = 0.0
-            for k in range(4):
-                row = coefficients[i + k]
-                total += a[k + 1] * (row[j] * b[1] + row[j + 1] * b[2] + row[j + 2] * b[3] + row[j + 3] * b[4])
-            return total
 
-        @overload(table, jit_options=options)
-        def _two(x, y):  # noqa: ARG001
-            return compiled
+def _two(coefficients: np.ndarray, first: Any, second: Any) -> Any:
+    def compiled(x, y):
+        i, a = first(x)
+        j, b = second(y)
+        total = 0.0
+        for k in range(4):
+            row = coefficients[i + k]
+            total += a[k] * (row[j] * b[0] + row[j + 1] * b[1] + row[j + 2] * b[2] + row[j + 3] * b[3])
+        return total
 
-    else:
-        first, second, third = parts
+    return compiled
 
-        def compiled(x, y, z):  # type: ignore[misc]
-            a, b, c = first(x), second(y), third(z)
-            total = 0.0
-            for k in range(4):
-                for m in range(4):
-                    row = coefficients[a[0] + k, b[0] + m]
-                    n = c[0]
-                    total += (a[k + 1] * b[m + 1]) * (
-                        row[n] * c[1] + row[n + 1] * c[2] + row[n + 2] * c[3] + row[n + 3] * c[4]
-                    )
-            return total
 
-        @overload(table, jit_options=options)
-        def _three(x, y, z):  # noqa: ARG001
-            return compiled
+def _three(coefficients: np.ndarray, first: Any, second: Any, third: Any) -> Any:
+    def compiled(x, y, z):
+        i, a = first(x)
+        j, b = second(y)
+        n, c = third(z)
+        total = 0.0
+        for k in range(4):
+            for m in range(4):
+                row = coefficients[i + k, j + m]
+                total += (a[k] * b[m]) * (
+                    row[n] * c[0] + row[n + 1] * c[1] + row[n + 2] * c[2] + row[n + 3] * c[3]
+                )
+        return total
+
+    return compiled
 
 
 def _locator(axis: _Axis, jitted: Any) -> Any:
-    """Compiled: the number of the first basis function at x, and the four values."""
+    """Compiled: the number of the first basis function that is not zero at x, and the values of all four."""
     nodes, left, scale, pieces, base, step = axis
     low, high, last = float(nodes[0]), float(nodes[-1]), len(nodes) - 1
     inverse = 1.0 / step if step else 0.0
@@ -291,8 +287,7 @@ def _locator(axis: _Axis, jitted: Any) -> Any:
         piece = find(x)
         u = (x - left[piece]) * scale[piece]
         p = pieces[piece]
-        return (
-            base[piece],
+        return base[piece], (
             ((p[0, 3] * u + p[0, 2]) * u + p[0, 1]) * u + p[0, 0],
             ((p[1, 3] * u + p[1, 2]) * u + p[1, 1]) * u + p[1, 0],
             ((p[2, 3] * u + p[2, 2]) * u + p[2, 1]) * u + p[2, 0],
@@ -327,7 +322,9 @@ def _checked_nodes(nodes: Any) -> list[np.ndarray]:
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"nodes of axis {number} are not numbers: {given!r}") from error
         if line.ndim != 1 or line.size < _FEWEST:
-            raise InvalidInput(f"nodes of axis {number} have shape {line.shape}; give at least {_FEWEST} in a row")
+            raise InvalidInput(
+                f"nodes of axis {number} have shape {line.shape}; give at least {_FEWEST} in a row"
+            )
         if not np.isfinite(line).all() or not (np.diff(line) > 0).all():
             raise InvalidInput(f"nodes of axis {number} must be finite and increase")
         checked.append(line)
