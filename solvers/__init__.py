@@ -1,11 +1,12 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
+from solvers.axes import log_axis, stretched_axis, uniform_axis
 from solvers.continuation import continuation
 from solvers.convergence import estimate_order
-from solvers.eigenvalue_roots import eigenvalue_root
 from solvers.correlations import power_spectrum, stationary_autocorrelation
 from solvers.currents import entropy_production, probability_current
 from solvers.density_shape import density_modes, p_bifurcation
+from solvers.eigenvalue_roots import eigenvalue_root
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
@@ -28,8 +29,8 @@ from solvers.lyapunov import (
     lyapunov_exponent,
     moment_lyapunov_exponent,
 )
-from solvers.matrix_product import apply_matrix
 from solvers.map_noise import GaussianNoise, HistogramNoise, SampleNoise
+from solvers.matrix_product import apply_matrix
 from solvers.metastability import metastable_sets
 from solvers.multilevel import expectation, plain_expectation
 from solvers.observables import (
@@ -45,8 +46,9 @@ from solvers.resampling import Resampled
 from solvers.sde import SDE, from_potential
 from solvers.spectrum import eigenmodes
 from solvers.splitting import rare_exit
-from solvers.time_dependence import TimeDependentFokkerPlanck
 from solvers.stability_roots import stability_index, stability_threshold
+from solvers.tables import tabulated
+from solvers.time_dependence import TimeDependentFokkerPlanck
 from solvers.transfer import TransferOperator
 from solvers.vector_form import VectorSDE
 
@@ -72,15 +74,12 @@ __all__ = [
     "apply_matrix",
     "committor",
     "continuation",
+    "density_modes",
     "drive",
     "effective_potential",
     "eigenmodes",
     "eigenvalue_derivative",
     "eigenvalue_root",
-    "density_modes",
-    "drive",
-    "effective_potential",
-    "eigenmodes",
     "entropy_production",
     "escape_rate",
     "estimate_order",
@@ -93,6 +92,7 @@ __all__ = [
     "kramers_comparison",
     "linear_lyapunov_exponent",
     "linear_moment_lyapunov_exponent",
+    "log_axis",
     "lyapunov_exponent",
     "mean_first_passage_time",
     "metastable_sets",
@@ -108,5 +108,8 @@ __all__ = [
     "stability_threshold",
     "stationary_autocorrelation",
     "stationary_density",
+    "stretched_axis",
     "survival",
+    "tabulated",
+    "uniform_axis",
 ]

@@ -27,7 +27,10 @@ class Coefficients:
     correlated : bool
         Whether D has off-diagonal entries somewhere on the grid.
     split_diagonal : bool
-        Whether `diagonal` leaves |D12| h_i / h_j to jumps between diagonal neighbours.
+        Whether `diagonal` leaves sum_j |D_ij| h_i / h_j to jumps between diagonal neighbours.
+    pointwise : bool
+        Whether `face_arguments` reads drift and D' at the face, instead of differences of the potential and of
+        log D between centres.
 
     Raises
     ------
@@ -41,12 +44,12 @@ class Coefficients:
                 f"the grid's axes are ({', '.join(grid.names)}) but the SDE's components are "
                 f"({', '.join(sde.names)}); use the same names in the same order"
             )
-        self.grid, self.split_diagonal = grid, False
+        self.grid, self.split_diagonal, self.pointwise = grid, False, False
         self.sde = sde
         mesh = grid.coords()
         self._refuse_time(mesh)
         sigma = self._sigma(mesh)
-        # D12 = 0 everywhere and constant sigma need no derivative of sigma, whatever the convention
+        # D_ij = 0 everywhere and constant sigma need no derivative of sigma, whatever the convention
         if (
             sde.noise == "general"
             and sde.convention != "ito"
@@ -56,10 +59,6 @@ class Coefficients:
         self.share = 1.0 if sde.noise == "general" else _SHARE[sde.convention]
         self.tensor = _tensor(sigma)
         self.correlated = any(np.any(self.tensor[i][j] != 0) for i in range(grid.d) for j in range(i))
-        if self.correlated and grid.d > 2:
-            raise InvalidInput(
-                "correlated noise is discretised in two dimensions only; use noise without off-diagonal D"
-            )
         self._drift(mesh)
 
     def diagonal(self, axis: int, coords: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -77,7 +76,8 @@ class Coefficients:
         if not self.split_diagonal:
             return np.zeros(())
         h = [w.mean() for w in self.grid.widths.values()]
-        return np.abs(tensor[0][1]) * h[axis] / h[1 - axis]
+        others = [j for j in range(self.grid.d) if j != axis]
+        return sum((np.abs(tensor[axis][j]) * (h[axis] / h[j]) for j in others), np.zeros(()))
 
     def tensor_at(self, coords: tuple[np.ndarray, ...]) -> list[list[np.ndarray]]:
         """D = sigma sigma^T / 2 at points, as a d by d nested list of arrays."""
@@ -110,7 +110,7 @@ class Coefficients:
         at_face, at_low = self._mesh(axis, position), self._mesh(axis, low)
         at_high = self._mesh(axis, high)
         diffusion = self.diagonal(axis, at_face)
-        if self.sde.potential is not None:
+        if self.sde.potential is not None and not self.pointwise:
             lift = self._potential(at_low) - self._potential(at_high)
         else:
             signed = (high - low).reshape((1,) * axis + (-1,) + (1,) * (self.grid.d - axis - 1))
@@ -118,7 +118,7 @@ class Coefficients:
         if self.share:
             wrapped = self._mesh(axis, self._wrap(axis, high)) if periodic else at_high
             before, after = self.diagonal(axis, at_low), self.diagonal(axis, wrapped)
-            positive = (before > 0) & (after > 0)
+            positive = (before > 0) & (after > 0) & (not self.pointwise)
             ratio = np.log(np.where(positive, after, 1.0)) - np.log(np.where(positive, before, 1.0))
             lift = lift - self.share * np.where(positive, diffusion * ratio, after - before)
         return diffusion, lift

@@ -1,16 +1,26 @@
-"""Correlated noise in two dimensions: the mixed derivative d_x d_y (D12 p) on a grid."""
+"""Correlated noise in two or more dimensions: the mixed derivatives d_i d_j (D_ij p) on a grid."""
 
 from __future__ import annotations
+
+from itertools import combinations
 
 import numpy as np
 import scipy.sparse as sps
 
 from solvers.boundary import Wall
 from solvers.coefficients import Coefficients
+from solvers.grid import Grid
+
+Corners = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def needs_central(coefficients: Coefficients) -> str | None:
-    """Why the positive stencil does not apply, with the place and the numbers; None if it does."""
+    """Why the positive stencil does not apply, with the place and the numbers; None if it does.
+
+    It applies where D_ii >= sum_j |D_ij| h_i / h_j on every axis, at all centres and faces. Spacings h_i in
+    proportion to sqrt(D_ii) turn this into sum_j |r_ij| <= 1 with the correlations r_ij of the noise, which in
+    two dimensions always holds, in three not.
+    """
     grid = coefficients.grid
     for name in grid.names:
         if not grid.is_uniform(name):
@@ -18,31 +28,53 @@ def needs_central(coefficients: Coefficients) -> str | None:
                 f"correlated noise on the non-uniform axis {name} is discretised by central differences, "
                 "which can make densities slightly negative; use a uniform axis for the positive stencil"
             )
-    h1, h2 = (float(w.mean()) for w in grid.widths.values())
-    for axis in (None, 0, 1):
+    h = [float(w.mean()) for w in grid.widths.values()]
+    for axis in (None, *range(grid.d)):
         lines = list(grid.centers.values())
         if axis is not None:
             lines[axis] = grid.edges[grid.names[axis]]
         coords = tuple(np.meshgrid(*lines, indexing="ij"))
-        (d11, d12), (_, d22) = coefficients.tensor_at(coords)
-        size = np.abs(d12)
-        bound = np.minimum(d11 * h2 / h1, d22 * h1 / h2)
-        if np.any(size > bound * (1 + 1e-12)):
-            worst = int(np.argmax(size - bound))
-            place = ", ".join(f"{n}={c.flat[worst]:g}" for n, c in zip(grid.names, coords, strict=True))
-            advice = float(np.sqrt(d11.flat[worst] / max(d22.flat[worst], 1e-300)))
-            return (
-                f"|D12| = {size.flat[worst]:.4g} at {place} exceeds min(D11 h2/h1, D22 h1/h2) = "
-                f"{bound.flat[worst]:.4g}, so no positive stencil exists here and central differences are "
-                f"used: densities can become slightly negative; h1/h2 near {advice:.3g} suits this noise"
-            )
+        tensor = coefficients.tensor_at(coords)
+        worst, i, place = 0.0, 0, 0
+        for k in range(grid.d):
+            carried = sum(np.abs(tensor[k][j]) * (h[k] / h[j]) for j in range(grid.d) if j != k)
+            # a shortage within rounding is none
+            lacking = np.asarray(carried - tensor[k][k] * (1 + 1e-12))
+            if lacking.max() > worst:
+                worst, i, place = float(lacking.max()), k, int(np.argmax(lacking))
+        if worst > 0:
+            where = ", ".join(f"{n}={c.flat[place]:g}" for n, c in zip(grid.names, coords, strict=True))
+            return _reason(grid, np.array([[e.flat[place] for e in row] for row in tensor]), h, i, where)
     return None
 
 
-def corner_rates(
-    coefficients: Coefficients, boundary: dict[str, tuple[Wall, Wall]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Jumps between diagonal neighbours at rate |D12| / (h1 h2), along the diagonal of D12's sign.
+def _reason(grid: Grid, d: np.ndarray, h: list[float], i: int, where: str) -> str:
+    """What lacks at the worst place, and the spacings that suit the noise there."""
+    scale = np.sqrt(np.maximum(np.diag(d), 1e-300))
+    correlation = np.abs(d) / np.outer(scale, scale)
+    row = float((correlation.sum(axis=1) - np.diag(correlation)).max())
+    if grid.d == 2:
+        bound = min(d[0, 0] * h[1] / h[0], d[1, 1] * h[0] / h[1])
+        what = f"|D12| = {abs(d[0, 1]):.4g} at {where} exceeds min(D11 h2/h1, D22 h1/h2) = {bound:.4g}"
+        advice = f"h1/h2 near {scale[0] / scale[1]:.3g} suits this noise"
+    else:
+        carried = sum(abs(d[i, j]) * h[i] / h[j] for j in range(grid.d) if j != i)
+        what = (
+            f"sum_j |D_ij| h_i/h_j = {carried:.4g} at {where} exceeds D_ii = {d[i, i]:.4g} for i = "
+            f"{grid.names[i]}"
+        )
+        spacings = " : ".join(f"{s:.3g}" for s in scale / scale[0])
+        advice = f"spacings in the ratio {spacings} suit this noise"
+        if row > 1:
+            advice = f"no spacing helps, since the correlations of one component sum to {row:.3g} > 1 there"
+    return (
+        f"{what}, so no positive stencil exists here and central differences are used: densities can become "
+        f"slightly negative; {advice}"
+    )
+
+
+def corner_rates(coefficients: Coefficients, boundary: dict[str, tuple[Wall, Wall]]) -> Corners:
+    """Jumps between diagonal neighbours at rate |D_ij| / (h_i h_j), along the diagonal of D_ij's sign.
 
     At a reflecting wall the jump loses its normal part and keeps the tangential one, which leaves the
     variance along the wall right; at an absorbing wall it is a loss.
@@ -55,20 +87,20 @@ def corner_rates(
         Rate of removal per cell.
     """
     grid = coefficients.grid
-    (n1, n2), cells = grid.shape, np.arange(grid.size).reshape(grid.shape)
-    h1, h2 = (float(w.mean()) for w in grid.widths.values())
-    d12 = coefficients.tensor[0][1]
-    i, j = np.meshgrid(np.arange(n1), np.arange(n2), indexing="ij")
+    cells = np.arange(grid.size).reshape(grid.shape)
+    index = np.indices(grid.shape)
+    stride = [int(np.prod(grid.shape[axis + 1 :])) for axis in range(grid.d)]
+    h = [float(w.mean()) for w in grid.widths.values()]
     loss = np.zeros(grid.size)
     sources, targets, rates = [], [], []
-    for step1 in (1, -1):
-        for step2 in (1, -1):
-            rate = np.maximum(d12 * (step1 * step2), 0.0) / (h1 * h2)
-            to1, out1 = _step(i, step1, n1, boundary[grid.names[0]])
-            to2, out2 = _step(j, step2, n2, boundary[grid.names[1]])
-            lost = out1 | out2
+    for i, j in combinations(range(grid.d), 2):
+        for step in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            rate = np.maximum(coefficients.tensor[i][j] * (step[0] * step[1]), 0.0) / (h[i] * h[j])
+            to_i, out_i = _step(index[i], step[0], grid.shape[i], boundary[grid.names[i]])
+            to_j, out_j = _step(index[j], step[1], grid.shape[j], boundary[grid.names[j]])
+            lost = out_i | out_j
             loss += np.where(lost, rate, 0.0).ravel()
-            target = to1 * n2 + to2
+            target = cells + (to_i - index[i]) * stride[i] + (to_j - index[j]) * stride[j]
             moves = (rate > 0) & ~lost & (target != cells)
             sources.append(cells[moves])
             targets.append(target[moves])
@@ -78,10 +110,10 @@ def corner_rates(
 
 
 def central_cross_terms(coefficients: Coefficients, boundary: dict[str, tuple[Wall, Wall]]) -> sps.csr_array:
-    """Second-order central fluxes J_i = -d_j (D12 p) through interior faces, as a matrix on cell masses."""
+    """Second-order central fluxes J_i = -sum_j d_j (D_ij p) through interior faces, as a matrix on cell masses."""
     grid = coefficients.grid
     result = sps.csr_array((grid.size, grid.size))
-    for axis in (0, 1):
+    for axis in range(grid.d):
         periodic = boundary[grid.names[axis]][0] == "periodic"
         _, difference = _faces_of_line(grid.shape[axis], periodic)
         spread = _line_operator(difference, axis, grid.shape)
@@ -93,15 +125,22 @@ def central_face_fluxes(
     coefficients: Coefficients, boundary: dict[str, tuple[Wall, Wall]], axis: int
 ) -> sps.csr_array:
     """Mass per time through the faces across an axis, towards larger coordinates: faces by cells."""
-    grid, other = coefficients.grid, 1 - axis
+    grid = coefficients.grid
     periodic = [boundary[name][0] == "periodic" for name in grid.names]
-    weight = sps.diags_array((coefficients.tensor[0][1] / grid.volumes).ravel())
-    slope = _line_operator(_derivative(grid, other, periodic[other]), other, grid.shape)
     mean, _ = _faces_of_line(grid.shape[axis], periodic[axis])
-    # -(mean slope of D12 p) * area, area = volume / width
-    area = sps.diags_array((grid.volumes / _expand(grid.widths[grid.names[axis]], axis)).ravel())
     faces = _line_operator(mean, axis, grid.shape)
-    return sps.csr_array(-(faces @ (area @ (slope @ weight))))
+    # -(mean slope of D_ij p) * area, area = volume / width
+    width = grid.widths[grid.names[axis]].reshape((1,) * axis + (-1,) + (1,) * (grid.d - axis - 1))
+    area = sps.diags_array((grid.volumes / width).ravel())
+    result = sps.csr_array((faces.shape[0], grid.size))  # pyright: ignore[reportOptionalSubscript]
+    for other in range(grid.d):
+        entry = coefficients.tensor[axis][other]
+        if other == axis or not np.any(entry):
+            continue
+        slope = _line_operator(_derivative(grid, other, periodic[other]), other, grid.shape)
+        weight = sps.diags_array((entry / grid.volumes).ravel())
+        result = result - faces @ (area @ (slope @ weight))
+    return sps.csr_array(result)
 
 
 def _step(index: np.ndarray, step: int, n: int, kinds: tuple[Wall, Wall]) -> tuple[np.ndarray, np.ndarray]:
@@ -114,18 +153,13 @@ def _step(index: np.ndarray, step: int, n: int, kinds: tuple[Wall, Wall]) -> tup
     return stay, beyond if kind == "absorbing" else np.zeros_like(beyond)
 
 
-def _expand(values: np.ndarray, axis: int) -> np.ndarray:
-    return values[:, None] if axis == 0 else values[None, :]
-
-
 def _line_operator(matrix: sps.csr_array, axis: int, shape: tuple[int, ...]) -> sps.csr_array:
-    """Apply a one-dimensional matrix along one of two axes."""
-    if axis == 0:
-        return sps.csr_array(sps.kron(matrix, sps.eye_array(shape[1])))
-    return sps.csr_array(sps.kron(sps.eye_array(shape[0]), matrix))
+    """Apply a one-dimensional matrix along one axis."""
+    before, after = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
+    return sps.csr_array(sps.kron(sps.kron(sps.eye_array(before), matrix), sps.eye_array(after)))
 
 
-def _derivative(grid, axis: int, periodic: bool) -> sps.csr_array:
+def _derivative(grid: Grid, axis: int, periodic: bool) -> sps.csr_array:
     """First derivative at centres: central inside, one-sided at walls."""
     name = grid.names[axis]
     x, n = grid.centers[name], grid.shape[axis]

@@ -8,11 +8,17 @@ Between two cell centres the current J = a p - D dp/dx is integrated exactly for
 with the Bernoulli function B(z) = z / (e^z - 1). F and G are never negative, so the generator is a rate
 matrix of a Markov chain, and F / G = e^P, so the zero-flux state has the exact weights. The error is second
 order in h; the effective diffusion is D (P/2) coth(P/2). As D -> 0 the flux becomes upwind.
+
+Chang and Cooper write the same as J = A [d p_left + (1 - d) p_right] - D (p_right - p_left) / h with the weight
+d = 1/w - 1/(e^w - 1), w = -P, which gives F and G above. The two named fluxes differ in P: Scharfetter-Gummel
+takes what a face sees between its two centres (differences of the potential and of log D, which keep zero-current
+states exactly), Chang-Cooper the drift A = a - c D' and D at the face itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,7 +72,8 @@ def scharfetter_gummel(
     """
     diffusive = diffusion > 0
     # lift / D beyond 1e300 would overflow; such a face is upwind to every digit
-    diffusive &= np.abs(lift) < 1e290 * np.where(diffusive, diffusion, 1.0)
+    with np.errstate(under="ignore"):
+        diffusive &= 1e-290 * np.abs(lift) < diffusion
     safe = np.where(diffusive, diffusion, 1.0)
     peclet = np.where(diffusive, lift / safe, 0.0)
     tail = bernoulli(np.abs(peclet))
@@ -97,4 +104,15 @@ def hybrid_excess_diffusion(peclet: np.ndarray) -> np.ndarray:
     return np.maximum(0.5 * np.abs(peclet) - 1.0, 0.0)
 
 
-FLUXES: dict[str, FaceFlux] = {"scharfetter-gummel": scharfetter_gummel}
+class Flux(NamedTuple):
+    """A named flux: coefficients of the current, its relative excess diffusion, and where it reads the model."""
+
+    face: FaceFlux
+    excess: Callable[[np.ndarray], np.ndarray]
+    pointwise: bool  # drift and D' at the face itself, instead of differences of the potential and of log D
+
+
+FLUXES: dict[str, Flux] = {
+    "scharfetter-gummel": Flux(scharfetter_gummel, excess_diffusion, pointwise=False),
+    "chang-cooper": Flux(scharfetter_gummel, excess_diffusion, pointwise=True),
+}

@@ -12,6 +12,7 @@ import scipy.sparse as sps
 
 from solvers import boundary as boundaries
 from solvers import fluxes, memory
+from solvers.advection import SCHEMES, second_order_correction
 from solvers.chain import Chain, reversible_weights
 from solvers.coefficients import Coefficients
 from solvers.cross_terms import central_cross_terms, corner_rates, needs_central
@@ -76,12 +77,13 @@ class FokkerPlanck:
 
     and D' over a face is D log(D_right / D_left) / h, which keeps p D^c = const exactly without drift.
     A drift from a potential (`from_potential`) enters through potential differences: with constant D the
-    stationary weights are exp(-U / D) to rounding. The error is second order in the cell size; on an axis
-    without noise it is first order (upwind).
+    stationary weights are exp(-U / D) to rounding. With ``flux="chang-cooper"`` a and D' are read on the face
+    itself; neither is exact then, the order is the same. The error is second order in the cell size; on an
+    axis without noise it is first order (upwind), unless ``advection="second-order"``.
 
-    Correlated noise (``noise="general"`` in two dimensions) adds jumps between diagonal neighbours
+    Correlated noise (``noise="general"`` in two or more dimensions) adds jumps between diagonal neighbours
     (Kushner and Dupuis 2001, sec. 5.3) and hybrid central fluxes across faces. All rates are nonnegative
-    where D11 / h1 >= |D12| / h2 and D22 / h2 >= |D12| / h1; spacings h1 / h2 = sqrt(D11 / D22) leave most
+    where D_ii >= sum_j |D_ij| h_i / h_j on every axis; spacings h_i in proportion to sqrt(D_ii) leave most
     to the faces and are most accurate. Elsewhere, or on non-uniform axes, cross terms are second-order
     central differences, with a warning. Diagonal jumps out of an absorbing wall are killed a full cell away,
     which is first order.
@@ -94,7 +96,11 @@ class FokkerPlanck:
         Its names must be the SDE's names, in the same order.
     boundary : str or mapping
         "reflecting", "absorbing" (density zero on the face), "periodic", or ``{axis: (low, high)}``.
-    flux : {"scharfetter-gummel"}
+    flux : {"scharfetter-gummel", "chang-cooper"}
+    advection : {"upwind", "second-order"}
+        Fluxes across faces where D vanishes. "upwind" is positive and adds the diffusion |a| h / 2 (`resolution`
+        gives the number); "second-order" adds none at that order, but no such scheme is positive: where the
+        density is not smooth on the scale of a cell it can become slightly negative.
     allow_wall_mass : bool
         Accept a reflecting wall against which the drift presses the density along its whole length, and one
         without which the density would not be normalisable.
@@ -139,6 +145,7 @@ class FokkerPlanck:
         *,
         boundary: boundaries.Boundary = "reflecting",
         flux: str = "scharfetter-gummel",
+        advection: str = "upwind",
         allow_wall_mass: bool = False,
     ):
         refuse_other(sde, SDE, "sde")
@@ -147,7 +154,9 @@ class FokkerPlanck:
         self.boundary = boundaries.walls(boundary, grid.names)
         if flux not in fluxes.FLUXES:
             raise InvalidInput(f"flux={flux!r} is unknown; choose one of {', '.join(fluxes.FLUXES)}")
-        self.flux, self.allow_wall_mass = flux, allow_wall_mass
+        if advection not in SCHEMES:
+            raise InvalidInput(f"advection={advection!r} is unknown; choose one of {', '.join(SCHEMES)}")
+        self.flux, self.advection, self.allow_wall_mass = flux, advection, allow_wall_mass
         memory.require(
             (_BYTES + _BYTES_PER_AXIS * grid.d) * grid.size,
             f"an operator on {grid.size} cells",
@@ -155,7 +164,7 @@ class FokkerPlanck:
         )
         self._coefficients = Coefficients(sde, grid)
         self._corners = self._choose_cross_terms()
-        self.face_flux, self._excess = fluxes.FLUXES[flux], fluxes.excess_diffusion
+        self.face_flux, self._excess, self._coefficients.pointwise = fluxes.FLUXES[flux]
         if self._corners == "positive":
             self.face_flux, self._excess = fluxes.hybrid, fluxes.hybrid_excess_diffusion
         self.faces = [self._interior_faces(axis) for axis in range(grid.d)]
@@ -182,6 +191,11 @@ class FokkerPlanck:
             if density is not None:
                 log_weights = (density + np.log(grid.volumes)).ravel()
                 log_weights -= log_weights.max()
+        if self.advection == "second-order":
+            periodic = [self.boundary[name][0] == "periodic" for name in grid.names]
+            correction = second_order_correction(grid, self.faces, periodic)
+            if correction is not None:
+                extra = correction if extra is None else sps.csr_array(extra + correction)
         first, second, forward, backward = (np.concatenate([np.ravel(p[k]) for p in pairs]) for k in range(4))
         return Chain(
             size=grid.size,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from solvers import memory
+from solvers.axes import log_axis, read_axis, stretched_axis, uniform_axis
 from solvers.errors import InvalidInput
 
 # Variables and coordinates of datasets over a grid, whose axes must not be called so.
@@ -49,7 +52,8 @@ class Grid:
     ----------
     **edges : array_like
         One increasing, finite sequence of cell edges per axis, in the order of the axes. The names must be
-        those of the SDE's components. Spacing may vary; second order needs it to vary smoothly.
+        those of the SDE's components. Spacing may vary; second order needs it to vary smoothly, as in the
+        edges of `uniform_axis`, `log_axis` and `stretched_axis`.
 
     Attributes
     ----------
@@ -61,6 +65,8 @@ class Grid:
     shape : tuple of int
         Cells per axis; `size` is their product.
     volumes : ndarray of shape `shape`
+    fitted : tuple of AxisFit
+        From `Grid.fit`: per axis the spacing, its scale, and the numbers behind it; printed, a sentence each.
 
     Raises
     ------
@@ -97,15 +103,16 @@ class Grid:
         for width in self.widths.values():
             volumes = np.multiply.outer(volumes, width)
         self.volumes = _frozen(volumes)
+        self.fitted: tuple[Any, ...] = ()
 
     @classmethod
-    def uniform(cls, /, **axes: tuple[float, float, int]) -> Grid:
+    def uniform(cls, /, **axes: tuple[float, float, int] | np.ndarray) -> Grid:
         """A grid of equal cells.
 
         Parameters
         ----------
-        **axes : tuple (low, high, cells)
-            One triple per axis.
+        **axes : tuple (low, high, cells), or ndarray of edges
+            One triple per axis; an axis of another kind is given by its edges (`log_axis`, `stretched_axis`).
 
         Returns
         -------
@@ -116,21 +123,148 @@ class Grid:
         InvalidInput
             If a triple is malformed, low >= high, or cells is not an integer >= 2.
         """
+        return cls(**{name: read_axis(name, axis, uniform_axis) for name, axis in axes.items()})
+
+    @classmethod
+    def log(cls, /, **axes: tuple[float, float, int] | np.ndarray) -> Grid:
+        """A grid of cells in constant ratios.
+
+        Parameters
+        ----------
+        **axes : tuple (low, high, cells), or ndarray of edges
+            One triple per logarithmic axis, low and high of one sign; others by their edges.
+
+        Returns
+        -------
+        Grid
+
+        Raises
+        ------
+        InvalidInput
+            As for `Grid.uniform`, and if a logarithmic axis contains 0.
+
+        Examples
+        --------
+        >>> Grid.log(x=(1e-3, 10, 400), y=uniform_axis(-2, 2, 100)).shape
+        (400, 100)
+        """
+        return cls(**{name: read_axis(name, axis, log_axis) for name, axis in axes.items()})
+
+    @classmethod
+    def stretched(
+        cls,
+        /,
+        *,
+        around: Mapping[str, float | Sequence[float]],
+        width: Mapping[str, float] | None = None,
+        ratio: float = 10.0,
+        **axes: tuple[float, float, int] | np.ndarray,
+    ) -> Grid:
+        """A grid whose cells shrink around given points; axes without points have equal cells.
+
+        Parameters
+        ----------
+        around : mapping
+            ``{axis: point or points}``; they become edges.
+        width : mapping, optional
+            ``{axis: half width of the fine region}``; a tenth of the axis where left out.
+        ratio : float
+            Finest to coarsest number of cells per length.
+        **axes : tuple (low, high, cells), or ndarray of edges
+
+        Returns
+        -------
+        Grid
+
+        Raises
+        ------
+        InvalidInput
+            As for `Grid.uniform` and `stretched_axis`, and if `around` or `width` names no axis.
+
+        Examples
+        --------
+        >>> grid = Grid.stretched(x=(-4, 4, 200), y=(0, 1, 50), around={"x": (-1, 1)}, ratio=20)
+        >>> float(grid.widths["x"].max() / grid.widths["x"].min()) > 5
+        True
+        """
+        width = {} if width is None else width
+        for what, given in (("around", around), ("width", width)):
+            if not isinstance(given, Mapping):
+                raise InvalidInput(f"{what}={given!r}; give a mapping {{axis: value}}")
+            unknown = [axis for axis in given if axis not in axes]
+            if unknown:
+                raise InvalidInput(f"{what} names axis {unknown[0]!r}; the axes are {', '.join(axes)}")
         edges = {}
         for name, axis in axes.items():
-            try:
-                low, high, cells = axis
-                low, high = float(low), float(high)
-            except (TypeError, ValueError) as error:
-                raise InvalidInput(f"axis {name}={axis!r} is not a triple (low, high, cells)") from error
-            if not (isinstance(cells, (int, np.integer)) and cells >= 2):
-                raise InvalidInput(f"axis {name} has cells={cells!r}; give an integer >= 2")
-            if not (np.isfinite([low, high]).all() and low < high):
-                raise InvalidInput(f"axis {name} goes from {low} to {high}; give finite low < high")
-            values = np.linspace(low, high, int(cells) + 1)
-            # an edge meant to be 0 must be 0: noise may vanish there, and then nothing crosses it
-            edges[name] = np.where(np.abs(values) < 1e-13 * (high - low), 0.0, values)
+            kind: Any = uniform_axis
+            if name in around:
+                kind = partial(stretched_axis, around=around[name], width=width.get(name), ratio=ratio)
+            edges[name] = read_axis(name, axis, kind)
         return cls(**edges)
+
+    @classmethod
+    def fit(
+        cls,
+        sde: Any,
+        *,
+        mass: float = 1e-8,
+        excess: float = 1e-3,
+        box: Mapping[str, tuple[float | None, float | None]] | None = None,
+        boundary: str | Mapping[str, tuple[str, str] | str] = "reflecting",
+        cells: int | Mapping[str, int] | None = None,
+    ) -> Grid:
+        """A grid proposed from the SDE, with what was chosen in `fitted`.
+
+        A wide box in coordinates that span many decades is shrunk, in rounds, onto the stationary mass of a
+        coarse operator; the last rounds use the operator itself on a wider box, on which the mass left
+        outside is measured. Cells are then as many as keep the scheme's relative excess diffusion, P^2 / 12
+        with the cell Peclet number P averaged over the stationary mass, at `excess`; the slow eigenvalues are
+        off by about as much. Axes are uniform unless stretched or logarithmic cells save more than half.
+        Nothing is random: the same SDE gives the same grid. Where slow states without stationary mass matter
+        (metastable wells far above the deepest), give the box.
+
+        Parameters
+        ----------
+        sde : SDE
+            Autonomous, of one to three components.
+        mass : float
+            Largest stationary mass outside the box, of all sides together.
+        excess : float
+            Largest mean excess diffusion along each axis.
+        box : mapping, optional
+            ``{axis: (low, high)}``: walls that belong to the model, None where the box is free. Needed on
+            periodic axes, at absorbing walls, and at points where the noise vanishes (``(0, None)``).
+        boundary : str or mapping
+            As for `FokkerPlanck`; absorbing walls are taken as reflecting here.
+        cells : int or mapping, optional
+            Cells per axis instead of those from `excess`.
+
+        Returns
+        -------
+        Grid
+            At most 100 000 cells in one dimension, 1000 and 128 per axis in two and three; `fitted` has the
+            excess diffusion reached.
+
+        Raises
+        ------
+        InvalidInput
+            If an argument is unusable, there is no stationary density (mass escapes to infinity or collapses
+            onto a point without noise), or its tails hold more than `mass` beyond any box.
+        ConvergenceFailure
+            If the box does not settle.
+
+        Examples
+        --------
+        >>> from solvers import SDE
+        >>> ou = SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), convention="ito")
+        >>> grid = Grid.fit(ou)
+        >>> bool(3.9 < grid.edges["x"][-1] < 4.5)
+        True
+        """
+        from solvers.grid_fit import propose  # the operator is built on this module
+
+        grid, grid.fitted = propose(sde, mass=mass, excess=excess, box=box, boundary=boundary, cells=cells)
+        return grid
 
     def coords(self) -> tuple[np.ndarray, ...]:
         """Cell-centre coordinates as d arrays of shape `shape`."""

@@ -16,6 +16,8 @@ from solvers.errors import ImpureFunction, InvalidInput
 
 _IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic, types.CodeType)
 _STATEFUL = ("random", "time", "datetime", "secrets", "uuid", "os")
+FROZEN = "frozen_key"
+"""Attribute of a function whose data can never change, such as a table: its key, in place of its references."""
 _OPCODES = ("LOAD_GLOBAL", "LOAD_NAME")
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
@@ -51,6 +53,8 @@ def purity_key(function: Callable[..., Any], role: str) -> Hashable:
 def _key(function: types.FunctionType, role: str, seen: tuple[types.FunctionType, ...]) -> Hashable:
     if function in seen:
         return ("recursive", function.__code__)
+    if hasattr(function, FROZEN):
+        return getattr(function, FROZEN)
     seen = (*seen, function)
     closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     references: list[tuple[str, Any]] = []

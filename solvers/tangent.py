@@ -106,7 +106,8 @@ def lambdify_components(expressions: Sequence[Any], symbolic: SymbolicSDE) -> Ca
     source = "def traced(t, y, p, xp):\n" + "\n".join(lines) + "\n"
     filename = f"<traced model {hash(source) & 0xFFFFFFFFFFFF:x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    scope: dict[str, Any] = {}
+    calls = set().union(*(e.atoms(sp.Function) for e in flat))
+    scope: dict[str, Any] = {call.func.__name__: call.table for call in calls if hasattr(call, "table")}
     exec(compile(source, filename, "exec"), scope)
     return scope["traced"]
 
@@ -119,6 +120,8 @@ def _printer() -> Any:
 
         def _print_Function(self, expr):
             name = expr.func.__name__
+            if hasattr(expr, "table"):  # `solvers.tables.tabulated`
+                return f"{name}({', '.join(self._print(a) for a in expr.args)})"
             if name not in _FUNCTIONS:
                 raise InvalidInput(f"the derivative of the model contains {name}, which no namespace offers")
             return f"xp.{_FUNCTIONS[name]}({', '.join(self._print(a) for a in expr.args)})"
