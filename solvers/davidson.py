@@ -14,6 +14,8 @@ _EPS = np.finfo(float).eps
 # A residual cannot fall below about eps of the norm; if it hovers below this many of them, it is rounding.
 _ROUNDING, _HOVERING = 2.0, 200.0
 _PATIENCE = 4
+_DEPENDENT = 1e-12
+_PIECE = 32768  # columns at a time
 
 
 @dataclass
@@ -89,8 +91,8 @@ def davidson(
     basis = np.empty((capacity, n))
     form = np.zeros((capacity, capacity))
     size = corrections = 0
-    for row in start:
-        size += _append(basis, size, row, known)
+    basis[: len(start)] = start
+    size += _append(basis, 0, len(start), known)
     if size < wanted:
         raise ConvergenceFailure(f"only {size} of {wanted} start vectors are independent")
     _extend_form(apply, basis, form, 0, size)
@@ -98,7 +100,8 @@ def davidson(
     best, waited = np.full(wanted, np.inf), np.zeros(wanted, dtype=int)
     for step in range(max_steps):
         theta, ritz = np.linalg.eigh(form[:size, :size])
-        allowed = np.maximum(tol * (theta[wanted - 1] if common_scale else theta[:wanted]), _ROUNDING * _EPS * norm)
+        scale = np.full(wanted, theta[wanted - 1]) if common_scale else theta[:wanted]
+        allowed = np.maximum(tol * scale, _ROUNDING * _EPS * norm)
         residuals, missing = np.zeros(wanted), []
         vectors = ritz[:, :wanted].T @ basis[:size]
         for j in range(wanted):
@@ -120,10 +123,11 @@ def davidson(
         else:
             coordinates = ritz[:, :wanted]
         previous = size
-        while missing and size < capacity:
-            correction = precondition(missing.pop(0))
-            corrections += 1
-            size += _append(basis, size, correction, known)
+        for j, rest in enumerate(missing):
+            basis[size + j] = precondition(rest)
+        corrections += len(missing)
+        size += _append(basis, size, len(missing), known)
+        missing.clear()
         if size == previous:
             raise ConvergenceFailure(
                 f"corrections bring nothing new at residual {residuals.max():.2g}; use a larger tol"
@@ -144,24 +148,43 @@ def _size(rest: np.ndarray, vector: np.ndarray, weight: np.ndarray | None) -> fl
     return max(size, float(weight @ np.abs(rest)) / max(float(weight @ np.abs(vector)), 1e-300))
 
 
-def _append(basis: np.ndarray, size: int, vector: np.ndarray, known: np.ndarray | None) -> int:
-    """Orthonormalise a vector and put it behind the basis; 0 if nothing of it is left."""
-    norm = np.sqrt(vector @ vector)
-    if not norm > 0 or not np.isfinite(norm):
-        return 0
-    new = vector / norm
-    for _ in range(3):
-        if known is not None and len(known):
-            new = new - (known @ new) @ known
-        new = new - (basis[:size] @ new) @ basis[:size]
-        left = np.sqrt(new @ new)
-        if left < 1e-13:
-            return 0
-        new /= left
-        if left > 0.7:
-            break
-    basis[size] = new
-    return 1
+def _append(basis: np.ndarray, size: int, new: int, known: np.ndarray | None) -> int:
+    """Orthonormalise the `new` rows behind the basis in place; how many are left once dependent ones are gone."""
+    block = basis[size : size + new]
+    for _ in range(2):
+        for row in block:
+            norm = np.sqrt(row @ row)
+            row *= 1.0 / norm if np.isfinite(norm) and norm > 1e-200 else 0.0
+        if known is not None:
+            _project(block, known)
+        _project(block, basis[:size])
+    count = 0
+    for row in block:
+        kept = basis[size : size + count]
+        for _ in range(3):
+            _project(row[None], kept)
+            left = np.sqrt(row @ row)
+            if left < _DEPENDENT:
+                break
+            row *= 1.0 / left
+            if left > 0.1:
+                basis[size + count] = row
+                count += 1
+                break
+            if known is not None:
+                _project(row[None], known)
+            _project(row[None], basis[:size])
+    return count
+
+
+def _project(block: np.ndarray, known: np.ndarray) -> None:
+    """Remove from the rows of a block, in place, what lies along orthonormal rows."""
+    if not len(known):
+        return
+    products = block @ known.T
+    for begin in range(0, block.shape[1], _PIECE):
+        piece = slice(begin, begin + _PIECE)
+        block[:, piece] -= products @ known[:, piece]
 
 
 def _extend_form(apply: Map, basis: np.ndarray, form: np.ndarray, old: int, size: int) -> None:
@@ -190,11 +213,13 @@ def _restart(
         for _ in range(2):
             old -= rotation @ (rotation.T @ old)
         left, weights, _ = np.linalg.svd(old, full_matrices=False)
-        rotation = np.hstack([rotation, left[:, weights > 1e-12 * max(weights.max(), 1e-300)][:, : room - keep]])
+        rotation = np.hstack(
+            [rotation, left[:, weights > 1e-12 * max(weights.max(), 1e-300)][:, : room - keep]]
+        )
     small = rotation.T @ form[:size, :size] @ rotation
     count = rotation.shape[1]
-    for begin in range(0, basis.shape[1], 65536):  # in place, piece by piece
-        piece = slice(begin, begin + 65536)
+    for begin in range(0, basis.shape[1], _PIECE):  # in place, piece by piece
+        piece = slice(begin, begin + _PIECE)
         basis[:count, piece] = rotation.T @ basis[:size, piece]
     form[:count, :count] = 0.5 * (small + small.T)
     return count

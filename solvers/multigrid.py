@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +19,9 @@ _STRONG = 0.25
 # Single precision is enough to precondition; below this share of the largest, entries count as zero.
 _NEGLIGIBLE = 1e-20
 _BIAS = np.float32(1e-25)
+
+_apply: Any = lattice.apply
+_sweep: Any = lattice.sweep
 
 
 @dataclass
@@ -153,7 +155,9 @@ def _coarsened(rates: Rates, axis: int, form: Form) -> tuple[Rates, _Step]:
         stretch, _ = _distances(rates.widths[axis])
         stretch = stretch.reshape(-1, 1, 1)
         new_up.append(np.ascontiguousarray(np.moveaxis(stretch * share[last] * up[last], 0, axis)))
-        new_down.append(np.ascontiguousarray(np.moveaxis(stretch * share[first_of_next] * down[last], 0, axis)))
+        new_down.append(
+            np.ascontiguousarray(np.moveaxis(stretch * share[first_of_next] * down[last], 0, axis))
+        )
     width = rates.widths[axis]
     widths = list(rates.widths)
     widths[axis] = np.add.reduceat(width, np.arange(0, n, 2))
@@ -168,9 +172,10 @@ def _coarsened(rates: Rates, axis: int, form: Form) -> tuple[Rates, _Step]:
 
 
 def _distances(width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per pair, over the distance to the next pair's centre: that between the cells at their border; all ones
+    """Distances along an axis whose cells are joined in pairs.
 
-    of the second array are where a fine centre lies on the way from its own pair's centre to the other's.
+    Per pair: from its last cell to the next pair's first, over the distance of the pairs' centres. Per cell: the
+    share of the way from its own pair's centre to the other pair's at which it lies.
     """
     n = len(width)
     coarse = np.add.reduceat(width, np.arange(0, n, 2))
@@ -180,7 +185,6 @@ def _distances(width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     apart = 0.5 * (coarse + np.roll(coarse, -1))
     edges = np.concatenate([[0.0], np.cumsum(width)])
     centre = 0.5 * (edges[1:] + edges[:-1])
-    own_centre = np.add.reduceat(width * centre, np.arange(0, n, 2)) / coarse
     ends = np.concatenate([edges[0:n:2], [edges[-1]]])
     own_centre = 0.5 * (ends[1:] + ends[:-1])
     index = np.arange(n)
@@ -224,7 +228,11 @@ def _transfer(share: np.ndarray, coarse: Rates, rates: Rates, axis: int, form: F
         return _Step(axis, rates.shape, pair, pair)
     spread = _compact(own, axis), _compact(other, axis)
     gather = _compact(own * share, axis), _compact(other * share * ratio, axis)
-    return _Step(axis, rates.shape, gather, spread) if form == "backward" else _Step(axis, rates.shape, spread, gather)
+    return (
+        _Step(axis, rates.shape, gather, spread)
+        if form == "backward"
+        else _Step(axis, rates.shape, spread, gather)
+    )
 
 
 def _compact(values: np.ndarray, axis: int) -> np.ndarray:
@@ -240,7 +248,9 @@ def _axes_to_join(rates: Rates) -> list[int]:
     strength = np.zeros(3)
     for axis in range(3):
         if rates.shape[axis] > 1:
-            size = np.sqrt(rates.up[axis]) * np.sqrt(rates.down[axis]) + 1e-3 * (rates.up[axis] + rates.down[axis])
+            size = np.sqrt(rates.up[axis]) * np.sqrt(rates.down[axis]) + 1e-3 * (
+                rates.up[axis] + rates.down[axis]
+            )
             size = size[size > 0]
             strength[axis] = np.mean(size) if size.size else 0.0
     candidates = [axis for axis in range(3) if rates.shape[axis] > 1]
@@ -261,14 +271,17 @@ class Level:
     steps: list[_Step] = field(default_factory=list)
 
     def apply(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
-        lattice.apply(x, self.diagonal, *self.couplings, out)
+        """Write A x to `out`, arrays of the lattice's shape."""
+        _apply(x, self.diagonal, *self.couplings, out)
         return out
 
     def sweep(self, x: np.ndarray, b: np.ndarray, forward: bool) -> None:
-        lattice.sweep(x, b, self.inverse, *self.couplings, forward)
+        """One Gauss-Seidel sweep for A x = b."""
+        _sweep(x, b, self.inverse, *self.couplings, forward)
 
 
-def _operator(rates: Rates, form: Form, dtype: Any, shift: float = 0.0) -> Level:
+def operator(rates: Rates, form: Form, dtype: Any, shift: float = 0.0) -> Level:
+    """The operator of rates on a lattice; entries that would only underflow are zero."""
     diagonal = rates.outflow() + shift
     couplings = []
     scale = float(diagonal.max())
@@ -307,11 +320,12 @@ class Multigrid:
         self.form: Form = form
         self._cells = chain.cells
         rates = rates_of(chain)
-        self.fine_rates = rates
         self.levels: list[Level] = []
+        self.rates: list[Rates] = []
         while True:
-            level = _operator(rates, form, np.float32, shift)
+            level = operator(rates, form, np.float32, shift)
             self.levels.append(level)
+            self.rates.append(rates)
             if rates.loss.size <= _COARSEST:
                 break
             for axis in reversed(_axes_to_join(rates)):
@@ -319,25 +333,28 @@ class Multigrid:
                 level.steps.append(step)
             # the distance to a wall doubles with the cells
             rates.loss *= 0.5
-        self.coarsest = rates
         self._bottom = _inverse(rates, form, shift)
-        self._work = [np.zeros((2, *level.diagonal.shape), np.float32) for level in self.levels]
+        self._work = [tuple(np.zeros((2, *level.diagonal.shape), np.float32)) for level in self.levels]
         self._rest = [np.zeros(level.diagonal.shape, np.float32) for level in self.levels]
 
     def __call__(self, b: np.ndarray) -> np.ndarray:
-        """An approximate solution x of A x = b, for a flat b."""
+        """An approximate solution x of A x = b, for a b over the states of the chain."""
+        if self._cells is None:
+            return self.cycle(b)
+        spread_out = np.zeros(self.levels[0].diagonal.size)
+        spread_out[self._cells] = b
+        return self.cycle(spread_out)[self._cells]
+
+    def cycle(self, b: np.ndarray, number: int = 0) -> np.ndarray:
+        """An approximate solution on one of the lattices, all cells of it, flat."""
         scale = float(np.abs(b).max())
         if scale == 0.0:
             return np.zeros_like(b)
-        right, x = self._work[0]
-        if self._cells is None:
-            right.ravel()[:] = b / scale
-        else:
-            right.ravel()[self._cells] = b / scale
+        right, x = self._work[number]
+        np.multiply(b.reshape(right.shape), 1 / scale, out=right, casting="same_kind")
         right += _BIAS  # values that decay on and on would end in slow subnormal numbers
-        self._cycle(0)
-        solution = x.ravel() if self._cells is None else x.ravel()[self._cells]
-        return solution.astype(float) * scale
+        self._cycle(number)
+        return np.multiply(x.ravel(), scale, dtype=float)
 
     def _cycle(self, number: int) -> None:
         level, (b, x) = self.levels[number], self._work[number]
@@ -349,7 +366,7 @@ class Multigrid:
         rest = level.apply(x, self._rest[number])
         np.subtract(b, rest, out=rest)
         below = self._work[number + 1]
-        below[0] = gathered(level.steps, rest)
+        below[0][:] = gathered(level.steps, rest)
         self._cycle(number + 1)
         x += spread(level.steps, below[1])
         level.sweep(x, b, False)
@@ -381,7 +398,7 @@ def spread(steps: list[_Step], coarse: np.ndarray) -> np.ndarray:
 
 def dense(rates: Rates, form: Form) -> np.ndarray:
     """The operator on a small lattice as a matrix."""
-    level = _operator(rates, form, float)
+    level = operator(rates, form, float)
     size = level.diagonal.size
     columns = np.eye(size).reshape(size, *level.diagonal.shape)
     return np.array([level.apply(c, np.empty_like(c)).ravel() for c in columns]).T
@@ -397,6 +414,3 @@ def _inverse(rates: Rates, form: Form, shift: float) -> np.ndarray:
     left, values, right = np.linalg.svd(matrix)
     typical = values[len(values) - 1 - min(len(values) - 1, max(3, len(values) // 20))]
     return ((right.T / np.maximum(values, 1e-6 * typical)) @ left.T).astype(np.float32)
-
-
-Preconditioner = Callable[[np.ndarray], np.ndarray]
