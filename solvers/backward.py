@@ -12,7 +12,7 @@ from solvers.errors import ConvergenceFailure
 from solvers.multigrid import Form, Level, Multigrid, operator, rates_of
 
 _EPS = np.finfo(float).eps
-_RESTART = 12
+_RESTART = 8
 
 
 class LatticeOperator:
@@ -116,18 +116,18 @@ def _arnoldi_pass(apply, precondition, x, rest, weight, goal) -> tuple[np.ndarra
     raise AssertionError("unreachable")
 
 
-def extend(chain: Chain, rate: float, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+def extend(chain: Chain, rates: np.ndarray, values: np.ndarray, known: np.ndarray) -> None:
     """Solve (-L^T - rate) q = 0 on the states outside the mask `known`, given q on those inside.
 
     Parameters
     ----------
     chain : Chain
         With a lattice.
-    rate : float
-        Decay rate of the mode.
-    values : ndarray
-        q where known; elsewhere a guess.
-    known : ndarray of bool
+    rates : ndarray of shape (k,)
+        Decay rates of the modes.
+    values : ndarray of shape (k, n)
+        q, one mode a row, where known; elsewhere a guess, which is overwritten.
+    known : ndarray of bool, shape (n,)
 
     Raises
     ------
@@ -135,31 +135,35 @@ def extend(chain: Chain, rate: float, values: np.ndarray, known: np.ndarray) -> 
         If the iteration does not reach a relative residual of 1e-6.
     """
     if known.all():
-        return values
+        return
     rest = ~known
-    into, given = np.zeros(chain.size), np.zeros(chain.size)
+    edges = []
+    into = np.zeros(chain.size)
     for here, there, speed in (
         (chain.first, chain.second, chain.forward),
         (chain.second, chain.first, chain.backward),
     ):
         at = rest[here] & known[there]
+        edges.append((here[at], there[at], speed[at]))
         np.add.at(into, here[at], speed[at])
-        np.add.at(given, here[at], speed[at] * values[there[at]])
     inner = chain.keep(rest, into)
     system = LatticeOperator(inner, "backward")
     diagonal = inner.outflow
-
-    def shifted(x: np.ndarray) -> np.ndarray:
-        return system(x) - rate * x
-
-    solution, residual, _ = flexible_gmres(
-        shifted, system.precondition, given[rest], tol=1e-9, start=values[rest], scale=diagonal
-    )
-    if not residual < 1e-6:
-        raise ConvergenceFailure(
-            f"the left eigenvector of {-rate:.6g} is undetermined in the tails (residual {residual:.2g}): the "
-            "process hardly leaves them; use more noise or a narrower grid"
+    for rate, row in zip(rates, values, strict=True):
+        given = np.zeros(chain.size)
+        for here, there, speed in edges:
+            np.add.at(given, here, speed * row[there])
+        solution, residual, _ = flexible_gmres(
+            lambda x, rate=rate: system(x) - rate * x,
+            system.precondition,
+            given[rest],
+            tol=1e-8,
+            start=row[rest],
+            scale=diagonal,
         )
-    result = values.copy()
-    result[rest] = solution
-    return result
+        if not residual < 1e-6:
+            raise ConvergenceFailure(
+                f"the left eigenvector of {-rate:.6g} is undetermined in the tails (residual {residual:.2g}): "
+                "the process hardly leaves them; use more noise or a narrower grid"
+            )
+        row[rest] = solution

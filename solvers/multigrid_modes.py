@@ -81,10 +81,9 @@ def multigrid_modes(chain: Chain, k: int, tol: float) -> LargeModes:
         rates, psi, residuals = found.rates, found.vectors, found.residuals
     right, left = np.empty((k, chain.size)), np.empty((k, chain.size))
     for a in range(k):
-        if a < zeros:
-            left[a] = null[a] != 0
-        else:
-            left[a] = _function(chain, rates[a - zeros], psi[a - zeros])
+        left[a] = null[a] != 0 if a < zeros else 0.0
+    _fill_functions(chain, rates, psi, left[zeros:])
+    for a in range(k):
         _normalise(chain, left[a], right[a])
     floor = _QUOTIENT * norm
     lost = rates[rates < floor]
@@ -119,17 +118,20 @@ def _null_rows(chain: Chain) -> np.ndarray:
     return null
 
 
-def _function(chain: Chain, rate: float, psi: np.ndarray) -> np.ndarray:
-    """The vector over sqrt(pi) where it has digits; elsewhere from the equation of the eigenfunction."""
+def _fill_functions(chain: Chain, rates: np.ndarray, psi: np.ndarray, left: np.ndarray) -> None:
+    """Write vectors over sqrt(pi) where they have digits; elsewhere from the equation of the eigenfunction."""
     weights = chain.log_weights
     assert weights is not None
-    size = np.abs(psi)
-    known = (size > _RELIABLE * size.max()) | (weights > 2 * np.log(_RELIABLE))
-    usable = known | (size > 1e-12 * size.max())
-    log_size = np.full(chain.size, -np.inf)
-    log_size[usable] = np.log(np.maximum(size[usable], 1e-300)) - 0.5 * weights[usable]
-    scaled = np.sign(psi) * np.exp(log_size - log_size[known].max())
-    return extend(chain, rate, scaled, known)
+    known = np.ones(chain.size, dtype=bool)
+    for row, out in zip(psi, left, strict=True):
+        size = np.abs(row)
+        digits = (size > _RELIABLE * size.max()) | (weights > 2 * np.log(_RELIABLE))
+        known &= digits
+        usable = digits | (size > 1e-12 * size.max())
+        log_size = np.log(np.maximum(size[usable], 1e-300)) - 0.5 * weights[usable]
+        out[usable] = np.sign(row[usable]) * np.exp(log_size - log_size[digits[usable]].max())
+    if len(psi):
+        extend(chain, rates, left, known)
 
 
 def _normalise(chain: Chain, left: np.ndarray, right: np.ndarray) -> None:
