@@ -33,6 +33,10 @@ class Chain:
         Whether the states form one line, so that the generator is tridiagonal.
     joined : bool
         Whether the weights of all states are tied together, by pairs whose rates may underflow to zero.
+    widths : tuple of ndarray
+        Cell widths per axis, where the states are cells of a grid and all pairs are faces between them.
+    cells : ndarray of int, or None
+        Flat cell numbers of the states on that grid; None for all cells in order.
     extra : sparse array or None
         Transport that is not a set of rates (signed cross terms); columns sum to zero.
     """
@@ -47,6 +51,8 @@ class Chain:
     rate_scale: float
     linear: bool = False
     joined: bool = True
+    widths: tuple[np.ndarray, ...] = ()
+    cells: np.ndarray | None = None
     extra: sps.csr_array | None = field(default=None)
 
     @cached_property
@@ -126,6 +132,8 @@ class Chain:
             rate_scale=self.rate_scale,
             linear=self.linear,
             joined=self.joined,
+            widths=self.widths,
+            cells=np.flatnonzero(kept) if self.cells is None else self.cells[kept],
             extra=extra,
         )
 

@@ -9,6 +9,7 @@ import scipy.sparse as sps
 
 from solvers.chain import Chain
 from solvers.errors import InvalidInput
+from solvers.multigrid_modes import multigrid_modes, prefers_multigrid, suits_multigrid
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
 from solvers.reversible import reversible_modes
 
@@ -44,9 +45,26 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
     ConvergenceFailure
         If an iteration fails or modes may be missing.
     """
-    if method not in {"auto", "tridiagonal", "shift-invert", "dense"}:
+    if method not in {"auto", "tridiagonal", "shift-invert", "davidson", "dense"}:
         raise InvalidInput(
-            f"method={method!r} is not for generators; choose 'auto', 'tridiagonal', 'shift-invert', 'dense'"
+            f"method={method!r} is not for generators; choose 'auto', 'tridiagonal', 'shift-invert', 'davidson', "
+            "'dense'"
+        )
+    if method == "davidson" and not suits_multigrid(chain):
+        raise InvalidInput(
+            "method='davidson' needs a reversible operator in at most three dimensions; use 'auto'"
+        )
+    if method == "davidson" or (method == "auto" and prefers_multigrid(chain)):
+        large = multigrid_modes(chain, k, tol)
+        return Modes(
+            large.values,
+            large.right,
+            large.left,
+            large.residual,
+            large.zeros,
+            large.norm,
+            "davidson",
+            large.doubts,
         )
     tridiagonal = chain.linear and chain.reversible
     if method == "tridiagonal" and not tridiagonal:

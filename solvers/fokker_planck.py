@@ -208,6 +208,7 @@ class FokkerPlanck:
             rate_scale=self._rate_scale(),
             linear=grid.d == 1 and self.boundary[grid.names[0]][0] != "periodic",
             joined=not any(np.isnan(f.peclet).any() for f in self.faces),
+            widths=tuple(grid.widths.values()) if self._corners == "none" else (),
             extra=extra,
         )
 
