@@ -12,7 +12,7 @@ import scipy.sparse as sps
 
 from solvers import boundary as boundaries
 from solvers import fluxes, memory
-from solvers.chain import Chain, reversible_weights
+from solvers.chain import Chain, Place, reversible_weights
 from solvers.coefficients import Coefficients
 from solvers.cross_terms import central_cross_terms, corner_rates, needs_central
 from solvers.errors import AccuracyWarning, InvalidInput
@@ -194,6 +194,7 @@ class FokkerPlanck:
             linear=grid.d == 1 and self.boundary[grid.names[0]][0] != "periodic",
             joined=not any(np.isnan(f.peclet).any() for f in self.faces),
             extra=extra,
+            place=Place(grid.shape, tuple(self.boundary[n][0] == "periodic" for n in grid.names)),
         )
 
     @property
