@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import blas
 
 from solvers.errors import ConvergenceFailure
 
@@ -43,7 +44,7 @@ def block_krylov(
     Parameters
     ----------
     apply : callable
-        The operator on a block, an array of shape (n, p).
+        The operator on a block, an array of shape (n, p), which it may overwrite.
     start : ndarray of shape (n, p)
         Near the wanted vectors, and some more.
     wanted : int
@@ -65,61 +66,79 @@ def block_krylov(
     ConvergenceFailure
         If a wanted pair does not converge.
     """
-    n, width = start.shape
-    basis = np.empty((n, (steps + 1) * width))
+    width = start.shape[1]
     block, length = start, np.linalg.norm(start, axis=0)
-    for _ in range(3):
-        block, _ = _orthonormal(block, length)
-        length = np.ones(block.shape[1])
     residual = np.full(wanted, np.inf)
     for _ in range(_RESTARTS):
-        size = block.shape[1]
-        basis[:, :size] = block
-        projected = np.zeros((basis.shape[1], basis.shape[1]))
-        known, end = 0, size
+        for _ in range(2):
+            block, _ = _orthonormal(block, length)
+            length = np.ones(block.shape[1])
+        basis, ends = [block], [block.shape[1]]
+        projected = np.zeros(((steps + 1) * width, steps * width))
         for _ in range(steps):
-            new = apply(basis[:, known:end])
-            length = np.linalg.norm(new, axis=0)
-            factor = np.eye(end - known)
+            known = ends[-1]
+            begin = known - basis[-1].shape[1]
+            new = apply(basis[-1].copy())
+            length, factor = np.linalg.norm(new, axis=0), np.eye(known - begin)
             # a third time: the second orthonormalisation magnifies what the first left of nearly dependent columns
             for _ in range(3):
-                share = basis[:, :end].T @ new
-                new -= basis[:, :end] @ share
-                projected[:end, known:end] += share @ factor
-                new, inner = _orthonormal(new, length)
-                factor, length = inner @ factor, np.ones(new.shape[1])
-            more = new.shape[1]
-            projected[end : end + more, known:end] = factor
-            basis[:, end : end + more] = new
-            known, end = end, end + more
-            if not more:
+                share = np.vstack([old.T @ new for old in basis])
+                _add_combination(new, basis, -share)
+                projected[:known, begin:known] += share @ factor
+                new, back = _orthonormal(new, length)
+                factor, length = back @ factor, np.ones(new.shape[1])
+            end = known + new.shape[1]
+            projected[known:end, begin:known] = factor
+            basis.append(new)
+            ends.append(end)
+            values, small = _ritz(projected[:known, :known], symmetric)
+            residual = np.linalg.norm(projected[known:end, :known] @ small, axis=0) / np.abs(values)
+            if end == known or (known >= wanted and np.all(residual[:wanted] <= tol)):
                 break
-        inner = projected[:known, :known]
-        if symmetric:
-            values, small = np.linalg.eigh(0.5 * (inner + inner.T))
-        else:
-            values, small = np.linalg.eig(inner)
-        order = np.argsort(-np.abs(values), kind="stable")
-        values, small = values[order], small[:, order]
-        residual = np.linalg.norm(projected[known:end, :known] @ small, axis=0) / np.abs(values)
         first = min(width, known)
-        if not symmetric and first < known and abs(values[first - 1] - np.conj(values[first])) < 1e-9 * abs(
-            values[first]
-        ):
-            first -= values[first - 1].imag != 0 and first > 1  # half a pair has no real span
+        if not symmetric and first < known and values[first - 1].imag != 0:
+            conjugate = abs(values[first - 1] - np.conj(values[first])) < 1e-9 * abs(values[first])
+            first -= int(conjugate and first > wanted)  # half a pair has no real span
         # the operator applied once more costs nothing: the last block is in the basis
         improved = (projected[:end, :known] @ small[:, :first]) / values[:first]
-        if np.all(residual[:wanted] <= tol):
-            vectors = basis[:, :end] @ improved[:, : max(wanted, int(np.sum(residual[:first] < _USEFUL)))]
-            return RitzPairs(values, vectors, residual)
+        if first >= wanted and np.all(residual[:wanted] <= tol):
+            kept = max(wanted, int(np.sum(residual[:first] < _USEFUL)))
+            return RitzPairs(values, _combination(basis, improved[:, :kept]), residual)
         real = improved if symmetric else np.hstack([improved.real, improved.imag])
         directions, sizes, _ = np.linalg.svd(real / np.linalg.norm(real, axis=0).max(), full_matrices=False)
         kept = min(width, int(np.sum(sizes > 1e-10)))
-        block = basis[:, :end] @ directions[:, :kept]
+        block, length = _combination(basis, directions[:, :kept]), np.ones(kept)
     raise ConvergenceFailure(
         f"{wanted} modes did not converge: a residual is {residual[:wanted].max():.2g}, allowed {tol:.2g}; ask "
         "for another number of modes, or use a coarser grid"
     )
+
+
+def _ritz(projected: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    if symmetric:
+        values, vectors = np.linalg.eigh(0.5 * (projected + projected.T))
+    else:
+        values, vectors = np.linalg.eig(projected)
+    order = np.lexsort((-values.imag, -np.abs(values)))
+    return values[order], vectors[:, order]
+
+
+def _combination(basis: list[np.ndarray], small: np.ndarray) -> np.ndarray:
+    if np.iscomplexobj(small):
+        return _combination(basis, small.real.copy()) + 1j * _combination(basis, small.imag.copy())
+    result = np.zeros((len(basis[0]), small.shape[1]))
+    _add_combination(result, basis, small)
+    return result
+
+
+def _add_combination(block: np.ndarray, basis: list[np.ndarray], small: np.ndarray) -> None:
+    """Add columns of the basis to a block, in place; arrays in C order are their transposes to BLAS."""
+    at = 0
+    for old in basis:
+        if old.shape[1]:
+            part = small[at : at + old.shape[1]]
+            blas.dgemm(1.0, part.T, old.T, beta=1.0, c=block.T, overwrite_c=1)
+        at += old.shape[1]
 
 
 def _orthonormal(block: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

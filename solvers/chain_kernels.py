@@ -147,3 +147,17 @@ def residuals(first, second, forward, backward, outflow, values, right, left):
             sums[2, q] += weight * abs(back[i, q])
             sums[3, q] += weight * abs(left[i, q])
     return sums
+
+
+@njit(cache=True)
+def project(block, right, left):
+    """block -= right (left^T block), in place; columns of right and left are bi-orthonormal."""
+    n, p = block.shape
+    for a in range(right.shape[1]):
+        sums = np.zeros(p)
+        for i in range(n):
+            for q in range(p):
+                sums[q] += left[i, a] * block[i, q]
+        for i in range(n):
+            for q in range(p):
+                block[i, q] -= right[i, a] * sums[q]

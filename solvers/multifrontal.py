@@ -27,6 +27,11 @@ class Factors:
         Of the same states.
     symmetric : bool
 
+    Attributes
+    ----------
+    order : ndarray of int
+        State at each position of the elimination.
+
     Raises
     ------
     ValueError
@@ -41,13 +46,13 @@ class Factors:
 
     def __init__(self, matrix: sps.csr_array, dissection: Dissection, *, symmetric: bool):
         self.symmetric = symmetric
-        self._order, self._start, parent = dissection.order, dissection.start, dissection.parent
-        n = len(self._order)
+        self.order, self._start, parent = dissection.order, dissection.start, dissection.parent
+        n = len(self.order)
         self._position = np.empty(n, np.int64)
-        self._position[self._order] = np.arange(n)
+        self._position[self.order] = np.arange(n)
         indptr, indices = matrix.indptr.astype(np.int64), matrix.indices
         self._edge, self._later = _boundaries(
-            indptr, indices, self._order, self._position, self._start, parent
+            indptr, indices, self.order, self._position, self._start, parent
         )
         if self._edge[0] < 0:
             raise ValueError("the matrix joins states that the dissection separates")
@@ -73,17 +78,17 @@ class Factors:
         return inner, right, low
 
     def _factor(self, indptr, indices, values, own, rest, children) -> None:
-        n = len(self._order)
+        n = len(self.order)
         self._data = np.zeros(int(self._offset[-1]))
         stack = np.empty(_stack_size(own, rest, children))
         heights = np.empty(len(own) + 1, np.int64)  # where the complement of each waiting node begins
         waiting = np.empty(len(own) + 1, np.int64)
-        place = np.empty(n, np.int64)
+        place, local = np.empty(n, np.int64), np.empty(int(rest.max(initial=0)), np.int32)
         large = np.flatnonzero(own + rest > _LARGE_FRONT)
         state = np.zeros(2, np.int64)  # waiting nodes, numbers on the stack
         fixed = (
-            indptr, indices, values, self._order, self._position, self._start, self._edge, self._later,
-            self._offset, children, self._data, stack, heights, waiting, place, state, self.symmetric,
+            indptr, indices, values, self.order, self._position, self._start, self._edge, self._later,
+            self._offset, children, self._data, stack, heights, waiting, place, local, state, self.symmetric,
         )  # fmt: skip
         at = 0
         for node in [*large.tolist(), len(own)]:
@@ -108,7 +113,14 @@ class Factors:
 
     def solve(self, right: np.ndarray, trans: str = "N") -> np.ndarray:
         """Solution of A x = right, or of A^T x = right with trans="T", for a vector or for columns."""
-        given = np.ascontiguousarray(np.reshape(right, (len(right), -1))[self._order], dtype=float)
+        given = np.ascontiguousarray(np.reshape(right, (len(right), -1))[self.order], dtype=float)
+        self.solve_ordered(given, trans)
+        result = np.empty_like(given)
+        result[self.order] = given
+        return result.reshape(np.shape(right))
+
+    def solve_ordered(self, given: np.ndarray, trans: str = "N") -> None:
+        """The same in place, for an array of shape (n, p) whose rows are in elimination order."""
         transposed = trans == "T" and not self.symmetric
         sizes = np.diff(self._start) + np.diff(self._edge)
         large = np.flatnonzero(sizes > _LARGE_SOLVE).tolist()
@@ -125,9 +137,6 @@ class Factors:
             if node >= 0:
                 self._backward_large(node, given, transposed)
             at = node
-        result = np.empty_like(given)
-        result[self._order] = given
-        return result.reshape(np.shape(right))
 
     def _forward_large(self, node: int, x: np.ndarray, transposed: bool) -> None:
         inner, right, low = self._blocks(node)
@@ -247,7 +256,7 @@ def _boundaries(indptr, indices, order, position, start, parent):
 def _assemble(
     node, inner, right, low, complement,
     indptr, indices, values, order, position, start, edge, later, offset, children, data, stack, heights,
-    waiting, place, state, symmetric,
+    waiting, place, local, state, symmetric,
 ):  # fmt: skip
     """Entries of the matrix and complements of the children, which leave the stack."""
     first, end = start[node], start[node + 1]
@@ -278,31 +287,33 @@ def _assemble(
         state[1] = at
         m = edge[c + 1] - edge[c]
         inside = 0
-        while inside < m and later[edge[c] + inside] < end:
-            inside += 1
         for a in range(m):
             p = later[edge[c] + a]
-            line = at + a * m
-            lowest = a if symmetric else 0
             if p < end:
-                i = p - first
-                for b in range(lowest, inside):
-                    inner[i, later[edge[c] + b] - first] += stack[line + b]
-                for b in range(max(lowest, inside), m):
-                    right[i, place[later[edge[c] + b]]] += stack[line + b]
+                local[a] = p - first
+                inside += 1
             else:
-                i = place[p]
+                local[a] = place[p]
+        for a in range(m):
+            i, line = local[a], at + a * m
+            lowest = a if symmetric else 0
+            if a < inside:
                 for b in range(lowest, inside):
-                    low[i, later[edge[c] + b] - first] += stack[line + b]
+                    inner[i, local[b]] += stack[line + b]
                 for b in range(max(lowest, inside), m):
-                    complement[i, place[later[edge[c] + b]]] += stack[line + b]
+                    right[i, local[b]] += stack[line + b]
+            else:
+                for b in range(lowest, inside):
+                    low[i, local[b]] += stack[line + b]
+                for b in range(max(lowest, inside), m):
+                    complement[i, local[b]] += stack[line + b]
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _eliminate(
     begin, stop,
     indptr, indices, values, order, position, start, edge, later, offset, children, data, stack, heights,
-    waiting, place, state, symmetric,
+    waiting, place, local, state, symmetric,
 ):  # fmt: skip
     """Factor the nodes from `begin` to `stop`, all with small fronts."""
     for node in range(begin, stop):
@@ -316,7 +327,7 @@ def _eliminate(
         complement = np.zeros((rest, rest))
         _assemble(
             node, inner, right, low, complement, indptr, indices, values, order, position, start, edge,
-            later, offset, children, data, stack, heights, waiting, place, state, symmetric,
+            later, offset, children, data, stack, heights, waiting, place, local, state, symmetric,
         )  # fmt: skip
         for i in range(own):
             pivot = inner[i, i]

@@ -10,10 +10,11 @@ import scipy.sparse.linalg as spl
 from solvers.bidiagonal import line_values
 from solvers.block_krylov import block_krylov
 from solvers.chain import Chain
-from solvers.chain_kernels import difference_form, difference_squares
+from solvers.chain_kernels import difference_form, difference_squares, project
 from solvers.coarsening import coarsened
 from solvers.errors import ConvergenceFailure
 from solvers.factorisation import arpack, factor, on_fronts, start_vector, symmetric_resolvent
+from solvers.multifrontal import Factors
 from solvers.twisted import line_modes
 
 # Entries of an eigenvector below this fraction of its largest are solved for anew, not divided by tiny
@@ -105,17 +106,26 @@ def _graded_modes(
     """
     assert chain.log_weights is not None
     wanted = k - null.shape[1]
+    start = _start_functions(chain, wanted + _GUARDS)
+    start *= half[:, None]
     solver = symmetric_resolvent(chain, _SHIFT * chain.rate_scale)
-    start = half[:, None] * _start_functions(chain, wanted + _GUARDS)
+    assert isinstance(solver, Factors)
+    order, known = solver.order, null[solver.order]
+    start = start[order]
 
     def apply(block: np.ndarray) -> np.ndarray:
-        block = solver.solve(block - null @ (null.T @ block))
-        block -= null @ (null.T @ block)
+        project(block, known, known)
+        solver.solve_ordered(block)
+        project(block, known, known)
         return block
 
     found = block_krylov(apply, apply(start), wanted, 0.1 * tol, symmetric=True)
-    vectors = apply(found.vectors)  # once more: cleans the rounding of the iteration
-    del solver, start, found
+    del start
+    ordered = apply(found.vectors)  # once more: cleans the rounding of the iteration
+    del solver, found, known
+    vectors = np.empty_like(ordered)
+    vectors[order] = ordered
+    del order, ordered
     pairs = chain.first, chain.second, chain.forward, chain.backward, chain.loss
     form = difference_form(*pairs, vectors)
     _, rotation = sl.eigh(form, vectors.T @ vectors)
@@ -144,13 +154,10 @@ def _start_functions(chain: Chain, count: int) -> np.ndarray:
     """Left functions near the slowest nonconstant ones, and one of random values for what blocks cannot see."""
     assert chain.log_weights is not None
     levels = [coarsened(chain, chain.log_weights)]
-    while levels[-1].chain.size > MANY or len(levels) < 2:
-        blocks = levels[-1].chain
-        assert blocks.log_weights is not None
-        levels.append(coarsened(blocks, blocks.log_weights))
-        if len(levels) == 2:
-            break
-    blocks = levels[-1].chain
+    blocks = levels[0].chain
+    assert blocks.log_weights is not None
+    levels.append(coarsened(blocks, blocks.log_weights))
+    blocks = levels[1].chain
     zeros = len(blocks.closed_classes)
     room = blocks.size // 4
     _, _, functions, _ = reversible_modes(blocks, min(count + zeros, room), "shift-invert", 1e-6)
