@@ -9,6 +9,36 @@ import numpy as np
 import scipy.sparse as sps
 from scipy.sparse import csgraph
 
+from solvers import chain_kernels
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the states of a chain are on a grid.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Cells per axis; all exchange is between neighbours, diagonal ones included.
+    wrapped : tuple of bool
+        Whether the first and last cell along an axis are neighbours.
+    cells : ndarray of int or None
+        Flat number of each state's cell, increasing; None if every cell is a state.
+    """
+
+    shape: tuple[int, ...]
+    wrapped: tuple[bool, ...]
+    cells: np.ndarray | None = None
+
+    def cells_of(self, size: int) -> np.ndarray:
+        """Flat cell numbers of all states."""
+        return np.arange(size) if self.cells is None else self.cells
+
+    def kept(self, kept: np.ndarray) -> Place:
+        """The place of the states in a boolean mask."""
+        cells = np.flatnonzero(kept) if self.cells is None else self.cells[kept]
+        return Place(self.shape, self.wrapped, cells)
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -39,6 +69,8 @@ class Chain:
         Flat cell numbers of the states on that grid; None for all cells in order.
     extra : sparse array or None
         Transport that is not a set of rates (signed cross terms); columns sum to zero.
+    place : Place or None
+        Where the states are on a grid, for large chains.
     """
 
     size: int
@@ -54,28 +86,37 @@ class Chain:
     widths: tuple[np.ndarray, ...] = ()
     cells: np.ndarray | None = None
     extra: sps.csr_array | None = field(default=None)
+    place: Place | None = None
 
     @cached_property
     def outflow(self) -> np.ndarray:
         """Total rate of leaving each state."""
-        return (
-            np.bincount(self.first, self.forward, self.size)
-            + np.bincount(self.second, self.backward, self.size)
-            + self.loss
-        )
+        return chain_kernels.outflow(self.first, self.second, self.forward, self.backward, self.loss)
 
     @cached_property
     def generator(self) -> sps.csr_array:
         """L with dm/dt = L m: L[i, j] is the rate from j to i; column j sums to -loss[j]."""
-        states = np.arange(self.size)
-        rows = np.concatenate([self.second, self.first, states])
-        columns = np.concatenate([self.first, self.second, states])
-        rates = np.concatenate([self.forward, self.backward, -self.outflow])
-        matrix = sps.csr_array((rates, (rows, columns)), shape=(self.size, self.size))
+        matrix = self._compressed(self.backward, self.forward, -self.outflow)
         if self.extra is not None:
             matrix = sps.csr_array(matrix + self.extra)
-        matrix.sort_indices()
+            matrix.sort_indices()
         return matrix
+
+    def matrix(self, kind: str, shift: float) -> sps.csr_array:
+        """shift - A for the rates alone: A is L^T ("backward"), or W^-1/2 L W^1/2 ("symmetrised").
+
+        The symmetrised generator comes from the rates, so that tiny weights neither underflow nor overflow.
+        """
+        if kind == "backward":
+            return self._compressed(-self.forward, -self.backward, shift + self.outflow)
+        coupling = -(np.sqrt(self.forward) * np.sqrt(self.backward))
+        return self._compressed(coupling, coupling, shift + self.outflow)
+
+    def _compressed(self, above: np.ndarray, below: np.ndarray, diagonal: np.ndarray) -> sps.csr_array:
+        starts, columns, values = chain_kernels.compressed_rows(
+            self.first, self.second, above, below, diagonal
+        )
+        return sps.csr_array((values, columns, starts), shape=(self.size, self.size))
 
     @property
     def reversible(self) -> bool:
@@ -85,6 +126,14 @@ class Chain:
     @cached_property
     def closed_classes(self) -> list[np.ndarray]:
         """Sets of states that communicate and are never left: one zero eigenvalue each."""
+        if len(self.first) and self.forward.min() > 0 and self.backward.min() > 0 and self.extra is None:
+            part = chain_kernels.parts(self.size, self.first, self.second)
+            leaves = np.zeros(self.size, dtype=bool)
+            leaves[part[self.loss > 0]] = True
+            roots = np.flatnonzero(part == np.arange(self.size))
+            if len(roots) == 1:
+                return [] if leaves[0] else [np.arange(self.size)]
+            return [np.flatnonzero(part == root) for root in roots if not leaves[root]]
         graph = self.generator.copy()
         graph.eliminate_zeros()  # a stored zero would count as a connection
         count, label = csgraph.connected_components(graph, directed=True, connection="strong")
@@ -135,6 +184,7 @@ class Chain:
             widths=self.widths,
             cells=np.flatnonzero(kept) if self.cells is None else self.cells[kept],
             extra=extra,
+            place=None if self.place is None else self.place.kept(kept),
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sps
 
 from solvers.chain import Chain
+from solvers.chain_kernels import residuals
 from solvers.errors import InvalidInput
 from solvers.multigrid_modes import multigrid_modes, prefers_multigrid, suits_multigrid
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
@@ -79,7 +80,14 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
         values, right, left, doubts = reversible_modes(chain, k, method, tol)
     else:
         values, right, left = nonreversible_modes(chain, k, method, tol)
-    modes = _finish(chain.generator, values, right, left, zeros, method)
+    if chain.extra is None:
+        _normalise(right, left)
+        pairs = chain.first, chain.second, chain.forward, chain.backward
+        sums = residuals(*pairs, chain.outflow, values, right, left, _weight(right, zeros))
+        norm = float((2.0 * chain.outflow - chain.loss).max())
+        modes = Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
+    else:
+        modes = _finish(chain.generator, values, right, left, zeros, method)
     modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
     return modes
 
@@ -121,19 +129,38 @@ def _finish(
     matrix: sps.csr_array, values: np.ndarray, right: np.ndarray, left: np.ndarray, zeros: int, method: str
 ) -> Modes:
     """Normalise, fix signs, and measure residuals with the matrix itself."""
-    for a in range(len(values)):
-        size = np.abs(right[:, a])
-        anchor = int(np.argmax(size > 0.5 * size.max()))
-        phase = left[anchor, a] / abs(left[anchor, a])
-        right[:, a] *= phase / size.sum()
-        left[:, a] /= phase
-        left[:, a] /= left[:, a] @ right[:, a]
+    _normalise(right, left)
     adjoint = sps.csr_array(matrix.T)
     norm = float(abs(matrix).sum(axis=0).max())
-    weight = np.abs(right[:, : max(zeros, 1)]).sum(axis=1, keepdims=True)
-    wrong_right = np.abs(matrix @ right - right * values).sum(axis=0) / np.abs(right).sum(axis=0)
-    # functions are judged where the slowest modes have mass; they may grow without bound in empty tails
-    wrong_left = (weight * np.abs(adjoint @ left - left * values)).sum(axis=0) / (weight * np.abs(left)).sum(
-        axis=0
+    weight = _weight(right, zeros)[:, None]
+    sums = np.array(
+        [
+            np.abs(matrix @ right - right * values).sum(axis=0),
+            np.abs(right).sum(axis=0),
+            (weight * np.abs(adjoint @ left - left * values)).sum(axis=0),
+            (weight * np.abs(left)).sum(axis=0),
+        ]
     )
-    return Modes(values, right, left, np.maximum(wrong_right, wrong_left) / norm, zeros, norm, method)
+    return Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
+
+
+def _weight(right: np.ndarray, zeros: int) -> np.ndarray:
+    """Where functions are judged: where the slowest modes have mass, for in empty tails they may grow without bound."""
+    return np.abs(right[:, : max(zeros, 1)]).sum(axis=1)
+
+
+def _backward_error(sums: np.ndarray, norm: float) -> np.ndarray:
+    """The larger of the right and left residual, relative to the vectors and the norm of the operator."""
+    return np.maximum(sums[0] / sums[1], sums[2] / sums[3]) / norm
+
+
+def _normalise(right: np.ndarray, left: np.ndarray) -> None:
+    """Sizes and signs, in place."""
+    size = np.abs(right)
+    total, peak = size.sum(axis=0), size.max(axis=0)
+    columns = np.arange(right.shape[1])
+    anchor = np.array([int(np.argmax(size[:, a] > 0.5 * peak[a])) for a in columns])
+    phase = left[anchor, columns] / np.abs(left[anchor, columns])
+    right *= phase / total
+    left /= phase
+    left /= np.einsum("ia,ia->a", left, right)

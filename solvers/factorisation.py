@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sps
 import scipy.sparse.linalg as spl
 
+from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure
+from solvers.multifrontal import Factors
+from solvers.nested_dissection import dissect
+
+# From so many states on, chains on a grid are factored by dense fronts instead of SuperLU.
+_FRONTS = 4000
+
+
+class Solver(Protocol):
+    """What has factors of a matrix: solves for vectors or columns, with trans="T" for the transpose."""
+
+    def solve(self, right: np.ndarray, /, trans: str = "N") -> np.ndarray: ...  # noqa: D102
 
 
 def factor(matrix: sps.csc_array, *, symmetric: bool) -> Any:
@@ -19,6 +31,44 @@ def factor(matrix: sps.csc_array, *, symmetric: bool) -> Any:
     return spl.splu(
         matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0 if symmetric else 0.01, options=options
     )
+
+
+def on_fronts(chain: Chain) -> bool:
+    """Whether a chain is large, on a grid of at most three axes, and its generator a rate matrix."""
+    place = chain.place
+    return chain.size >= _FRONTS and chain.extra is None and place is not None and len(place.shape) <= 3
+
+
+def resolvent(chain: Chain, shift: float) -> Solver:
+    """Factors of (shift - L) for the generator L; shift >= 0, and 0 only if every state is removed in the end."""
+    if not on_fronts(chain):
+        return factor(
+            sps.csc_array(shift * sps.eye_array(chain.size) - chain.generator), symmetric=False
+        )
+    return _Transposed(Factors(chain.matrix("backward", shift), _dissection(chain), symmetric=False))
+
+
+def symmetric_resolvent(chain: Chain, shift: float) -> Solver:
+    """Factors of (shift - S) for the symmetrised generator S."""
+    matrix = chain.matrix("symmetrised", shift)
+    if not on_fronts(chain):
+        return factor(sps.csc_array(matrix.T), symmetric=True)
+    return Factors(matrix, _dissection(chain), symmetric=True)
+
+
+def _dissection(chain: Chain):
+    assert chain.place is not None
+    return dissect(chain.place.shape, chain.place.wrapped, chain.place.cells)
+
+
+class _Transposed:
+    """Factors of a matrix serve its transpose; the backward operator has dominant rows, L dominant columns."""
+
+    def __init__(self, factors: Factors):
+        self._factors = factors
+
+    def solve(self, right: np.ndarray, /, trans: str = "N") -> np.ndarray:
+        return self._factors.solve(right, "N" if trans == "T" else "T")
 
 
 def start_vector(n: int) -> np.ndarray:

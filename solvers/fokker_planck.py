@@ -13,7 +13,7 @@ import scipy.sparse as sps
 from solvers import boundary as boundaries
 from solvers import fluxes, memory
 from solvers.advection import SCHEMES, second_order_correction
-from solvers.chain import Chain, reversible_weights
+from solvers.chain import Chain, Place, reversible_weights
 from solvers.coefficients import Coefficients
 from solvers.cross_terms import central_cross_terms, corner_rates, needs_central
 from solvers.errors import AccuracyWarning, InvalidInput
@@ -210,6 +210,7 @@ class FokkerPlanck:
             joined=not any(np.isnan(f.peclet).any() for f in self.faces),
             widths=tuple(grid.widths.values()) if self._corners == "none" else (),
             extra=extra,
+            place=Place(grid.shape, tuple(self.boundary[n][0] == "periodic" for n in grid.names)),
         )
 
     @property

@@ -8,9 +8,14 @@ import scipy.sparse as sps
 import scipy.sparse.linalg as spl
 
 from solvers.bidiagonal import line_values
+from solvers.block_krylov import block_krylov
 from solvers.chain import Chain
+from solvers.chain_kernels import difference_form, difference_squares, project
+from solvers.coarsening import coarsened
 from solvers.errors import ConvergenceFailure
-from solvers.factorisation import arpack, factor, start_vector
+from solvers.factorisation import arpack, factor, on_fronts, start_vector, symmetric_resolvent
+from solvers.multifrontal import Factors
+from solvers.twisted import line_modes
 
 # Entries of an eigenvector below this fraction of its largest are solved for anew, not divided by tiny
 # weights.
@@ -20,16 +25,19 @@ RELIABLE = 1e-6
 _QUOTIENT = 1e6 * np.finfo(float).eps ** 2
 # Eigenvalues nearer to zero than this fraction of the norm share one subspace for LAPACK and ARPACK.
 _TINY = 1e4 * np.finfo(float).eps
+# Shift of shift-invert, beside the rate of diffusing across the grid.
+_SHIFT = 1e-3
+# Longer lines, and grids of more states, start from blocks of states.
+LONG_LINE, MANY = 8000, 20_000
+# Vectors iterated beside the wanted ones.
+_GUARDS = 2
+# Weights below exp of this leave their functions to a solve: products of vectors with them would underflow.
+_GRADED = -1300.0
 
 
 def symmetrised(chain: Chain) -> sps.csc_array:
     """S = W^-1/2 L W^1/2 from the rates alone, so that tiny weights neither underflow nor overflow."""
-    coupling = np.sqrt(chain.forward) * np.sqrt(chain.backward)
-    states = np.arange(chain.size)
-    rows = np.concatenate([chain.first, chain.second, states])
-    columns = np.concatenate([chain.second, chain.first, states])
-    data = np.concatenate([coupling, coupling, -chain.outflow])
-    return sps.csc_array((data, (rows, columns)), shape=(chain.size, chain.size))
+    return sps.csc_array(-chain.matrix("symmetrised", 0.0).T)
 
 
 def reversible_modes(
@@ -37,7 +45,17 @@ def reversible_modes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
     """Eigenvalues, right masses and left functions of the k slowest modes, and what is doubtful about them."""
     assert chain.log_weights is not None
-    half = np.exp(0.5 * chain.log_weights)
+    if method == "tridiagonal" and chain.size > LONG_LINE:
+        zeros = len(chain.closed_classes)
+        found = line_modes(chain, max(k - zeros, 0)) if zeros < 2 else None
+        if found is not None:
+            values, left = found
+            values = np.concatenate([np.zeros(zeros), -values])[:k]
+            left = np.hstack([np.ones((chain.size, zeros)), left])[:, :k]
+            with np.errstate(under="ignore"):
+                return values, np.exp(chain.log_weights)[:, None] * left, left, ()
+    with np.errstate(under="ignore"):
+        half = np.exp(0.5 * chain.log_weights)
     null = np.zeros((chain.size, len(chain.closed_classes)))
     for column, states in enumerate(chain.closed_classes):
         peak = chain.log_weights[states].max()
@@ -53,8 +71,12 @@ def reversible_modes(
     elif method == "dense":
         _, basis = sl.eigh(symmetrised(chain).toarray(), subset_by_index=[chain.size - k, chain.size - 1])
         basis = _without(basis, null, wanted)
+    elif not wanted:
+        basis = np.zeros((chain.size, 0))
+    elif method == "shift-invert" and chain.size > MANY and on_fronts(chain) and null.shape[1] < 2:
+        return _graded_modes(chain, k, half, null, tol)
     else:
-        basis = _lanczos_basis(chain, wanted, null, tol) if wanted else np.zeros((chain.size, 0))
+        basis = _lanczos_basis(chain, wanted, null, tol)
     values, vectors = _rayleigh_ritz(chain, basis)
     values, doubts = _settled(values, exact, float(chain.outflow.max(initial=0.0)), wanted)
     values = np.concatenate([np.zeros(null.shape[1]), values])[:k]
@@ -72,6 +94,77 @@ def reversible_modes(
     scale = _ratio(right, vectors * half[:, None], reliable)
     right = np.where(reliable, vectors * half[:, None] * scale, right)
     return values, right, left, doubts
+
+
+def _graded_modes(
+    chain: Chain, k: int, half: np.ndarray, null: np.ndarray, tol: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Modes of a large chain on a grid, started from those of blocks of cells.
+
+    Start, solves and rotations keep every row of psi = sqrt(weight) q to its own digits, so q = psi / sqrt(weight)
+    needs no second solve where there is no mass.
+    """
+    assert chain.log_weights is not None
+    wanted = k - null.shape[1]
+    start = _start_functions(chain, wanted + _GUARDS)
+    start *= half[:, None]
+    solver = symmetric_resolvent(chain, _SHIFT * chain.rate_scale)
+    assert isinstance(solver, Factors)
+    order, known = solver.order, null[solver.order]
+    start = start[order]
+
+    def apply(block: np.ndarray) -> np.ndarray:
+        project(block, known, known)
+        solver.solve_ordered(block)
+        project(block, known, known)
+        return block
+
+    found = block_krylov(apply, apply(start), wanted, 0.1 * tol, symmetric=True)
+    del start
+    ordered = apply(found.vectors)  # once more: cleans the rounding of the iteration
+    del solver, found, known
+    vectors = np.empty_like(ordered)
+    vectors[order] = ordered
+    del order, ordered
+    pairs = chain.first, chain.second, chain.forward, chain.backward, chain.loss
+    form = difference_form(*pairs, vectors)
+    _, rotation = sl.eigh(form, vectors.T @ vectors)
+    vectors = vectors @ rotation[:, :wanted]
+    vectors /= np.linalg.norm(vectors, axis=0)
+    # quotients vector by vector: eigh of the form has absolute accuracy only
+    squares = difference_squares(*pairs, vectors)
+    order = np.argsort(squares, kind="stable")
+    values, vectors = -squares[order], vectors[:, order]
+    values, doubts = _settled(values, None, float(chain.outflow.max(initial=0.0)), wanted)
+    reliable = chain.log_weights > _GRADED
+    with np.errstate(under="ignore", invalid="ignore", divide="ignore"):
+        left = vectors / half[:, None]
+        if not reliable.all():
+            adjoint = sps.csr_array(chain.generator.T)
+            columns = [
+                extend_left(adjoint, values[a], left[:, a], reliable) for a in range(len(values))
+            ]
+            left = np.column_stack(columns)
+        left = np.hstack([np.ones_like(null), left])
+        right = np.exp(chain.log_weights)[:, None] * left
+    return np.concatenate([np.zeros(null.shape[1]), values]), right, left, doubts
+
+
+def _start_functions(chain: Chain, count: int) -> np.ndarray:
+    """Left functions near the slowest nonconstant ones, and one of random values for what blocks cannot see."""
+    assert chain.log_weights is not None
+    levels = [coarsened(chain, chain.log_weights)]
+    blocks = levels[0].chain
+    assert blocks.log_weights is not None
+    levels.append(coarsened(blocks, blocks.log_weights))
+    blocks = levels[1].chain
+    zeros = len(blocks.closed_classes)
+    room = blocks.size // 4
+    _, _, functions, _ = reversible_modes(blocks, min(count + zeros, room), "shift-invert", 1e-6)
+    functions = functions[:, zeros:]
+    for level in levels[::-1]:
+        functions = level.interpolate(functions)
+    return np.column_stack([functions, start_vector(chain.size)])
 
 
 def _tiny_values(chain: Chain, wanted: int) -> np.ndarray | None:
@@ -141,8 +234,7 @@ def _without(vectors: np.ndarray, null: np.ndarray, wanted: int) -> np.ndarray:
 
 def _lanczos_basis(chain: Chain, wanted: int, null: np.ndarray, tol: float) -> np.ndarray:
     """Shift-invert Lanczos with the null space projected out, then a search for modes it missed."""
-    shift = 1e-3 * chain.rate_scale
-    lu = factor(sps.csc_array(shift * sps.eye_array(chain.size) - symmetrised(chain)), symmetric=True)
+    lu = symmetric_resolvent(chain, _SHIFT * chain.rate_scale)
 
     def inverse(x: np.ndarray, known: np.ndarray) -> np.ndarray:
         x = x - known @ (known.T @ x)
