@@ -141,9 +141,7 @@ def _graded_modes(
         left = vectors / half[:, None]
         if not reliable.all():
             adjoint = sps.csr_array(chain.generator.T)
-            columns = [
-                extend_left(adjoint, values[a], left[:, a], reliable) for a in range(len(values))
-            ]
+            columns = [extend_left(adjoint, values[a], left[:, a], reliable) for a in range(len(values))]
             left = np.column_stack(columns)
         left = np.hstack([np.ones_like(null), left])
         right = np.exp(chain.log_weights)[:, None] * left
