@@ -11,7 +11,8 @@ import xarray as xr
 from solvers.chain import Chain
 from solvers.errors import InvalidInput
 from solvers.exit_times import refuse_arity
-from solvers.exponentials import Exponential, Side, chosen, exponential
+from solvers.exponential_choice import chosen, exponential
+from solvers.exponentials import Exponential, Side
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
 from solvers.provenance import provenance
@@ -66,8 +67,8 @@ def evolve(
 
     Notes
     -----
-    See `solvers.exponentials` for the methods and `solvers.time_dependence` for time-dependent coefficients
-    (two exponentials per step, order 4, each step compared with two of half the size).
+    See `solvers.exponentials` and `solvers.implicit_steps` for the methods, and `solvers.time_dependence` for
+    time-dependent coefficients (two exponentials per step, order 4, each compared with two of half the size).
 
     Examples
     --------

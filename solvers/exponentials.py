@@ -1,9 +1,8 @@
-"""The exponential of a generator times a vector at many times: rational Krylov, implicit steps, uniformization."""
+"""The exponential of a generator times a vector at many times: rational Krylov spaces, uniformization."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,19 +11,14 @@ import scipy.sparse as sps
 from scipy.special import gammaln
 
 from solvers.chain import Chain
-from solvers.errors import ConvergenceFailure, InvalidInput
+from solvers.errors import ConvergenceFailure
 from solvers.resolvents import Resolvents
 
-METHODS = ("auto", "krylov", "implicit", "uniformization")
 # Times of one rational Krylov space reach from the longest down to this share of it; its pole is at 10 / longest
 # (van den Eshof and Hochbruck 2006: near the best for 8 to 20 vectors).
 _WINDOW, _POLE = 1 / 16, 0.1
 _FIRST, _LAST = 6, 40
-_SMALLEST = 2.0**-60
-# Seconds, measured on one core, only ever compared with each other: sparse LU in d dimensions per cell^power,
-# one solve per cell and nonzero, one product per cell and nonzero.
-_FACTOR = {1: (1e-7, 1.0), 2: (1.3e-8, 1.5), 3: (1e-9, 2.0)}
-_SOLVE, _PRODUCT = 2e-8, 1e-9
+SMALLEST = 2.0**-60
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ class Krylov:
             found, used = self._window(x, np.append(np.minimum(inside, horizon), horizon))
             if found is None:
                 self._reach = horizon / 4
-                if self._reach < _SMALLEST * times[-1]:
+                if self._reach < SMALLEST * times[-1]:
                     raise ConvergenceFailure(
                         f"{_LAST} Krylov vectors did not reach {self._allowed:.2g} on any interval; use a larger "
                         "tol, or method='implicit'"
@@ -285,155 +279,3 @@ def _poisson(mean: float, low: int, high: int) -> np.ndarray:
     k = np.arange(low, high + 1)
     weights = np.exp(k * math.log(mean) - mean - gammaln(k + 1.0))
     return weights / weights.sum()
-
-
-# (1 - G z)^-1 and its powers; L-stable for 5 stages at order 4 and for 4 stages at order 3 when
-# 0.248 <= G <= 0.573 (Hairer and Wanner 1996, table IV.6.4)
-GAMMA = 0.25
-
-
-def _powers(stages: int) -> np.ndarray:
-    """Row j: coefficients of z^j in (1 - G z)^-k, k = 1 ... stages."""
-    powers = np.empty((stages, stages))
-    powers[0] = 1.0
-    for j in range(1, stages):
-        powers[j] = powers[j - 1] * (np.arange(1, stages + 1) + j - 1) / j * GAMMA
-    return powers
-
-
-def stage_weights(stages: int, share: float = 1.0) -> np.ndarray:
-    """Coefficients c with sum_k c_k (1 - G z)^-k = e^(share z) + O(z^stages), k = 1 ... stages."""
-    j = np.arange(stages)
-    return np.linalg.solve(_powers(stages), share**j / np.exp(gammaln(j + 1.0)))
-
-
-_FOURTH, _THIRD = stage_weights(5), np.append(stage_weights(4), 0.0)
-_THIRD_ERROR = abs(float(_powers(5)[4] @ _THIRD) - 1 / 24)
-
-
-class ImplicitSteps:
-    """Adaptive L-stable steps of order 4 with one real pole, and solutions of the same order inside a step.
-
-    A step combines u_k = (1 - G s L)^-k x, k = 1 ... 5, G = 1/4: five backward Euler steps, each positive and
-    mass-conserving. The combination is the L-stable approximation of order 4 of the exponential with that one
-    real pole (Norsett; Hairer and Wanner 1996, sec. IV.6), u_1 ... u_4 give one of order 3, and their
-    difference in the side's norm is the error estimate that sets the step (by powers of two, so that
-    factorisations recur). Other coefficients give e^(share s L) from the same stages, so output times do not
-    shorten steps unless that difference is larger there.
-    No method of order above 1 is positive for all steps (Bolley and Crouzeix 1978): what leaves the bounds,
-    less than the error since the exact solution does not, is cut off.
-
-    Parameters
-    ----------
-    chain : Chain
-    side : Side
-    allowed : float
-        Largest local error per step, in the side's norm.
-    """
-
-    def __init__(self, chain: Chain, side: Side, allowed: float):
-        self._side, self._allowed = side, allowed
-        self._resolvents = Resolvents(chain, side.transposed)
-        self._chain, self._steps = chain, 0
-
-    def __call__(self, x: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Rows: the solution at increasing positive times."""
-        result, done, now = np.empty((len(times), len(x))), 0, 0.0
-        step = self._first_step(x, float(times[-1]))
-        while done < len(times):
-            stages = self._stages(x, step)
-            error = self._side.norm((_FOURTH - _THIRD) @ stages)
-            inside = times[done:][times[done:] <= now + step * (1 + 1e-12)]
-            rows, worst = self._inside(stages, np.minimum((inside - now) / step, 1.0))
-            if max(error, worst) > self._allowed:
-                step *= 0.5
-                if step < _SMALLEST * times[-1]:
-                    raise ConvergenceFailure(
-                        f"the step fell to {step:.2g} with error {error:.2g}; use a larger tol"
-                    )
-                continue
-            for row in rows:
-                result[done] = self._side.finish(row, x)
-                done += 1
-            x, now = self._side.finish(_FOURTH @ stages, x, shown=False), now + step
-            self._steps += 1
-            # order 3 is estimated: one doubling multiplies the error of a smooth solution by 2^4
-            gain = math.log2(0.5 * self._allowed / max(error, 1e-300)) / 4
-            step *= 2.0 ** max(0, min(math.floor(gain), 8))
-        return result
-
-    def told(self) -> dict[str, Any]:
-        """Attributes: what it took."""
-        return {
-            "factorisations": self._resolvents.factorisations,
-            "solves": self._resolvents.solves,
-            "steps": self._steps,
-        }
-
-    def _first_step(self, x: np.ndarray, longest: float) -> float:
-        """From the error's leading term, C s^4 L^4 x."""
-        generator = self._chain.generator.T if self._side.transposed else self._chain.generator
-        power = x
-        for _ in range(4):
-            power = generator @ power
-        size = _THIRD_ERROR * self._side.norm(power)
-        step = (self._allowed / size) ** 0.25 if size > 0 else longest
-        return longest * 2.0 ** min(0, math.floor(math.log2(step / longest)))
-
-    def _stages(self, x: np.ndarray, step: float) -> np.ndarray:
-        solve = self._resolvents(GAMMA * step)
-        stages = np.empty((5, len(x)))
-        for k in range(5):
-            x = stages[k] = solve(x)
-        return stages
-
-    def _inside(self, stages: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, float]:
-        """Solutions at shares of the step, and the largest of their error estimates."""
-        fourth = np.array([stage_weights(5, share) for share in shares]).reshape(-1, 5)
-        third = np.zeros_like(fourth)
-        for row, share in enumerate(shares):
-            third[row, :4] = stage_weights(4, share)
-        errors = [self._side.norm(row) for row in (fourth - third) @ stages]
-        return fourth @ stages, max(errors, default=0.0)
-
-
-_BY_NAME: dict[str, Callable[[Chain, Side, float], Exponential]] = {
-    "krylov": Krylov,
-    "implicit": ImplicitSteps,
-    "uniformization": Uniformization,
-}
-
-
-def exponential(chain: Chain, side: Side, allowed: float, method: str) -> Exponential:
-    """The exponential of a chain's generator by a method that `chosen` names."""
-    return _BY_NAME[method](chain, side, allowed)
-
-
-def chosen(chain: Chain, dimension: int, longest: float, method: str) -> tuple[str, str]:
-    """A method, "auto" resolved, and why.
-
-    Raises
-    ------
-    InvalidInput
-        If the method is unknown, or is uniformization of signed transport.
-    """
-    if method not in METHODS:
-        raise InvalidInput(f"method={method!r} is unknown; choose one of {', '.join(map(repr, METHODS))}")
-    if method == "uniformization" and chain.extra is not None:
-        raise InvalidInput(
-            "method='uniformization' needs nonnegative rates, but correlated noise is discretised by central "
-            "differences here; use method='krylov'"
-        )
-    if method != "auto":
-        return method, "as asked"
-    if chain.linear:
-        return "krylov", "on a line factorisation and solves cost as little as products"
-    if chain.extra is not None:
-        return "krylov", "signed cross terms leave no chain of jumps to average"
-    n, entries = chain.size, 2 * len(chain.first) + chain.size
-    cost, power = _FACTOR[min(dimension, 3)]
-    implicit = cost * n**power + 20 * _SOLVE * entries * math.log2(n) / 5
-    jumps = float(chain.outflow.max(initial=0.0)) * longest
-    explicit = (jumps + 10 * math.sqrt(jumps) + 20) * _PRODUCT * entries
-    told = f"about {jumps:.2g} products ({explicit:.2g} s), one factorisation and 20 solves {implicit:.2g} s"
-    return ("krylov" if implicit < explicit else "uniformization"), told

@@ -14,7 +14,8 @@ import scipy.sparse as sps
 from solvers.boundary import Boundary
 from solvers.chain import Chain
 from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
-from solvers.exponentials import Exponential, Side, exponential
+from solvers.exponential_choice import exponential
+from solvers.exponentials import Exponential, Side
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
 from solvers.request import refuse_other

@@ -6,20 +6,9 @@ from scipy.linalg import expm
 from scipy.special import ive
 
 from solvers import SDE, ConvergenceFailure, FokkerPlanck, Grid
-from solvers.exponentials import (
-    _FOURTH,
-    _THIRD,
-    GAMMA,
-    ImplicitSteps,
-    Krylov,
-    Side,
-    Uniformization,
-    _expm,
-    _poisson,
-    _poisson_reach,
-    chosen,
-    stage_weights,
-)
+from solvers.exponential_choice import chosen
+from solvers.exponentials import Krylov, Side, Uniformization, _expm, _poisson, _poisson_reach
+from solvers.implicit_steps import _FOURTH, _THIRD, GAMMA, ImplicitSteps, stage_weights
 from solvers.resolvents import Resolvents
 from tests.operators import brownian_square, double_well, tilted_cosine
 
@@ -103,7 +92,7 @@ def test_krylov_cuts_intervals_that_rotate_too_often():
 @pytest.mark.parametrize("method", [Krylov, ImplicitSteps])
 def test_what_cannot_be_reached_is_told(method, monkeypatch):
     fp = FokkerPlanck(tilted_cosine(), Grid.uniform(x=(0, 2 * np.pi, 60)), boundary="periodic")
-    monkeypatch.setattr("solvers.exponentials._SMALLEST", 0.5)
+    monkeypatch.setattr(f"{method.__module__}.SMALLEST", 0.5)
     monkeypatch.setattr("solvers.exponentials._LAST", 6)
     start = np.zeros(60)
     start[5] = 1.0

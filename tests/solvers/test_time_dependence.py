@@ -182,7 +182,7 @@ def test_general_noise_in_another_convention():
 
 def test_unusable_input_is_refused():
     grid = Grid.uniform(x=(-2, 2, 20))
-    with pytest.raises(InvalidInput, match="depends on time.*or use TimeDependentFokkerPlanck"):
+    with pytest.raises(InvalidInput, match=r"depends on time.*or use TimeDependentFokkerPlanck"):
         FokkerPlanck(_swinging(), grid)
     with pytest.raises(InvalidInput, match="sde is a str"):
         TimeDependentFokkerPlanck("model", grid)
