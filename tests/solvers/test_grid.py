@@ -80,7 +80,18 @@ def test_unknown_walls_are_refused(boundary, words):
 
 
 def test_no_result_uses_a_name_that_an_axis_may_have():
-    from solvers import FokkerPlanck, TransferOperator, eigenmodes, escape_rate, evolve, simulate
+    from solvers import (
+        FokkerPlanck,
+        TransferOperator,
+        eigenmodes,
+        entropy_production,
+        escape_rate,
+        evolve,
+        metastable_sets,
+        probability_current,
+        reaction_rate,
+        simulate,
+    )
     from solvers.grid import _TAKEN
     from tests.operators import ornstein_uhlenbeck
 
@@ -91,10 +102,17 @@ def test_no_result_uses_a_name_that_an_axis_may_have():
         eigenmodes(TransferOperator(sde, grid, step=0.2), 2),
         escape_rate(fp, target=lambda x: x > 1),
         evolve(fp, np.ones(50), [1.0]).to_dataset(),
+        probability_current(fp),
+        entropy_production(fp),
+        reaction_rate(fp, lambda x: x < -1, lambda x: x > 1),
+        metastable_sets(fp, 2),
+        metastable_sets(TransferOperator(sde, grid, step=0.2), 2),
         simulate(
             sde, 0.0, t1=0.1, dt=0.1, paths=2, seed=0, histogram=grid, save_paths=True,
             stop=lambda t, y, p, xp: y[0] > 9, statistics=("mean", "variance", "covariance"),
         ),
     ]  # fmt: skip
     for result in results:
-        assert set(result.variables) <= _TAKEN | {"x"}
+        # names made of the axis's own cannot be another axis but by intent
+        own = {"x", "x_edge", "face_current_x", "reactive_face_current_x"}
+        assert set(result.variables) <= _TAKEN | own
