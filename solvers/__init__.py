@@ -16,6 +16,7 @@ from solvers.exit_statistics import exit_summary, survival
 from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
 from solvers.grid import Grid
+from solvers.grid_report import resolution
 from solvers.heavy_tails import AlphaStable, StudentT
 from solvers.lyapunov import (
     linear_lyapunov_exponent,
@@ -72,6 +73,7 @@ __all__ = [
     "moment_lyapunov_exponent",
     "plain_expectation",
     "rare_exit",
+    "resolution",
     "simulate",
     "stationary_density",
     "stretched_axis",
