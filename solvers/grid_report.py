@@ -28,7 +28,7 @@ def resolution(fp: FokkerPlanck, density: Any = None) -> xr.Dataset:
         Means are over the mass. ``peclet``: root mean square of the cell Peclet number (drift times spacing
         over D), zero on an axis without noise. ``excess_diffusion``: diffusion of the scheme above the model's,
         over the model's, averaged over the faces with noise; slow eigenvalues are off by about as much.
-        ``numerical_diffusion``: what upwind fluxes add where there is no noise, \\|a\\| h / 2, in length^2 / time;
+        ``numerical_diffusion``: what upwind fluxes add where there is no noise, |a| h / 2, in length^2 / time;
         zero with ``advection="second-order"``. ``upwind_share``: that, over the spread times the speed of the
         model, (variance * mean a^2)^1/2: the diffusion that the motion along the axis itself amounts to.
         ``wall_mass(axis, side)``: mass in the outermost cell, over what it would be were the density
