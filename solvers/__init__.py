@@ -21,6 +21,7 @@ from solvers.exit_statistics import exit_summary, survival
 from solvers.fokker_planck import FokkerPlanck
 from solvers.given_noise import drive
 from solvers.grid import Grid
+from solvers.grid_report import resolution
 from solvers.heavy_tails import AlphaStable, StudentT
 from solvers.kramers import eyring_kramers_rate, kramers_comparison
 from solvers.lyapunov import (
@@ -103,6 +104,7 @@ __all__ = [
     "probability_current",
     "rare_exit",
     "reaction_rate",
+    "resolution",
     "simulate",
     "stability_index",
     "stability_threshold",
