@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sps
 import xarray as xr
 
+from solvers.backward import nonnegative_solution, prefers_cycles
 from solvers.chain import Chain
 from solvers.eigensolvers import generator_modes, transfer_modes
 from solvers.elimination import Elimination
@@ -212,7 +213,8 @@ def mean_first_passage_time(fp: FokkerPlanck, target: Region | None = None) -> x
     Notes
     -----
     The equations are eliminated without subtractions (`solvers.elimination`), so the time is accurate
-    relatively however long it is.
+    relatively however long it is. Beyond 20 000 cells in three dimensions elimination would fill in: Krylov steps with
+    multigrid cycles takes its place, and ``method`` in the attributes says how well the equations hold.
     """
     grid = _checked(fp)
     if target is None and not any("absorbing" in pair for pair in fp.boundary.values()):
@@ -221,9 +223,9 @@ def mean_first_passage_time(fp: FokkerPlanck, target: Region | None = None) -> x
     chain, _ = _killed(fp, [] if target is None else [target], [inside])
     _refuse_unreachable(grid, chain, ~inside)
     times = np.zeros(grid.size)
-    times[~inside] = _backward_solution(chain, np.ones(chain.size), "mean first passage time")
+    times[~inside], how = _backward_solution(chain, np.ones(chain.size), "mean first passage time")
     result = grid.data_array(times, name="time", long_name="mean first passage time", units="time")
-    return result.assign_attrs(provenance(convention=fp.sde.convention))
+    return result.assign_attrs(provenance(convention=fp.sde.convention, method=how))
 
 
 def committor(fp: FokkerPlanck, source: Region, target: Region) -> xr.DataArray:
@@ -256,12 +258,12 @@ def committor(fp: FokkerPlanck, source: Region, target: Region) -> xr.DataArray:
     free = ~(in_source | in_target)
     chain, rates = _killed(fp, [source, target], [in_source, in_target])
     _refuse_unreachable(grid, chain, free)
-    result = np.where(in_target, 1.0, 0.0)
+    result, how = np.where(in_target, 1.0, 0.0), None
     if free.any():
-        # probabilities: only rounding can lead above 1
-        result[free] = np.minimum(_backward_solution(chain, rates[1][free], "committor"), 1.0)
+        solution, how = _backward_solution(chain, rates[1][free], "committor")
+        result[free] = np.minimum(solution, 1.0)  # probabilities: only rounding can lead above 1
     labelled = grid.data_array(result, name="committor", long_name="probability of target first", units="1")
-    return labelled.assign_attrs(provenance(convention=fp.sde.convention))
+    return labelled.assign_attrs(provenance(convention=fp.sde.convention, method=how))
 
 
 def _inverse_iteration(
@@ -284,8 +286,10 @@ def _inverse_iteration(
     return rate, masses, doubts
 
 
-def _backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray:
-    """Nonnegative solution of -L^T q = right for a chain whose every state is removed in the end."""
+def _backward_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.ndarray, str]:
+    """Nonnegative solution of -L^T q = right for a chain whose every state is removed in the end, and how."""
+    if prefers_cycles(chain):
+        return nonnegative_solution(chain, right, what)
     if chain.extra is None:
         solution = Elimination(chain).solve(right)
         if not np.isfinite(solution).all():
@@ -293,7 +297,7 @@ def _backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray
                 f"the {what} exceeds {np.finfo(float).max:.2g}, the largest float; use more noise, or a target "
                 "that is reached sooner"
             )
-        return solution
+        return solution, "elimination"
     matrix = sps.csc_array(-chain.generator.T)
     try:
         solution = factor(matrix, symmetric=False).solve(right)
@@ -310,7 +314,7 @@ def _backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray
             f"and its least value is {-negative:.2g} of the largest; use more noise, or cells with "
             "h1/h2 = sqrt(D11/D22) and no signed cross terms"
         )
-    return np.maximum(solution, 0.0)
+    return np.maximum(solution, 0.0), "sparse LU"
 
 
 # ---- regions ---------------------------------------------------------------------------------------------
