@@ -314,9 +314,12 @@ class Multigrid:
         W^1/2 A W^-1/2 with W the stationary weights, A, or A^T.
     shift : float
         Added to A.
+    follow_slow : bool
+        Whether cycles should solve for modes much slower than typical ones too; not needed where those are
+        deflated, and never for a null vector.
     """
 
-    def __init__(self, chain: Chain, form: Form, *, shift: float = 0.0):
+    def __init__(self, chain: Chain, form: Form, *, shift: float = 0.0, follow_slow: bool = True):
         self.form: Form = form
         self._cells = chain.cells
         rates = rates_of(chain)
@@ -333,7 +336,7 @@ class Multigrid:
                 level.steps.append(step)
             # the distance to a wall doubles with the cells
             rates.loss *= 0.5
-        self._bottom = _inverse(rates, form, shift)
+        self._bottom = _inverse(rates, form, shift, follow_slow)
         self._work = [tuple(np.zeros((2, *level.diagonal.shape), np.float32)) for level in self.levels]
         self._rest = [np.zeros(level.diagonal.shape, np.float32) for level in self.levels]
 
@@ -355,6 +358,15 @@ class Multigrid:
         right += _BIAS  # values that decay on and on would end in slow subnormal numbers
         self._cycle(number)
         return np.multiply(x.ravel(), scale, dtype=float)
+
+    def spread_null(self) -> np.ndarray:
+        """The null vector of the coarsest operator, interpolated to the finest lattice, nonnegative, flat."""
+        last = self.levels[-1]
+        _, _, right = np.linalg.svd(dense_matrix(last))
+        vector = np.abs(right[-1]).reshape(last.diagonal.shape).astype(np.float32)
+        for level in reversed(self.levels[:-1]):
+            vector = spread(level.steps, vector)
+        return vector.astype(float).ravel()
 
     def _cycle(self, number: int) -> None:
         level, (b, x) = self.levels[number], self._work[number]
@@ -396,21 +408,23 @@ def spread(steps: list[_Step], coarse: np.ndarray) -> np.ndarray:
     return coarse
 
 
-def dense(rates: Rates, form: Form) -> np.ndarray:
-    """The operator on a small lattice as a matrix."""
-    level = operator(rates, form, float)
-    size = level.diagonal.size
-    columns = np.eye(size).reshape(size, *level.diagonal.shape)
-    return np.array([level.apply(c, np.empty_like(c)).ravel() for c in columns]).T
+def dense_matrix(level: Level) -> np.ndarray:
+    """The operator on a small lattice as a matrix, in double precision."""
+    shape, size = level.diagonal.shape, level.diagonal.size
+    double = Level(level.diagonal.astype(float), [c.astype(float) for c in level.couplings], level.inverse)
+    columns = np.eye(size).reshape(size, *shape)
+    return np.array([double.apply(c, np.empty(shape)).ravel() for c in columns]).T
 
 
-def _inverse(rates: Rates, form: Form, shift: float) -> np.ndarray:
+def _inverse(rates: Rates, form: Form, shift: float, follow_slow: bool) -> np.ndarray:
     """Dense inverse; along nearly stationary directions of no more than the size of typical ones."""
-    matrix = dense(rates, form) + shift * np.eye(rates.loss.size)
+    matrix = dense_matrix(operator(rates, form, float, shift))
+    # a chain without losses has a null vector, found otherwise; where there are some, slow escape can be followed
+    floor = 1e-12 if follow_slow and (np.any(rates.loss) or shift) else 0.1
     if form == "symmetric":
         values, vectors = sl.eigh(0.5 * (matrix + matrix.T))
         typical = values[min(len(values) - 1, max(3, len(values) // 20))]
-        return ((vectors / np.maximum(values, 0.1 * typical)) @ vectors.T).astype(np.float32)
+        return (vectors / np.maximum(values, floor * typical)) @ vectors.T
     left, values, right = np.linalg.svd(matrix)
     typical = values[len(values) - 1 - min(len(values) - 1, max(3, len(values) // 20))]
-    return ((right.T / np.maximum(values, 1e-6 * typical)) @ left.T).astype(np.float32)
+    return (right.T / np.maximum(values, floor * typical)) @ left.T

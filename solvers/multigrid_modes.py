@@ -17,7 +17,7 @@ from solvers.backward import extend
 from solvers.chain import Chain
 from solvers.davidson import davidson
 from solvers.errors import ConvergenceFailure
-from solvers.multigrid import Level, Multigrid, has_lattice, operator, spread
+from solvers.multigrid import Level, Multigrid, dense_matrix, has_lattice, operator, spread
 
 # Vectors beyond the wanted ones, so that the next mode is not far from the start space.
 _SPARE = 2
@@ -187,7 +187,7 @@ def slowest_symmetric(chain: Chain, wanted: int, null: np.ndarray, tol: float) -
         If the iteration stagnates.
     """
     assert chain.log_weights is not None
-    grid = Multigrid(chain, "symmetric")
+    grid = Multigrid(chain, "symmetric", follow_slow=False)
     fine = operator(grid.rates[0], "symmetric", float)
     grid.rates[0] = grid.rates[-1]  # the largest arrays, not needed any more
     weight = np.exp(0.5 * (chain.log_weights - chain.log_weights.max()))
@@ -254,13 +254,7 @@ def _nested_start(grid: Multigrid, wanted: int, zeros: int) -> np.ndarray:
 
 
 def _dense_modes(level: Level, alive: np.ndarray | None, count: int) -> np.ndarray:
-    size = level.diagonal.size
-    matrix = np.array(
-        [
-            level.apply(c.reshape(level.diagonal.shape), np.empty(level.diagonal.shape)).ravel()
-            for c in np.eye(size)
-        ]
-    )
+    size, matrix = level.diagonal.size, dense_matrix(level)
     if alive is not None:
         matrix = matrix[alive.ravel()][:, alive.ravel()]
     _, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))

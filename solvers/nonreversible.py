@@ -10,6 +10,7 @@ import scipy.linalg as sl
 import scipy.sparse as sps
 import scipy.sparse.linalg as spl
 
+from solvers.backward import prefers_cycles, stationary_by_cycles
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import arpack, factor, start_vector
@@ -39,6 +40,9 @@ def stationary_masses(chain: Chain) -> np.ndarray:
             else (f"the grid falls into {len(classes)} parts that exchange no probability")
         )
         raise InvalidInput(f"there is no unique stationary density: {reason}")
+    if prefers_cycles(chain):
+        result, flow = stationary_by_cycles(chain)
+        return _determined(result, flow)
     generator = chain.generator
     # A few resolvent steps find a state that carries mass; pinned there, the rest solves an M-matrix system.
     shift = 1e-3 * chain.rate_scale
@@ -55,11 +59,15 @@ def stationary_masses(chain: Chain) -> np.ndarray:
     result[rest] = -factor(system, symmetric=False).solve(column)
     result /= result.sum()
     flow = float(np.abs(generator @ result).sum() / max(np.abs(generator.diagonal() @ result), 1e-300))
+    return _determined(result, flow)
+
+
+def _determined(masses: np.ndarray, flow: float) -> np.ndarray:
     if not flow < 1e-6:
         raise ConvergenceFailure(
             f"the stationary density is undetermined: net flow {flow:.2g} of the exchange"
         )
-    return result
+    return masses
 
 
 def nonreversible_modes(chain: Chain, k: int, method: str, tol: float) -> Triple:

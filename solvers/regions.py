@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sps
 
+from solvers.backward import nonnegative_solution, prefers_cycles
 from solvers.chain import Chain
 from solvers.elimination import Elimination
 from solvers.errors import ConvergenceFailure, InvalidInput
@@ -106,8 +107,10 @@ def refuse_unreachable(grid: Grid, chain: Chain, free: np.ndarray) -> None:
         raise InvalidInput(f"what starts at {where} never reaches the region; check the region and the noise")
 
 
-def backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray:
-    """Nonnegative solution of -L^T q = right for a chain whose every state is removed in the end."""
+def backward_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.ndarray, str]:
+    """Nonnegative solution of -L^T q = right for a chain whose every state is removed in the end, and how."""
+    if prefers_cycles(chain):
+        return nonnegative_solution(chain, right, what)
     if chain.extra is None:
         solution = Elimination(chain).solve(right)
         if not np.isfinite(solution).all():
@@ -115,7 +118,7 @@ def backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray:
                 f"the {what} exceeds {np.finfo(float).max:.2g}, the largest float; use more noise, or a target "
                 "that is reached sooner"
             )
-        return solution
+        return solution, "elimination"
     matrix = sps.csc_array(-chain.generator.T)
     try:
         solution = factor(matrix, symmetric=False).solve(right)
@@ -132,7 +135,7 @@ def backward_solution(chain: Chain, right: np.ndarray, what: str) -> np.ndarray:
             f"and its least value is {-negative:.2g} of the largest; use more noise, or cells with "
             "h1/h2 = sqrt(D11/D22) and no signed cross terms"
         )
-    return np.maximum(solution, 0.0)
+    return np.maximum(solution, 0.0), "sparse LU"
 
 
 def _evaluate(

@@ -23,10 +23,12 @@ def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 
     operator : FokkerPlanck or TransferOperator
     k : int
         Number of modes. If the k-th is one of a complex pair its partner is returned too (k + 1 modes).
-    method : {"auto", "tridiagonal", "shift-invert", "arnoldi", "dense"}
+    method : {"auto", "tridiagonal", "shift-invert", "davidson", "arnoldi", "dense"}
         "auto": "tridiagonal" (LAPACK bisection on the symmetrised matrix) for reversible operators in one
-        dimension; "dense" up to 100 cells; otherwise "shift-invert" (ARPACK on a
-        sparse LU of the generator, symmetrised where it is reversible) or, for transfer operators, "arnoldi".
+        dimension; "dense" up to 100 cells; "davidson" (block generalised Davidson preconditioned by multigrid
+        cycles) for reversible operators on more than 20 000 cells in three dimensions; otherwise "shift-invert"
+        (ARPACK on a sparse LU of the generator, symmetrised where it is reversible) or, for transfer operators,
+        "arnoldi".
     tol : float
         Relative residual at which a mode counts as converged.
 
