@@ -42,8 +42,10 @@ def on_fronts(chain: Chain) -> bool:
 def resolvent(chain: Chain, shift: float) -> Solver:
     """Factors of (shift - L) for the generator L; shift >= 0, and 0 only if every state is removed in the end."""
     if not on_fronts(chain):
-        return factor(sps.csc_array(shift * sps.eye_array(chain.size) - chain.generator), symmetric=False)
-    return _Transposed(Factors(chain.matrix("backward", shift), _dissection(chain), symmetric=False))
+        return factor(
+            sps.csc_array(shift * sps.eye_array(chain.size) - chain.generator), symmetric=False
+        )
+    return TransposedFactors(Factors(chain.matrix("backward", shift), _dissection(chain), symmetric=False))
 
 
 def symmetric_resolvent(chain: Chain, shift: float) -> Solver:
@@ -59,13 +61,18 @@ def _dissection(chain: Chain):
     return dissect(chain.place.shape, chain.place.wrapped, chain.place.cells)
 
 
-class _Transposed:
+class TransposedFactors:
     """Factors of a matrix serve its transpose; the backward operator has dominant rows, L dominant columns."""
 
     def __init__(self, factors: Factors):
-        self._factors = factors
+        self._factors, self.order = factors, factors.order
+
+    def solve_ordered(self, given: np.ndarray, trans: str = "N") -> None:
+        """In place, rows in elimination order."""
+        self._factors.solve_ordered(given, "N" if trans == "T" else "T")
 
     def solve(self, right: np.ndarray, /, trans: str = "N") -> np.ndarray:
+        """As SuperLU's."""
         return self._factors.solve(right, "N" if trans == "T" else "T")
 
 

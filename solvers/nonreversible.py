@@ -13,10 +13,13 @@ import scipy.sparse.linalg as spl
 from solvers.backward import prefers_cycles, stationary_by_cycles
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure, InvalidInput
-from solvers.factorisation import arpack, factor, start_vector
-from solvers.reversible import RELIABLE, extend_left
+from solvers.factorisation import TransposedFactors, arpack, factor, on_fronts, resolvent, start_vector
+from solvers.graded_modes import TwoSided, nearest_modes, two_levels
+from solvers.reversible import MANY, RELIABLE, extend_left
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
+# Scalings below this leave the left vectors to a solve: products with them would underflow.
+_GRADED = 1e-120
 
 
 def stationary_masses(chain: Chain) -> np.ndarray:
@@ -47,16 +50,23 @@ def stationary_masses(chain: Chain) -> np.ndarray:
     # A few resolvent steps find a state that carries mass; pinned there, the rest solves an M-matrix system.
     shift = 1e-3 * chain.rate_scale
     masses = np.full(chain.size, 1.0 / chain.size)
-    lu = factor(sps.csc_array(shift * sps.eye_array(chain.size) - generator), symmetric=False)
+    lu = resolvent(chain, shift)
     for _ in range(20):
         masses = lu.solve(masses)
         masses /= masses.sum()
+    del lu
     pin = int(classes[0][np.argmax(masses[classes[0]])])
     rest = np.delete(np.arange(chain.size), pin)
     system = sps.csc_array(generator[rest][:, rest])
     column = generator[rest][:, [pin]].toarray().ravel()
     result = np.ones(chain.size)
-    result[rest] = -factor(system, symmetric=False).solve(column)
+    if on_fronts(chain):
+        kept = np.arange(chain.size) != pin
+        into = generator[[pin]].toarray().ravel()
+        into[pin] = 0.0
+        result[rest] = resolvent(chain.keep(kept, into), 0.0).solve(column)
+    else:
+        result[rest] = -factor(system, symmetric=False).solve(column)
     result /= result.sum()
     flow = float(np.abs(generator @ result).sum() / max(np.abs(generator.diagonal() @ result), 1e-300))
     return _determined(result, flow)
@@ -77,6 +87,10 @@ def nonreversible_modes(chain: Chain, k: int, method: str, tol: float) -> Triple
     reversible chain; for others it brings the matrix close to normal, without which Arnoldi would return
     pseudospectrum: the weights of a grid span hundreds of orders of magnitude.
     """
+    if method == "shift-invert" and chain.size > MANY and on_fronts(chain) and len(chain.closed_classes) < 2:
+        found = _graded_modes(chain, k, tol)
+        if found is not None:
+            return found
     generator, n = chain.generator, chain.size
     balance, null_right = np.ones(n), None
     if len(chain.closed_classes) == 1:
@@ -97,6 +111,80 @@ def nonreversible_modes(chain: Chain, k: int, method: str, tol: float) -> Triple
     if null_right is not None:
         right[:, 0], left[:, 0] = null_right, 1.0
     return values, right, left
+
+
+def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
+    """Modes of a large chain on a grid; None if those near zero do not settle which are slowest."""
+    conserving = len(chain.closed_classes) == 1
+    shift = 1e-3 * chain.rate_scale
+    solver = resolvent(chain, shift)
+    assert isinstance(solver, TransposedFactors)
+    right, left = np.full(chain.size, 1.0 / chain.size), np.ones(chain.size)
+    for _ in range(3 if conserving else 6):  # only to balance, and for the blocks: need not converge
+        right = solver.solve(right)
+        right /= right.sum()
+        if not conserving:
+            left = solver.solve(left, "T")
+            left /= left.max()
+    right = np.maximum(right, 1e-300)
+    balance = _balance(right, left)
+    levels = two_levels(chain, np.log(right))
+    blocks, zeros = levels[-1].chain, int(conserving)
+    if len(blocks.closed_classes) != zeros:
+        return None
+    coarse = nonreversible_modes(blocks, k + 3, "shift-invert", 1e-6)
+    if len(coarse[0]) > 3 * k + 10:
+        return None
+    two_sided = TwoSided(solver, right, balance, conserving)
+    found = nearest_modes(chain, two_sided, levels, coarse, right, balance, zeros, 0.1 * tol)
+    values, values_left = (shift - 1.0 / found[0], shift - 1.0 / found[1])
+    order, order_left = _slowest_first(values), _slowest_first(values_left)
+    values, values_left = values[order], values_left[order_left]
+    y, z = found[2][:, order], found[3][:, order_left]
+    kept = _closed_count(values, k - zeros, cluster=True)
+    if k - zeros == 0 or not _settle(values, values_left, kept, shift):
+        return None
+    if conserving:
+        for _ in range(30):
+            if two_sided.iterate() < 1e-10:
+                break
+        else:
+            return None
+        right = two_sided.masses
+    y, z = y[:, :kept], z[:, :kept]
+    if conserving:
+        z -= balance[:, None] * ((right / balance) @ z)
+    z = _biorthonormal(y, z)
+    shown = _closed_count(values, k - zeros, cluster=False)
+    values, z = values[:shown], z[:, :shown]
+    right_modes, left_modes = y[:, :shown] * balance[:, None], z / balance[:, None]
+    reliable = balance > _GRADED
+    if not reliable.all():
+        adjoint = sps.csr_array(chain.generator.T)
+        columns = [extend_left(adjoint, complex(v), left_modes[:, a], reliable) for a, v in enumerate(values)]
+        left_modes = np.column_stack(columns)
+    if conserving:
+        values = np.concatenate([[0.0], values])
+        right_modes = np.column_stack([right, right_modes])
+        left_modes = np.column_stack([np.ones(chain.size), left_modes])
+    return values, right_modes, left_modes
+
+
+def _settle(values: np.ndarray, values_left: np.ndarray, kept: int, shift: float) -> bool:
+    """Whether modes nearest the shift, slowest first, contain the `kept` slowest, and both sides agree.
+
+    They do if the disc that was searched contains every eigenvalue as slow as the last kept one within the
+    sector |Im| <= t |Re| spanned by the modes found. Of equally distant pairs one may be cut, so the rim is not
+    trusted.
+    """
+    if kept >= len(values):
+        return False
+    radius = float(np.abs(values - shift).max()) * (1 - 1e-6)
+    slow = values[:kept]
+    sector = float(np.max(np.abs(slow.imag) / np.maximum(-slow.real, 1e-300)))
+    reach = float(-slow[-1].real) * np.hypot(1.0, sector)
+    allowed = 1e-5 * max(float(np.abs(slow).max()), 1e-300)
+    return reach <= radius and float(np.abs(slow - values_left[:kept]).max()) <= allowed
 
 
 def _dense(matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray], np.ndarray]) -> Triple:
