@@ -96,6 +96,19 @@ def reversible_modes(
     return values, right, left, doubts
 
 
+def _iterated(solver: Factors, known: np.ndarray, start: np.ndarray, wanted: int, tol: float) -> np.ndarray:
+    """Slowest symmetric modes beside the known ones, in the order of elimination."""
+
+    def apply(block: np.ndarray) -> np.ndarray:
+        project(block, known, known)
+        solver.solve_ordered(block)
+        project(block, known, known)
+        return block
+
+    found = block_krylov(apply, apply(start), wanted, 0.1 * tol, symmetric=True)
+    return apply(found.vectors)  # once more: cleans the rounding of the iteration
+
+
 def _graded_modes(
     chain: Chain, k: int, half: np.ndarray, null: np.ndarray, tol: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -110,22 +123,12 @@ def _graded_modes(
     start *= half[:, None]
     solver = symmetric_resolvent(chain, _SHIFT * chain.rate_scale)
     assert isinstance(solver, Factors)
-    order, known = solver.order, null[solver.order]
-    start = start[order]
-
-    def apply(block: np.ndarray) -> np.ndarray:
-        project(block, known, known)
-        solver.solve_ordered(block)
-        project(block, known, known)
-        return block
-
-    found = block_krylov(apply, apply(start), wanted, 0.1 * tol, symmetric=True)
-    del start
-    ordered = apply(found.vectors)  # once more: cleans the rounding of the iteration
-    del solver, found, known
+    order = solver.order
+    ordered = _iterated(solver, null[order], start[order], wanted, tol)
+    del solver, start
     vectors = np.empty_like(ordered)
     vectors[order] = ordered
-    del order, ordered
+    del ordered
     pairs = chain.first, chain.second, chain.forward, chain.backward, chain.loss
     form = difference_form(*pairs, vectors)
     _, rotation = sl.eigh(form, vectors.T @ vectors)
