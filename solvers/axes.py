@@ -113,7 +113,7 @@ def stretched_axis(
     Examples
     --------
     >>> stretched_axis(-1, 1, 4, around=0, ratio=9, width=0.1).round(3)
-    array([-1.   , -0.117,  0.   ,  0.117,  1.   ])
+    array([-1.   , -0.201,  0.   ,  0.201,  1.   ])
     """
     low, high, cells = _checked(low, high, cells)
     points = np.unique(_numbers("around", around))
