@@ -7,6 +7,11 @@ from solvers.correlations import power_spectrum, stationary_autocorrelation
 from solvers.currents import entropy_production, probability_current
 from solvers.density_shape import density_modes, p_bifurcation
 from solvers.eigenvalue_roots import eigenvalue_root
+from solvers.bifurcation import p_bifurcation
+from solvers.convergence import estimate_order
+from solvers.correlations import power_spectrum, stationary_autocorrelation
+from solvers.currents import entropy_production, probability_current
+from solvers.density_shape import density_modes
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,

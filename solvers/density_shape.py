@@ -1,10 +1,10 @@
-"""The shape of a density: number and places of its modes, and the parameter at which their number changes."""
+"""The shape of a density: number and places of its modes."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,6 @@ from solvers.fokker_planck import FokkerPlanck
 from solvers.observables import effective_potential, stationary_density
 from solvers.provenance import provenance
 from solvers.transfer import TransferOperator
-
-_RESOLVED = 5.0  # cells between a mode and its saddle from which their distance is trusted
-_DOUBLINGS = 40
 
 
 def density_modes(
@@ -60,7 +57,7 @@ def density_modes(
     for name, value in (("prominence", prominence), ("floor", floor)):
         if not (isinstance(value, (int, float)) and 0 <= value < 1):
             raise InvalidInput(f"{name}={value!r}; give a share from 0 to below 1")
-    level, names, centers, closed, attributes = _read(density, periodic)
+    level, names, centers, closed, attributes = read_density(density, periodic)
     peaks, saddles = _flooded(level, closed)
     flat = level.ravel()
     depth = np.where(saddles >= 0, -np.expm1(np.minimum(flat[saddles] - flat[peaks], 0.0)), 1.0)
@@ -94,94 +91,10 @@ def density_modes(
     )
 
 
-def p_bifurcation(
-    build: Callable[[float], Any],
-    bracket: tuple[float, float],
-    *,
-    prominence: float = 1e-6,
-    floor: float = 1e-9,
-    periodic: Sequence[str] = (),
-    tol: float = 1e-4,
-) -> xr.Dataset:
-    """The parameter at which the number of modes of the stationary density changes (a P-bifurcation).
-
-    Parameters
-    ----------
-    build : callable
-        ``build(parameter)`` returns what `density_modes` takes: an operator, or a density.
-    bracket : tuple of float
-        Two parameters with different numbers of modes; between several changes one is found.
-    prominence, floor, periodic
-        As for `density_modes`.
-    tol : float
-        Width of the final bracket, relative to the given one.
-
-    Returns
-    -------
-    Dataset
-        ``value``: the parameter. ``uncertainty``, of order h^2: how far it lies from where the modes merge on the
-        grid itself, and how far the parameter moves them apart by one cell. ``count(side)``: modes at the two ends
-        of the final ``bracket(side)``. ``position(component)``: where the mode appears.
-
-    Raises
-    ------
-    InvalidInput
-        If the bracket is unusable or both ends have the same number of modes.
-
-    Notes
-    -----
-    Bisection on the number of modes, then beyond it: the squared distance of the new mode from its saddle grows
-    linearly from the bifurcation, in a pitchfork as in a fold, so that a parabola through three parameters at which
-    it spans at least five cells is continued to zero.
-    """
-    low, high = _checked_bracket(build, bracket)
-    if not 0 < tol < 1:
-        raise InvalidInput(f"tol={tol!r}; give a number between 0 and 1")
-
-    def modes(value: float) -> xr.Dataset:
-        return density_modes(build(value), prominence=prominence, floor=floor, periodic=periodic)
-
-    ends = [low, high]
-    counts = [int(modes(value)["count"]) for value in ends]
-    if counts[0] == counts[1]:
-        raise InvalidInput(
-            f"the density has {counts[0]} modes at both ends of the bracket {low:g}, {high:g}; give a bracket across "
-            "the change"
-        )
-    first = counts[0]
-    while abs(ends[1] - ends[0]) > tol * abs(high - low):
-        middle = 0.5 * (ends[0] + ends[1])
-        count = int(modes(middle)["count"])
-        side = 0 if count == first else 1
-        ends[side], counts[side] = middle, count
-    more = int(counts[1] > counts[0])
-    merged = ends[more]
-    position = _newest(modes(merged))[0]
-    value = _continued(modes, merged, position, (low, high)[more], build(merged))
-    found, cell = (0.5 * (ends[0] + ends[1]), 0.0) if value is None else value
-    uncertainty = abs(found - merged) + cell + abs(ends[1] - ends[0])
-    names = modes(merged).component.values
-    text = {
-        "value": ((), found, "1", "parameter at which the number of modes changes"),
-        "uncertainty": ((), uncertainty, "1", "distance from where the modes merge on the grid"),
-        "bracket": ("side", ends, "1", "parameters on either side"),
-        "count": ("side", counts, "1", "number of modes"),
-        "position": ("component", position, "1", "where the mode appears"),
-    }
-    return xr.Dataset(
-        {k: (dims, values, {"units": u, "long_name": s}) for k, (dims, values, u, s) in text.items()},
-        coords={
-            "side": ("side", [0, 1], {"units": "1", "long_name": "low or high end of the bracket"}),
-            "component": ("component", names, {"units": "1", "long_name": "component"}),
-        },
-        attrs=provenance(),
-    )
-
-
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
-def _read(
+def read_density(
     density: Any, periodic: Sequence[str]
 ) -> tuple[np.ndarray, tuple[str, ...], list[np.ndarray], list[bool], dict[str, Any]]:
     """Logarithm of the density, maximum 0, the axes, and which of them close."""
@@ -216,18 +129,6 @@ def _read(
     names = tuple(str(name) for name in level.dims)
     centers = [np.asarray(level.coords[name].values, dtype=float) for name in names]
     return np.asarray(level.values), names, centers, [name in periodic for name in names], attributes
-
-
-def _checked_bracket(build: Any, bracket: Any) -> tuple[float, float]:
-    if not callable(build):
-        raise InvalidInput(f"build is a {type(build).__name__}; give a function of the parameter")
-    try:
-        low, high = (float(value) for value in bracket)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"bracket={bracket!r}; give two parameters") from error
-    if not (math.isfinite(low) and math.isfinite(high) and low != high):
-        raise InvalidInput(f"bracket={bracket!r}; give two different finite parameters")
-    return low, high
 
 
 def _log(share: float) -> float:
@@ -367,55 +268,3 @@ def _mixed_derivative(level: np.ndarray, index: Any, a: int, b: int, stencils: d
     if not np.isfinite(corners).all():
         return 0.0
     return float(corners[0] - corners[1] - corners[2] + corners[3]) / span
-
-
-# ---- bifurcation -----------------------------------------------------------------------------------------
-
-
-def _newest(found: xr.Dataset, near: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Place and saddle of the mode that is about to merge: the least prominent, or the one nearest a place."""
-    lower = np.flatnonzero(np.isfinite(found.saddle.values).all(axis=1))
-    place, saddle = found.position.values[lower], found.saddle.values[lower]
-    if near is None:
-        chosen = int(np.argmin(found.prominence.values[lower]))
-    else:
-        chosen = int(np.argmin(np.sum((0.5 * (place + saddle) - near) ** 2, axis=1)))
-    return place[chosen], saddle[chosen]
-
-
-def _continued(
-    modes: Callable[[float], xr.Dataset], merged: float, position: np.ndarray, end: float, example: Any
-) -> tuple[float, float] | None:
-    """Where the squared distance of mode and saddle vanishes, from three parameters that resolve it.
-
-    Beside it, the change of the parameter that moves them apart by one cell.
-    """
-    _, _, centers, _, _ = _read(example, ())
-    width = np.array([_width_at(c, p) for c, p in zip(centers, position, strict=True)])
-    step = (end - merged) / 1024
-    for _ in range(_DOUBLINGS):
-        if abs(2 * step) > abs(end - merged):
-            return None
-        place, saddle = _newest(modes(merged + step), position)
-        if np.sqrt(np.sum(((place - saddle) / width) ** 2)) >= _RESOLVED:
-            break
-        step *= 1.5
-    squares = []
-    for factor in (1.0, 1.5, 2.0):
-        place, saddle = _newest(modes(merged + factor * step), position)
-        squares.append(float(np.sum((place - saddle) ** 2)))
-    # parabola in the parameter offset u, in units of the step: the root nearest 0
-    c0, c1, c2 = np.linalg.solve(np.vander([1.0, 1.5, 2.0], increasing=True), squares)
-    inner = c1**2 - 4 * c0 * c2
-    if c1 <= 0 or inner <= 0:
-        return None
-    nearest = -2 * c0 / (c1 + np.sqrt(inner))  # without cancellation, however small c2
-    growth = c1 + 2 * c2 * nearest
-    if abs(nearest) >= 1 or growth <= 0:
-        return None
-    return merged + nearest * step, abs(step) * float(np.max(width)) ** 2 / growth
-
-
-def _width_at(center: np.ndarray, position: float) -> float:
-    near = int(np.clip(np.searchsorted(center, position), 1, len(center) - 1))
-    return float(center[near] - center[near - 1])
