@@ -1,17 +1,13 @@
 """SDE ensembles and Fokker-Planck operators: one model, many readings, stated conventions."""
 
 from solvers.axes import log_axis, stretched_axis, uniform_axis
+from solvers.bifurcation import p_bifurcation
 from solvers.continuation import continuation
 from solvers.convergence import estimate_order
 from solvers.correlations import power_spectrum, stationary_autocorrelation
 from solvers.currents import entropy_production, probability_current
-from solvers.density_shape import density_modes, p_bifurcation
-from solvers.eigenvalue_roots import eigenvalue_root
-from solvers.bifurcation import p_bifurcation
-from solvers.convergence import estimate_order
-from solvers.correlations import power_spectrum, stationary_autocorrelation
-from solvers.currents import entropy_production, probability_current
 from solvers.density_shape import density_modes
+from solvers.eigenvalue_roots import eigenvalue_root
 from solvers.ensemble import simulate
 from solvers.errors import (
     AccuracyWarning,
