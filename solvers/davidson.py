@@ -98,6 +98,7 @@ def davidson(
     _extend_form(apply, basis, form, 0, size)
     before: np.ndarray | None = None
     best, waited = np.full(wanted, np.inf), np.zeros(wanted, dtype=int)
+    residuals, allowed = best, np.zeros(wanted)
     for step in range(max_steps):
         theta, ritz = np.linalg.eigh(form[:size, :size])
         scale = np.full(wanted, theta[wanted - 1]) if common_scale else theta[:wanted]

@@ -337,7 +337,8 @@ class Multigrid:
             # the distance to a wall doubles with the cells
             rates.loss *= 0.5
         self._bottom = _inverse(rates, form, shift, follow_slow)
-        self._work = [tuple(np.zeros((2, *level.diagonal.shape), np.float32)) for level in self.levels]
+        shapes = [level.diagonal.shape for level in self.levels]
+        self._work = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for shape in shapes]
         self._rest = [np.zeros(level.diagonal.shape, np.float32) for level in self.levels]
 
     def __call__(self, b: np.ndarray) -> np.ndarray:
