@@ -151,7 +151,7 @@ def residuals(first, second, forward, backward, outflow, values, right, left):
 
 @njit(cache=True)
 def project(block, right, left):
-    """block -= right (left^T block), in place; columns of right and left are bi-orthonormal."""
+    """Block -= right (left^T block), in place; columns of right and left are bi-orthonormal."""
     n, p = block.shape
     for a in range(right.shape[1]):
         sums = np.zeros(p)

@@ -42,9 +42,7 @@ def on_fronts(chain: Chain) -> bool:
 def resolvent(chain: Chain, shift: float) -> Solver:
     """Factors of (shift - L) for the generator L; shift >= 0, and 0 only if every state is removed in the end."""
     if not on_fronts(chain):
-        return factor(
-            sps.csc_array(shift * sps.eye_array(chain.size) - chain.generator), symmetric=False
-        )
+        return factor(sps.csc_array(shift * sps.eye_array(chain.size) - chain.generator), symmetric=False)
     return TransposedFactors(Factors(chain.matrix("backward", shift), _dissection(chain), symmetric=False))
 
 

@@ -435,13 +435,17 @@ def _forward(begin, stop, start, edge, later, offset, data, x, symmetric, transp
         side = at + own * own + (0 if upper else own * rest)
         for i in range(own):
             mine[i] = first + i
-            _subtract(x, first + i, 0, columns, data, at + (i if upper else i * own), own if upper else 1, mine, i)
+            _subtract(
+                x, first + i, 0, columns, data, at + (i if upper else i * own), own if upper else 1, mine, i
+            )
             if not transposed:
                 for q in range(columns):
                     x[first + i, q] /= data[at + i * own + i]
         for a in range(rest):
             row = later[edge[node] + a]
-            _subtract(x, row, 0, columns, data, side + (a if upper else a * own), rest if upper else 1, mine, own)
+            _subtract(
+                x, row, 0, columns, data, side + (a if upper else a * own), rest if upper else 1, mine, own
+            )
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
@@ -462,10 +466,20 @@ def _backward(begin, stop, start, edge, later, offset, data, x, symmetric, trans
             mine[i] = first + i
         for i in range(own - 1, -1, -1):
             _subtract(
-                x, first + i, 0, columns, data, side + (i * rest if upper else i), 1 if upper else own, beyond, rest
+                x,
+                first + i,
+                0,
+                columns,
+                data,
+                side + (i * rest if upper else i),
+                1 if upper else own,
+                beyond,
+                rest,
             )
             after = at + (i * own + i + 1 if upper else (i + 1) * own + i)
-            _subtract(x, first + i, 0, columns, data, after, 1 if upper else own, mine[i + 1 : own], own - 1 - i)
+            _subtract(
+                x, first + i, 0, columns, data, after, 1 if upper else own, mine[i + 1 : own], own - 1 - i
+            )
             if symmetric or transposed:
                 for q in range(columns):
                     x[first + i, q] /= data[at + i * own + i]

@@ -122,7 +122,7 @@ def _graded_modes(
     found = block_krylov(apply, apply(start), wanted, 0.1 * tol, symmetric=True)
     del start
     ordered = apply(found.vectors)  # once more: cleans the rounding of the iteration
-    del solver, found, known
+    del found
     vectors = np.empty_like(ordered)
     vectors[order] = ordered
     del order, ordered
@@ -141,9 +141,7 @@ def _graded_modes(
         left = vectors / half[:, None]
         if not reliable.all():
             adjoint = sps.csr_array(chain.generator.T)
-            columns = [
-                extend_left(adjoint, values[a], left[:, a], reliable) for a in range(len(values))
-            ]
+            columns = [extend_left(adjoint, values[a], left[:, a], reliable) for a in range(len(values))]
             left = np.column_stack(columns)
         left = np.hstack([np.ones_like(null), left])
         right = np.exp(chain.log_weights)[:, None] * left
