@@ -75,6 +75,7 @@ def block_krylov(
             length = np.ones(block.shape[1])
         basis, ends = [block], [block.shape[1]]
         projected = np.zeros(((steps + 1) * width, steps * width))
+        known, end, values, small = 0, 0, np.zeros(0), np.zeros((0, 0))
         for _ in range(steps):
             known = ends[-1]
             begin = known - basis[-1].shape[1]

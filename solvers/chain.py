@@ -103,7 +103,7 @@ class Chain:
         return matrix
 
     def matrix(self, kind: str, shift: float) -> sps.csr_array:
-        """shift - A for the rates alone: A is L^T ("backward"), or W^-1/2 L W^1/2 ("symmetrised").
+        """Shift - A for the rates alone: A is L^T ("backward"), or W^-1/2 L W^1/2 ("symmetrised").
 
         The symmetrised generator comes from the rates, so that tiny weights neither underflow nor overflow.
         """

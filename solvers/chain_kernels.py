@@ -147,7 +147,7 @@ def residuals(first, second, forward, backward, outflow, values, right, left, we
 
 @njit(cache=True)
 def project(block, right, left):
-    """Project out: block -= right (left^T block), in place; columns of right and left are bi-orthonormal."""
+    """Block -= right (left^T block), in place; columns of right and left are bi-orthonormal."""
     n, p = block.shape
     for a in range(right.shape[1]):
         sums = np.zeros(p)

@@ -136,14 +136,14 @@ def entropy_production(fp: FokkerPlanck) -> xr.Dataset:
     """
     grid = checked_grid(fp)
     masses = stationary_masses(fp.chain)
-    if not fp.reversible:
-        fp.warn_if_unresolved(masses, stacklevel=3)
     if fp.reversible:
         shares, method = np.zeros(grid.size), "detailed balance"
     elif fp.coefficients.correlated:
         shares, method = _current_shares(fp, masses), "current"
     else:
         shares, method = _pair_shares(fp, masses), "pairs"
+    if not fp.reversible:
+        fp.warn_if_unresolved(masses, stacklevel=3)
     return xr.Dataset(
         {
             "rate": ((), float(shares.sum()), {"units": "1/time", "long_name": "entropy production rate"}),

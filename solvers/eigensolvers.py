@@ -37,6 +37,7 @@ class Modes:
     norm: float
     method: str
     doubts: tuple[str, ...] = ()
+    reason: str = "asked for"
 
 
 def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
@@ -70,6 +71,7 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
             "davidson",
             large.doubts,
         )
+    asked = method
     tridiagonal = chain.linear and chain.reversible
     if method == "tridiagonal" and not tridiagonal:
         raise InvalidInput("method='tridiagonal' needs a reversible operator in one dimension; use 'auto'")
@@ -97,8 +99,22 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
         modes = Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
     else:
         modes = _finish(chain.generator, values, right, left, zeros, method)
+    if asked == "auto":
+        modes.reason = _reason(chain, method)
     modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
     return modes
+
+
+def _reason(chain: Chain, method: str) -> str:
+    """Why "auto" has chosen a method."""
+    balance = "detailed balance" if chain.reversible else "no detailed balance"
+    if method == "tridiagonal":
+        return f"{balance} in one dimension: the symmetrised generator is tridiagonal"
+    if method == "dense":
+        return f"{chain.size} cells: a full matrix is fastest"
+    return (
+        f"{balance}, {chain.size} cells: a sparse factorisation, which also finds modes close to each other"
+    )
 
 
 def _irreversible_doubts(modes: Modes) -> tuple[str, ...]:
@@ -127,11 +143,15 @@ def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Mo
             f"method={method!r} is not for transfer operators; choose 'auto', 'arnoldi' or 'dense'"
         )
     conserving = bool(np.abs(matrix.sum(axis=0) - 1).max() < 1e-12)
+    reason = "asked for"
     if method == "auto":
         size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
         method = "dense" if size <= max(_DENSE, 3 * k + 20) else "arnoldi"
+        reason = f"a transfer operator on {size} cells"
     values, right, left = stochastic_modes(matrix, k, method, tol)
-    return _finish(matrix, values, right, left, int(conserving), method)
+    modes = _finish(matrix, values, right, left, int(conserving), method)
+    modes.reason = reason
+    return modes
 
 
 def _finish(

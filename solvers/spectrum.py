@@ -11,11 +11,14 @@ import xarray as xr
 from solvers.eigensolvers import Modes, generator_modes, transfer_modes
 from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
+from solvers.grid import Grid
 from solvers.provenance import provenance
 from solvers.transfer import TransferOperator
 
 
-def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 1e-10) -> xr.Dataset:
+def eigenmodes(
+    operator: Any, k: int = 6, *, method: str = "auto", tol: float = 1e-10, richardson: bool = False
+) -> xr.Dataset:
     """The k slowest eigenmodes of a Fokker-Planck operator, or the k leading ones of a transfer operator.
 
     Parameters
@@ -31,6 +34,9 @@ def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 
         "arnoldi".
     tol : float
         Relative residual at which a mode counts as converged.
+    richardson : bool
+        Also solve on cells of twice the width (a Fokker-Planck operator with an even number of cells, at least
+        four, along every axis) and estimate the discretisation error, which is of second order.
 
     Returns
     -------
@@ -45,6 +51,10 @@ def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 
         ``gap``: minus the real part of the slowest nonzero eigenvalue (for a transfer operator
         ``-log|mu| / step`` of the first mode that decays), in 1/time. Which modes are zero follows from the
         structure (walls that conserve probability, disconnected parts), not from a tolerance.
+        With ``richardson``: ``eigenvalue_error(mode)``, a third of the distance to the coarser grid's value, and
+        ``eigenvalue_extrapolated(mode)``, fourth-order accurate where cells and model are smooth. On an axis
+        without noise, where the scheme is of first order, the error is three times as large. Attributes:
+        ``method`` and ``method_reason``.
 
     Raises
     ------
@@ -83,6 +93,8 @@ def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 
         raise InvalidInput(f"k={k!r} modes of {grid.size} cells; give an integer from 1 to {grid.size}")
     if not 0 < tol < 1e-2:
         raise InvalidInput(f"tol={tol!r}; give a relative tolerance between 0 and 0.01")
+    if richardson:
+        _refuse_unpaired(operator)
     if isinstance(operator, FokkerPlanck):
         modes = generator_modes(operator.chain, int(k), method, tol)
         if modes.zeros:
@@ -96,7 +108,59 @@ def eigenmodes(operator: Any, k: int = 6, *, method: str = "auto", tol: float = 
         units, eigenvalue_name = "1", f"eigenvalue per step of {operator.step:g}"
         gap = _transfer_gap(operator, modes, method, tol)
     _verify(modes, tol, units)
-    return _dataset(operator, modes, gap, units, eigenvalue_name)
+    result = _dataset(operator, modes, gap, units, eigenvalue_name)
+    if richardson and isinstance(operator, FokkerPlanck):
+        return _with_errors(result, operator, modes, method, tol)
+    return result
+
+
+def _refuse_unpaired(operator: Any) -> None:
+    if not isinstance(operator, FokkerPlanck):
+        raise InvalidInput(
+            "richardson=True needs a FokkerPlanck operator; leave it out for transfer operators"
+        )
+    for name, cells in zip(operator.grid.names, operator.grid.shape, strict=True):
+        if cells % 2 or cells < 4:
+            raise InvalidInput(
+                f"richardson=True joins cells in pairs, but axis {name} has {cells}; give it an even number, at "
+                "least 4"
+            )
+
+
+def _with_errors(
+    result: xr.Dataset, operator: FokkerPlanck, modes: Modes, method: str, tol: float
+) -> xr.Dataset:
+    """Errors of second order, from the same operator on cells of twice the width."""
+    grid = Grid(**{name: edges[::2] for name, edges in operator.grid.edges.items()})
+    count = len(modes.values)
+    if count > grid.size:
+        raise InvalidInput(
+            f"richardson=True needs k <= {grid.size}, the cells of the coarser grid; ask for fewer modes"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)  # the finer grid has said what there is to say
+        coarser = FokkerPlanck(
+            operator.sde,
+            grid,
+            boundary=dict(operator.boundary),
+            flux=operator.flux,
+            allow_wall_mass=operator.allow_wall_mass,
+        )
+    coarse = generator_modes(coarser.chain, count, "auto" if method == "tridiagonal" else method, tol)
+    third = (modes.values - coarse.values[:count]) / 3.0
+    units = {"units": "1/time"}
+    return result.assign(
+        eigenvalue_error=(
+            "mode",
+            np.abs(third),
+            {**units, "long_name": "discretisation error of the eigenvalue, estimated"},
+        ),
+        eigenvalue_extrapolated=(
+            "mode",
+            modes.values + third,
+            {**units, "long_name": "eigenvalue extrapolated from two grids"},
+        ),
+    )
 
 
 def _generator_gap(
@@ -156,5 +220,10 @@ def _dataset(operator: Any, modes: Modes, gap: float, units: str, eigenvalue_nam
             "mode": ("mode", np.arange(shape[0]), {"units": "1", "long_name": "mode, slowest first"}),
             **grid.coordinates(),
         },
-        attrs=provenance(convention=operator.sde.convention, method=modes.method, zero_modes=modes.zeros),
+        attrs=provenance(
+            convention=operator.sde.convention,
+            method=modes.method,
+            method_reason=modes.reason,
+            zero_modes=modes.zeros,
+        ),
     )
