@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -343,11 +344,28 @@ class Multigrid:
 
     def __call__(self, b: np.ndarray) -> np.ndarray:
         """An approximate solution x of A x = b, for a b over the states of the chain."""
+        return self._over_states(b, self.cycle)
+
+    def smooth(self, b: np.ndarray) -> np.ndarray:
+        """The same by sweeps on the finest lattice alone, in double precision: for drift that dominates."""
+
+        def sweeps(whole: np.ndarray) -> np.ndarray:
+            level = self.levels[0]
+            shape = level.diagonal.shape
+            x = np.zeros(shape)
+            for _ in range(2):
+                level.sweep(x, whole.reshape(shape), True)
+                level.sweep(x, whole.reshape(shape), False)
+            return x.ravel()
+
+        return self._over_states(b, sweeps)
+
+    def _over_states(self, b: np.ndarray, solve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         if self._cells is None:
-            return self.cycle(b)
-        spread_out = np.zeros(self.levels[0].diagonal.size)
-        spread_out[self._cells] = b
-        return self.cycle(spread_out)[self._cells]
+            return solve(b)
+        whole = np.zeros(self.levels[0].diagonal.size)
+        whole[self._cells] = b
+        return solve(whole)[self._cells]
 
     def cycle(self, b: np.ndarray, number: int = 0) -> np.ndarray:
         """An approximate solution on one of the lattices, all cells of it, flat."""
