@@ -255,7 +255,7 @@ def _boundaries(indptr, indices, order, position, start, parent):
 @njit(cache=True)
 def _assemble(
     node, inner, right, low, complement,
-    indptr, indices, values, order, position, start, edge, later, offset, children, data, stack, heights,
+    indptr, indices, values, order, position, start, edge, later, children, stack, heights,
     waiting, place, local, state, symmetric,
 ):  # fmt: skip
     """Entries of the matrix and complements of the children, which leave the stack."""
@@ -312,7 +312,7 @@ def _assemble(
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _eliminate(
     begin, stop,
-    indptr, indices, values, order, position, start, edge, later, offset, children, data, stack, heights,
+    indptr, indices, values, order, position, start, edge, later, children, stack, heights,
     waiting, place, local, state, symmetric,
 ):  # fmt: skip
     """Factor the nodes from `begin` to `stop`, all with small fronts."""
@@ -327,7 +327,7 @@ def _eliminate(
         complement = np.zeros((rest, rest))
         _assemble(
             node, inner, right, low, complement, indptr, indices, values, order, position, start, edge,
-            later, offset, children, data, stack, heights, waiting, place, local, state, symmetric,
+            later, children, stack, heights, waiting, place, local, state, symmetric,
         )  # fmt: skip
         for i in range(own):
             pivot = inner[i, i]
