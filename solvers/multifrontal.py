@@ -88,11 +88,11 @@ class Factors:
         state = np.zeros(2, np.int64)  # waiting nodes, numbers on the stack
         fixed = (
             indptr, indices, values, self.order, self._position, self._start, self._edge, self._later,
-            self._offset, children, self._data, stack, heights, waiting, place, local, state, self.symmetric,
+            children, stack, heights, waiting, place, local, state, self.symmetric,
         )  # fmt: skip
         at = 0
         for node in [*large.tolist(), len(own)]:
-            if not _eliminate(at, node, *fixed):
+            if not _eliminate(at, node, self._offset, self._data, *fixed):
                 raise ZeroDivisionError("a pivot is not positive")
             if node == len(own):
                 break
@@ -311,7 +311,7 @@ def _assemble(
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _eliminate(
-    begin, stop,
+    begin, stop, offset, data,
     indptr, indices, values, order, position, start, edge, later, children, stack, heights,
     waiting, place, local, state, symmetric,
 ):  # fmt: skip
