@@ -255,7 +255,7 @@ def _boundaries(indptr, indices, order, position, start, parent):
 @njit(cache=True)
 def _assemble(
     node, inner, right, low, complement,
-    indptr, indices, values, order, position, start, edge, later, offset, children, data, stack, heights,
+    indptr, indices, values, order, position, start, edge, later, offset, children, data, stack, heights,  # noqa: ARG001 - one list of arguments for all
     waiting, place, local, state, symmetric,
 ):  # fmt: skip
     """Entries of the matrix and complements of the children, which leave the stack."""
