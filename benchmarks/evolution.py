@@ -1,91 +1,83 @@
-"""Densities at T = 1 from a narrow start: `evolve` beside SciPy's expm_multiply and TR-BDF2 by hand.
+"""Densities in time: `evolve` beside its peers, from a narrow start to t = 1, against the exact density.
 
-Run: python benchmarks/evolution.py [--cells 500] [--side 300]. CPU time, best of several, all in one process;
-operators are assembled beforehand. Errors are L1 distances to a converged solution of the same matrix.
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/evolution.py [--cells 500 300] [--repeats 3] [--only evolve FiPy] [--json FILE]
+
+The same linear problem for all, in one dimension (cells[0]) and two (cells[1] per axis; a drift that turns), on
+grids of the same cells (evolution_peers.py). CPU time of the run alone, best of the repeats; the error is the
+1-norm of the difference to the exact cell averages, so that it contains the grid's own; the last column is the
+smallest density found, relative to the largest: negative where a scheme is not positive.
 """
 
+# ruff: noqa: E402 - threads are set before NumPy is imported
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
+    os.environ.setdefault(f"{_name}_NUM_THREADS", "1")
+
 import argparse
+import json
+import math
 import time
-import warnings
+from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sps
-import scipy.sparse.linalg as spl
+from evolution_peers import HALF_WIDTH, PEERS, Missing, exact, quiet
 
-from solvers import FokkerPlanck, Grid, evolve, from_potential
-from solvers.factorisation import factor
-
-
-def _quartic(t, y, p, xp):  # noqa: ARG001
-    return y[0] ** 4 / 4 - y[0] ** 2 / 2 if len(y) == 1 else (y[0] ** 2 - 1) ** 2 + y[1] ** 2
+_ENOUGH = 20.0
+"""Seconds after which a peer is not repeated."""
 
 
-def _noise(t, y, p, xp):  # noqa: ARG001
-    return (0.4**0.5,) * len(y)
-
-
-def tr_bdf2(generator, masses, steps):
-    """Fixed steps of TR-BDF2 (Bank et al. 1985), one factorisation."""
-    a, step = 2 - 2**0.5, 1 / steps
-    system = sps.csc_array(sps.eye_array(len(masses)) - (a / 2 * step) * generator)
-    solve = factor(system, symmetric=False).solve
-    for _ in range(steps):
-        middle = solve(masses + (a / 2 * step) * (generator @ masses))
-        masses = solve((middle - (1 - a) ** 2 * masses) / (a * (2 - a)))
-    return masses
-
-
-def best(function, repeats):
-    """Best CPU time in ms, and the result."""
-    times = []
+def measure(name: str, d: int, cells: int, repeats: int) -> dict:
+    """CPU seconds, error and smallest density of one peer."""
+    run = PEERS[name](d, cells)
+    quiet(run)  # compilation
+    best = math.inf
     for _ in range(repeats):
         begin = time.process_time()
-        result = function()
-        times.append(time.process_time() - begin)
-    return 1e3 * min(times), result
+        density = quiet(run)
+        best = min(best, time.process_time() - begin)
+        if best > _ENOUGH:
+            break
+    volume = (2 * HALF_WIDTH / cells) ** d
+    error = float(np.abs(density - exact(d, cells)).sum() * volume)
+    return {"seconds": best, "error": error, "least": float(density.min() / density.max())}
 
 
-def compare(grid, repeats, counts):
-    fp = FokkerPlanck(from_potential(_quartic, _noise, names=grid.names, convention="ito"), grid)
-    generator = fp.generator
-    squares = sum((c - m) ** 2 for c, m in zip(grid.coords(), (0.5, -0.3), strict=False))
-    narrow = np.exp(-squares / (2 * 0.1**2))
-    cell = np.zeros(grid.shape)
-    cell[tuple(n * 2 // 3 for n in grid.shape)] = 1.0
-    for name, density in (("narrow", narrow), ("one cell", cell)):
-        density = density / (density * grid.volumes).sum()
-        masses = (density * grid.volumes).ravel()
-        truth = (evolve(fp, density, [1.0], tol=1e-12).values[0] * grid.volumes).ravel()
-
-        def report(method, took, found, truth=truth, name=name):
-            error, dip = np.abs(found - truth).sum(), found.min() / found.max()
-            place = f"{grid.size:7d} cells  {name:9s} {method:34s}"
-            print(f"{place} {took:9.2f} ms  L1 error {error:.1e}  dip {min(dip, 0):.0e}")
-
-        for method in ("auto", "implicit", "uniformization"):
-            for tol in (1e-3, 1e-5, 1e-7) if method == "auto" else (1e-5,):
-                took, found = best(
-                    lambda d=density, tol=tol, m=method: evolve(fp, d, [1.0], tol=tol, method=m), repeats
-                )
-                report(
-                    f"evolve {found.attrs['method']} tol={tol:g}",
-                    took,
-                    (found.values[0] * grid.volumes).ravel(),
-                )
-        for steps in counts:
-            took, found = best(lambda m=masses, s=steps: tr_bdf2(generator, m, s), repeats)
-            report(f"TR-BDF2, {steps} steps", took, found)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            took, found = best(lambda m=masses: spl.expm_multiply(generator, m, traceA=generator.trace()), 1)
-        report("scipy expm_multiply", took, found)
+def main() -> None:
+    """Print a table and, if asked, write it as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cells", type=int, nargs=2, default=(500, 300))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="peers whose name begins so")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for d, cells in zip((1, 2), options.cells, strict=True):
+        print(
+            f"\n{d}-D, {cells} cells per axis\n{'':28s}{'CPU s':>10s}{'ratio':>9s}{'L1 error':>12s}{'least':>10s}"
+        )
+        first = None
+        for name in PEERS:
+            if options.only and not any(name.startswith(start) for start in options.only):
+                continue
+            try:
+                row = measure(name, d, cells, options.repeats)
+            except Missing as error:
+                print(f"{name:28s}  {error}")
+                continue
+            first = first or row["seconds"]
+            rows.append({"peer": name, "d": d, "cells": cells, **row})
+            print(
+                f"{name:28s}{row['seconds']:10.4f}{row['seconds'] / first:9.1f}{row['error']:12.1e}{row['least']:10.0e}"
+            )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=int, default=500)
-    parser.add_argument("--side", type=int, default=300)
-    asked = parser.parse_args()
-    compare(Grid.uniform(x=(-3, 3, asked.cells)), 9, (20, 50, 200, 800))
-    if asked.side:
-        compare(Grid.uniform(x=(-2, 2, asked.side), y=(-2, 2, asked.side)), 2, (25, 100))
+    main()
