@@ -5,6 +5,7 @@ dX = A X dt + dW with a narrow Gaussian start, so that cell averages are known e
 returns the density (cells per axis, ...). Compilation and assembly are left out for everybody.
 """
 
+# ruff: noqa: ARG005 - model functions have one signature
 from __future__ import annotations
 
 import warnings
@@ -134,7 +135,7 @@ def tr_bdf2(steps: int) -> Callable[[int, int], Callable[[], np.ndarray]]:
 
 
 def fplanck(d, cells):
-    """fplanck 0.2, which needs a name that NumPy 2 has dropped."""
+    """Propagation by fplanck 0.2, which needs a name that NumPy 2 has dropped."""
     try:
         import fplanck as package
         from scipy import constants
@@ -143,7 +144,7 @@ def fplanck(d, cells):
     if cells**d > 10_000:
         raise Missing("its assembly is a Python loop over cells")
     if not hasattr(np, "product"):
-        np.product = np.prod  # type: ignore[attr-defined]
+        setattr(np, "product", np.prod)  # noqa: B010
     temperature, h = 300.0, 2 * HALF_WIDTH / cells
     drag = 2 * constants.k * temperature  # diffusion 1/2
     a = DRIFT[d]
@@ -188,10 +189,10 @@ def fipy(d, cells):
         raise Missing("not installed") from error
     h = 2 * HALF_WIDTH / cells
     if d == 1:
-        mesh = package.Grid1D(nx=cells, dx=h) + (-HALF_WIDTH,)
+        mesh = package.Grid1D(nx=cells, dx=h) + (-HALF_WIDTH,)  # noqa: RUF005 - a shift
         velocity = package.FaceVariable(mesh=mesh, rank=1, value=-mesh.faceCenters)
     else:
-        mesh = package.Grid2D(nx=cells, ny=cells, dx=h, dy=h) + ((-HALF_WIDTH,), (-HALF_WIDTH,))
+        mesh = package.Grid2D(nx=cells, ny=cells, dx=h, dy=h) + ((-HALF_WIDTH,), (-HALF_WIDTH,))  # noqa: RUF005
         x, y = mesh.faceCenters
         velocity = package.FaceVariable(mesh=mesh, rank=1, value=np.array([-x - 2 * y, 2 * x - y]))
     velocity.setValue(0.0, where=mesh.exteriorFaces)
