@@ -176,9 +176,7 @@ def _pilot(run: Run) -> np.ndarray:
     request = run.request
     count = min(_PILOT, request.paths)
     start = request.start if len(request.start) == 1 else request.start[:count]
-    before: Before | None = request.before
-    if before is not None:
-        before = before._replace(diverged=before.diverged[:count], exits=before.exits[:count])
+    before: Before | None = None if request.before is None else request.before.first(count)
     small = dataclasses.replace(
         request, paths=count, start=start, before=before, statistics=(), save_paths=True, grid=None,
         levels=(), window=None, chunk=None,

@@ -39,6 +39,11 @@ class Before(NamedTuple):
     exits: np.ndarray | None  # none if it had no stop condition
     increments: str | None
 
+    def first(self, count: int) -> Before:
+        """The first paths alone."""
+        exits = None if self.exits is None else self.exits[:count]
+        return self._replace(diverged=self.diverged[:count], exits=exits)
+
 
 @dataclass(frozen=True)
 class Request:

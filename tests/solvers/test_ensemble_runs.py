@@ -61,6 +61,13 @@ def test_a_continued_run_is_the_whole_run(resolution, split):
     np.testing.assert_allclose(joined["time"], whole["time"], rtol=1e-15)
 
 
+def test_a_continued_run_has_quantiles():
+    settings = SETTINGS | {"quantiles": (0.1, 0.5), "save_at": [0.3]}
+    whole = simulate(OU.sde, 2.0, t1=0.3, **settings)
+    second = simulate(OU.sde, simulate(OU.sde, 2.0, t1=0.2, **SETTINGS), t1=0.3, **settings)
+    np.testing.assert_array_equal(second["quantile"], whole["quantile"])
+
+
 def test_a_stop_condition_new_in_a_continued_run_holds_at_its_start_too():
     settings = SETTINGS | {"dt": 0.01}
     first = simulate(OU.sde, 2.0, t1=0.5, **settings)
