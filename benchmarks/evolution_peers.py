@@ -174,6 +174,8 @@ def py_pde(d, cells):
         import pde
     except ImportError as error:
         raise Missing("not installed") from error
+    if cells**d > 10_000:
+        raise Missing("explicit steps as small as the cells' squares: hours")
     grid = pde.CartesianGrid([(-HALF_WIDTH, HALF_WIDTH)] * d, cells)
     flux = "d_dx(x * p)" if d == 1 else "d_dx((x + 2 * y) * p) + d_dy((y - 2 * x) * p)"
     equation = pde.PDE({"p": f"0.5 * laplace(p) + {flux}"}, bc={"value": 0})
