@@ -10,6 +10,7 @@ import scipy.linalg as sl
 import scipy.sparse as sps
 import xarray as xr
 
+from solvers.blas_threads import one_blas_thread
 from solvers.densities import observable_values
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import factor
@@ -210,6 +211,7 @@ def _mode_sum(fp: FokkerPlanck, signal: _Signal, k: int) -> tuple[np.ndarray, np
     return modes.eigenvalue.values, amplitude
 
 
+@one_blas_thread
 def _krylov_covariance(fp: FokkerPlanck, signal: _Signal, times: np.ndarray, tol: float) -> np.ndarray:
     generator, n = fp.chain.generator, fp.grid.size
     # scaled so that a reversible generator is symmetric and any other one near normal
@@ -252,6 +254,7 @@ def _krylov_covariance(fp: FokkerPlanck, signal: _Signal, times: np.ndarray, tol
     )
 
 
+@one_blas_thread
 def _solved_power(fp: FokkerPlanck, signal: _Signal, frequencies: np.ndarray) -> np.ndarray:
     generator = sps.csc_array(fp.chain.generator)
     identity, power = sps.eye_array(fp.grid.size), np.empty(len(frequencies))

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sps
 
 from solvers import memory
+from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.chain_kernels import residuals
 from solvers.errors import InvalidInput
@@ -40,6 +41,7 @@ class Modes:
     reason: str = "asked for"
 
 
+@one_blas_thread
 def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
     """The k modes of largest real part (k + 1 if that would split a complex pair).
 
@@ -128,6 +130,7 @@ def _irreversible_doubts(modes: Modes) -> tuple[str, ...]:
     )
 
 
+@one_blas_thread
 def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Modes:
     """The k modes of largest modulus of a (sub)stochastic matrix.
 

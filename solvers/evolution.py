@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.errors import InvalidInput
 from solvers.exit_times import refuse_arity
@@ -167,6 +168,7 @@ def evolve_backward(
     )
 
 
+@one_blas_thread
 def _propagated(
     fp: Operator, side: Side, start: np.ndarray, times: np.ndarray, t0: float, allowed: float, method: str
 ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -11,6 +11,7 @@ import scipy.sparse as sps
 import scipy.sparse.linalg as spl
 
 from solvers.backward import prefers_cycles, stationary_by_cycles
+from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import TransposedFactors, arpack, factor, on_fronts, resolvent, start_vector
@@ -22,6 +23,7 @@ Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 _GRADED = 1e-120
 
 
+@one_blas_thread
 def stationary_masses(chain: Chain) -> np.ndarray:
     """The one stationary distribution.
 

@@ -10,6 +10,7 @@ import scipy.linalg as sl
 import scipy.sparse as sps
 
 from solvers.angular_harmonics import TiltedGenerator, tilted_generator
+from solvers.blas_threads import one_blas_thread
 from solvers.errors import ConvergenceFailure
 from solvers.factorisation import factor
 from solvers.whitening import whitened
@@ -67,6 +68,7 @@ class Direction:
         self.scale = float(np.linalg.norm(spread) + np.sum(self._noises**2))
         """Range of the growth rates that the direction can have: what errors are measured by."""
 
+    @one_blas_thread
     def exponent(self) -> Estimate:
         """Furstenberg-Khasminskii average, and variance, by perturbation theory of Lambda(p) at p = 0.
 
@@ -80,6 +82,7 @@ class Direction:
         )
         return found._replace(value=self._shift + found.value)
 
+    @one_blas_thread
     def moment(self, p: float) -> Estimate:
         """Lambda(p) and its slope, p != 0.
 
@@ -93,6 +96,7 @@ class Direction:
         )
         return Estimate(p * self._shift + found.value, found.error, self._shift + found.slope)
 
+    @one_blas_thread
     def even_moment(self, p: int) -> float:
         """Lambda(p), p even: an eigenvalue of the closed moment equations, exact whatever the noise."""
         values = np.linalg.eigvals(self._generator(p // 2).at(p).toarray())

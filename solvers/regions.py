@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sps
 
 from solvers.backward import nonnegative_solution, prefers_cycles
+from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.elimination import Elimination
 from solvers.errors import ConvergenceFailure, InvalidInput
@@ -107,6 +108,7 @@ def refuse_unreachable(grid: Grid, chain: Chain, free: np.ndarray) -> None:
         raise InvalidInput(f"what starts at {where} never reaches the region; check the region and the noise")
 
 
+@one_blas_thread
 def backward_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.ndarray, str]:
     """Nonnegative solution of -L^T q = right for a chain whose every state is removed in the end, and how."""
     if prefers_cycles(chain):
