@@ -18,6 +18,7 @@ from solvers.reversible import reversible_modes
 
 # Eigenvalues of an irreversible operator are rounded by eps of its norm, times a modest condition number.
 _ABSOLUTE = 100 * np.finfo(float).eps
+_STOCHASTIC = 1e-13  # columns sum to 1 within some 1e-15, and an eigenvalue collects that over the matrix
 _DENSE = 100
 # Bytes of SuperLU's factors in three dimensions, over cells^(4/3): measured 260 at 20^3, 300 at 32^3.
 _FILL = 300
@@ -153,8 +154,18 @@ def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Mo
         reason = f"a transfer operator on {size} cells"
     values, right, left = stochastic_modes(matrix, k, method, tol)
     modes = _finish(matrix, values, right, left, int(conserving), method)
-    modes.reason = reason
+    modes.reason, modes.doubts = reason, _transfer_doubts(modes)
     return modes
+
+
+def _transfer_doubts(modes: Modes) -> tuple[str, ...]:
+    slow = 1.0 - np.abs(modes.values[modes.zeros :])
+    if not np.any(slow < _STOCHASTIC):
+        return ()
+    return (
+        f"1 - |eigenvalue| is {slow.min():.2g}, below {_STOCHASTIC:g}, the rounding of a stochastic matrix; use more "
+        "noise, or the Fokker-Planck operator of the model",
+    )
 
 
 def _finish(

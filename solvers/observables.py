@@ -167,8 +167,10 @@ def escape_rate(operator: Any, *, target: Region | None = None) -> xr.Dataset:
     leaving = np.abs(modes.right[:, 0]) / np.abs(modes.right[:, 0]).sum()
     if chain is not None and modes.doubts:
         rate, leaving, doubts = _inverse_iteration(chain, rate, leaving, modes.doubts)
-        for doubt in doubts:
-            warnings.warn(AccuracyWarning(doubt), stacklevel=2)
+    else:
+        doubts = modes.doubts
+    for doubt in doubts:
+        warnings.warn(AccuracyWarning(doubt), stacklevel=2)
     masses = np.zeros(grid.size)
     masses[free] = leaving
     density = masses.reshape(grid.shape) / grid.volumes

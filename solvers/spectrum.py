@@ -107,6 +107,8 @@ def eigenmodes(
         modes = transfer_modes(operator.matrix, int(k), method, tol)
         units, eigenvalue_name = "1", f"eigenvalue per step of {operator.step:g}"
         gap = _transfer_gap(operator, modes, method, tol)
+        for doubt in modes.doubts:
+            warnings.warn(AccuracyWarning(doubt), stacklevel=2)
     _verify(modes, tol, units)
     result = _dataset(operator, modes, gap, units, eigenvalue_name)
     if richardson and isinstance(operator, FokkerPlanck):

@@ -165,3 +165,15 @@ def test_sparse_and_dense_modes_agree():
     np.testing.assert_allclose(sparse.right, dense.right, atol=1e-8)
     masses = np.abs(dense.right[0] * transfer.grid.volumes)
     np.testing.assert_allclose(masses * sparse.left, masses * dense.left, atol=1e-9)
+
+
+def test_a_gap_below_rounding_is_told():
+    """Two wells whose exchange per step, exp(-1/(4 D)) times some 0.01, is far below 1e-16 at D = 0.005."""
+    wells = SDE(
+        lambda t, y, p, xp: (y[0] - y[0] ** 3,), lambda t, y, p, xp: (xp.sqrt(0.01),), convention="ito"
+    )
+    transfer = TransferOperator(wells, Grid.uniform(x=(-1.6, 1.6, 400)), step=0.1)
+    with pytest.warns(AccuracyWarning, match="rounding of a stochastic matrix"):
+        eigenmodes(transfer, k=2)
+    with pytest.warns(AccuracyWarning, match="rounding of a stochastic matrix"):
+        escape_rate(transfer, target=lambda x: x > 1.2)
