@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,9 @@ def cell_masses(grid: Grid, density: Any) -> np.ndarray:
         If it is no density on this grid.
     """
     values = _values(grid, density, "density")
-    if values.min() < 0:
-        raise InvalidInput(f"density contains {values.min():.6g}; give finite values >= 0")
+    if not np.isfinite(values).all() or values.min() < 0:
+        bad = values[~(np.isfinite(values) & (values >= 0))].ravel()[0]
+        raise InvalidInput(f"density contains {bad}; give finite values >= 0")
     masses = (values * grid.volumes).ravel()
     if masses.sum() <= 0:
         raise InvalidInput("density is zero everywhere; give one with positive mass")
@@ -60,17 +60,19 @@ def observable_values(grid: Grid, observable: Any) -> np.ndarray:
     """
     if callable(observable) and not isinstance(observable, xr.DataArray):
         refuse_arity(observable, grid.d, "observable", f"({', '.join(grid.names)})")
-        coords = grid.coords()
-        observable = _evaluated(observable, coords)
-    return _values(grid, observable, "observable").ravel()
-
-
-def _evaluated(observable: Callable[..., Any], coords: tuple[np.ndarray, ...]) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        value = np.asarray(observable(*coords))
-    if value.dtype.kind not in "fiub":
-        raise InvalidInput(f"observable returns {value.dtype}; give a function that returns real numbers")
-    return np.broadcast_to(value, coords[0].shape) if value.ndim == 0 else value
+        with np.errstate(all="ignore"):
+            result = observable(*grid.coords())
+        value = np.asarray(result)
+        if value.dtype.kind not in "fiub" or value.shape not in {(), grid.shape}:
+            raise InvalidInput(
+                f"observable returns {type(result).__name__} ({value.dtype}) and not numbers on the grid; give a function of "
+                "coordinate arrays"
+            )
+        observable = np.broadcast_to(value, grid.shape)
+    values = _values(grid, observable, "observable")
+    if not np.isfinite(values).all():
+        raise InvalidInput(f"observable contains {values[~np.isfinite(values)][0]}; give finite values")
+    return values.ravel()
 
 
 def _values(grid: Grid, given: Any, what: str) -> np.ndarray:
@@ -85,8 +87,6 @@ def _values(grid: Grid, given: Any, what: str) -> np.ndarray:
         raise InvalidInput(f"{what} is a {type(given).__name__} and no array of numbers") from error
     if values.shape != grid.shape:
         raise InvalidInput(f"{what} has shape {values.shape}, but the grid has {grid.shape}")
-    if not np.isfinite(values).all():
-        raise InvalidInput(f"{what} contains {values[~np.isfinite(values)].ravel()[0]}; give finite values")
     return values
 
 
@@ -95,9 +95,17 @@ def _refuse_other_cells(grid: Grid, given: xr.DataArray, what: str) -> None:
     for name, centers in grid.centers.items():
         if name not in given.coords:
             continue
-        at = np.asarray(given.coords[name].values)
-        if at.shape != centers.shape or not (np.abs(at - centers) <= 1e-6 * grid.widths[name]).all():
+        coordinate = np.asarray(given.coords[name].values)
+        if coordinate.shape != centers.shape:
             raise InvalidInput(
-                f"{what} is given on other cells along {name} than the grid's {centers.size} centres; "
-                "interpolate it to them first"
+                f"{what} has {coordinate.size} cells along {name}, but the grid has {centers.size}: it is given on "
+                "other cells; interpolate it to the grid's centres first"
+            )
+        off = np.abs(coordinate - centers)
+        if not (off <= 1e-6 * grid.widths[name]).all():
+            worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+            raise InvalidInput(
+                f"{what} is given at {name}={coordinate[worst]:g} where the grid has a cell centre at "
+                f"{name}={centers[worst]:g}: it is on other cells, from another grid; interpolate it to the centres "
+                "first"
             )

@@ -10,8 +10,8 @@ import xarray as xr
 
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
+from solvers.densities import cell_masses, observable_values
 from solvers.errors import InvalidInput
-from solvers.exit_times import refuse_arity
 from solvers.exponential_choice import chosen, exponential
 from solvers.exponentials import Exponential, Side
 from solvers.fokker_planck import FokkerPlanck
@@ -82,7 +82,7 @@ def evolve(
     0.5
     """
     grid = _checked_operator(fp)
-    masses = _checked_masses(grid, density)
+    masses = cell_masses(grid, density)
     at = _checked_times(times, t0)
     tol = _checked_tolerance(tol)
     side = Side(False, *_structure(fp, t0), 1.0 / np.sqrt(grid.volumes.ravel()))
@@ -139,7 +139,7 @@ def evolve_backward(
     0.736
     """
     grid = _checked_operator(fp)
-    values = _checked_observable(grid, observable)
+    values = observable_values(grid, observable)
     at = _checked_times(times, t0)
     tol = _checked_tolerance(tol)
     conserving, positive = _structure(fp, t0)
@@ -229,68 +229,6 @@ def _checked_tolerance(tol: Any) -> float:
     if not (isinstance(tol, (int, float, np.number)) and 0 < tol < 1):
         raise InvalidInput(f"tol={tol!r}; give a number between 0 and 1")
     return float(tol)
-
-
-def _checked_values(grid: Grid, given: Any, what: str) -> np.ndarray:
-    if isinstance(given, xr.DataArray):
-        if set(given.dims) != set(grid.names):
-            raise InvalidInput(f"{what} has dimensions {given.dims}, but the grid has {grid.names}")
-        _refuse_other_cells(grid, given, what)
-        given = given.transpose(*grid.names).values
-    try:
-        values = np.asarray(given, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{what} is a {type(given).__name__} and no array of numbers") from error
-    if values.shape != grid.shape:
-        raise InvalidInput(f"{what} has shape {values.shape}, but the grid has {grid.shape}")
-    return values
-
-
-def _checked_masses(grid: Grid, density: Any) -> np.ndarray:
-    values = _checked_values(grid, density, "density")
-    if not np.isfinite(values).all() or values.min() < 0:
-        bad = values[~(np.isfinite(values) & (values >= 0))].ravel()[0]
-        raise InvalidInput(f"density contains {bad}; give finite values >= 0")
-    masses = (values * grid.volumes).ravel()
-    if masses.sum() <= 0:
-        raise InvalidInput("density is zero everywhere; give one with positive mass")
-    return masses
-
-
-def _checked_observable(grid: Grid, observable: Any) -> np.ndarray:
-    if callable(observable) and not isinstance(observable, xr.DataArray):
-        refuse_arity(observable, grid.d, "observable", f"({', '.join(grid.names)})")
-        result = observable(*grid.coords())
-        try:
-            observable = np.broadcast_to(np.asarray(result, dtype=float), grid.shape)
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(
-                f"observable returns {type(result).__name__} and not numbers on the grid; give a function of "
-                "coordinate arrays"
-            ) from error
-    values = _checked_values(grid, observable, "observable")
-    if not np.isfinite(values).all():
-        raise InvalidInput(f"observable contains {values[~np.isfinite(values)][0]}; give finite values")
-    return values.ravel()
-
-
-def _refuse_other_cells(grid: Grid, given: xr.DataArray, what: str) -> None:
-    """Refuse coordinates that are not the grid's cell centres."""
-    for name, centers in grid.centers.items():
-        if name not in given.coords:
-            continue
-        coordinate = np.asarray(given.coords[name].values)
-        if coordinate.shape != centers.shape:
-            raise InvalidInput(
-                f"{what} has {coordinate.size} cells along {name}, but the grid has {centers.size}"
-            )
-        off = np.abs(coordinate - centers)
-        if not (off <= 1e-6 * grid.widths[name]).all():
-            worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
-            raise InvalidInput(
-                f"{what} is given at {name}={coordinate[worst]:g} where the grid has a cell centre at "
-                f"{name}={centers[worst]:g}: it is from another grid; interpolate it to the centres first"
-            )
 
 
 def _checked_times(times: Sequence[float] | np.ndarray, t0: Any) -> np.ndarray:
