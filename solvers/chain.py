@@ -65,12 +65,10 @@ class Chain:
         Whether the weights of all states are tied together, by pairs whose rates may underflow to zero.
     widths : tuple of ndarray
         Cell widths per axis, where the states are cells of a grid and all pairs are faces between them.
-    cells : ndarray of int, or None
-        Flat cell numbers of the states on that grid; None for all cells in order.
     extra : sparse array or None
         Transport that is not a set of rates (signed cross terms); columns sum to zero.
     place : Place or None
-        Where the states are on a grid, for large chains.
+        Where the states are on a grid.
     """
 
     size: int
@@ -84,9 +82,13 @@ class Chain:
     linear: bool = False
     joined: bool = True
     widths: tuple[np.ndarray, ...] = ()
-    cells: np.ndarray | None = None
     extra: sps.csr_array | None = field(default=None)
     place: Place | None = None
+
+    @property
+    def cells(self) -> np.ndarray | None:
+        """Flat cell numbers of the states on their grid; None for all cells in order, or without a grid."""
+        return None if self.place is None else self.place.cells
 
     @cached_property
     def outflow(self) -> np.ndarray:
@@ -182,7 +184,6 @@ class Chain:
             linear=self.linear,
             joined=self.joined,
             widths=self.widths,
-            cells=np.flatnonzero(kept) if self.cells is None else self.cells[kept],
             extra=extra,
             place=None if self.place is None else self.place.kept(kept),
         )
