@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from solvers import memory
+from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure
 from solvers.multigrid import Form, Level, Multigrid, has_lattice, operator
@@ -46,6 +46,7 @@ class LatticeOperator:
         return self.level.apply(self._whole, self._out).ravel()[self._cells]
 
 
+@one_blas_thread
 def conjugate_residuals(
     apply: Callable[[np.ndarray], np.ndarray],
     precondition: Callable[[np.ndarray], np.ndarray],
@@ -94,34 +95,34 @@ def conjugate_residuals(
     held = oldest = used = 0
     rest = weight * (b - apply(x))
     best, waited = np.inf, 0
-    with threadpool_limits(1, user_api="blas"):
-        while True:
-            norm = float(np.linalg.norm(rest))
-            waited = 0 if norm < 0.9 * best else waited + 1
-            best = min(best, norm)
-            if not np.isfinite(norm) or norm <= tol * size or used >= max_cycles or waited > _PATIENCE:
-                true = float(np.linalg.norm(weight * (b - apply(x))))
-                return x, true / size, used
-            new = x.copy() if used == 0 and x.any() else precondition(rest / weight)
-            used += 1
-            image = weight * apply(new)
-            for _ in range(2):
-                products = images[:held] @ image
-                image -= products @ images[:held]
-                new -= products @ directions[:held]
-            length = float(np.linalg.norm(image))
-            if not length > 0.0:
-                waited += _PATIENCE
-                continue
-            slot = held if held < _KEPT else oldest
-            np.multiply(new, 1.0 / length, out=directions[slot])
-            np.multiply(image, 1.0 / length, out=images[slot])
-            held, oldest = min(held + 1, _KEPT), (slot + 1) % _KEPT
-            step = float(images[slot] @ rest)
-            x += step * directions[slot]
-            rest -= step * images[slot]
+    while True:
+        norm = float(np.linalg.norm(rest))
+        waited = 0 if norm < 0.9 * best else waited + 1
+        best = min(best, norm)
+        if not np.isfinite(norm) or norm <= tol * size or used >= max_cycles or waited > _PATIENCE:
+            true = float(np.linalg.norm(weight * (b - apply(x))))
+            return x, true / size, used
+        new = x.copy() if used == 0 and x.any() else precondition(rest / weight)
+        used += 1
+        image = weight * apply(new)
+        for _ in range(2):
+            products = images[:held] @ image
+            image -= products @ images[:held]
+            new -= products @ directions[:held]
+        length = float(np.linalg.norm(image))
+        if not length > 0.0:
+            waited += _PATIENCE
+            continue
+        slot = held if held < _KEPT else oldest
+        np.multiply(new, 1.0 / length, out=directions[slot])
+        np.multiply(image, 1.0 / length, out=images[slot])
+        held, oldest = min(held + 1, _KEPT), (slot + 1) % _KEPT
+        step = float(images[slot] @ rest)
+        x += step * directions[slot]
+        rest -= step * images[slot]
 
 
+@one_blas_thread
 def conjugate_gradients(
     apply: Callable[[np.ndarray], np.ndarray],
     precondition: Callable[[np.ndarray], np.ndarray],
@@ -143,25 +144,24 @@ def conjugate_gradients(
     x, rest = np.zeros_like(b), b.copy()
     direction = image = np.zeros(0)
     goal, best, best_x, waited, used = tol * float(np.linalg.norm(b)), np.inf, x, 0, 0
-    with threadpool_limits(1, user_api="blas"):
-        while True:
-            norm = float(np.linalg.norm(rest))
-            waited = 0 if norm < 0.9 * best else waited + 1
-            if norm < best:
-                best, best_x = norm, x.copy()
-            if not norm > goal or waited > _PATIENCE or used >= max_cycles:
-                return best_x, used
-            new = precondition(rest)
-            used += 1
-            if len(image):
-                new -= float(new @ image) / float(direction @ image) * direction
-            direction, image = new, apply(new)
-            curvature = float(direction @ image)
-            if not curvature > 0.0:
-                return best_x, used
-            step = float(direction @ rest) / curvature
-            x += step * direction
-            rest -= step * image
+    while True:
+        norm = float(np.linalg.norm(rest))
+        waited = 0 if norm < 0.9 * best else waited + 1
+        if norm < best:
+            best, best_x = norm, x.copy()
+        if not norm > goal or waited > _PATIENCE or used >= max_cycles:
+            return best_x, used
+        new = precondition(rest)
+        used += 1
+        if len(image):
+            new -= float(new @ image) / float(direction @ image) * direction
+        direction, image = new, apply(new)
+        curvature = float(direction @ image)
+        if not curvature > 0.0:
+            return best_x, used
+        step = float(direction @ rest) / curvature
+        x += step * direction
+        rest -= step * image
 
 
 def nonnegative_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.ndarray, str]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from threadpoolctl import threadpool_limits
 
 from solvers import memory
 from solvers.backward import extend
+from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.davidson import davidson
 from solvers.errors import ConvergenceFailure
@@ -166,6 +166,7 @@ class SymmetricModes:
     steps: int
 
 
+@one_blas_thread
 def slowest_symmetric(chain: Chain, wanted: int, null: np.ndarray, tol: float) -> SymmetricModes:
     """The slowest decaying modes of a reversible chain with a lattice.
 
@@ -193,16 +194,15 @@ def slowest_symmetric(chain: Chain, wanted: int, null: np.ndarray, tol: float) -
     weight = np.exp(0.5 * (chain.log_weights - chain.log_weights.max()))
     weight /= np.linalg.norm(weight)
     norm = 2.0 * float(fine.diagonal.max())
-    with threadpool_limits(1, user_api="blas"):  # threads woken for short products cost more than they save
-        start = _nested_start(grid, wanted, len(null))
-        if chain.cells is not None:
-            start = start[:, chain.cells]
-        apply = _on_states(fine, chain.cells)
-        pairs = davidson(apply, grid, start, wanted=wanted, tol=tol, norm=norm, known=null, weight=weight)
-        del grid, start
-        rates, vectors = _dirichlet_ritz(chain, pairs.vectors)
-        rests = [np.abs(apply(row) - rate * row) for rate, row in zip(rates, vectors, strict=True)]
-        residuals = [weight @ rest / (weight @ np.abs(row)) for rest, row in zip(rests, vectors, strict=True)]
+    start = _nested_start(grid, wanted, len(null))
+    if chain.cells is not None:
+        start = start[:, chain.cells]
+    apply = _on_states(fine, chain.cells)
+    pairs = davidson(apply, grid, start, wanted=wanted, tol=tol, norm=norm, known=null, weight=weight)
+    del grid, start
+    rates, vectors = _dirichlet_ritz(chain, pairs.vectors)
+    rests = [np.abs(apply(row) - rate * row) for rate, row in zip(rates, vectors, strict=True)]
+    residuals = [weight @ rest / (weight @ np.abs(row)) for rest, row in zip(rests, vectors, strict=True)]
     return SymmetricModes(rates, vectors, np.array(residuals), pairs.corrections, pairs.steps)
 
 
