@@ -65,8 +65,8 @@ def observable_values(grid: Grid, observable: Any) -> np.ndarray:
         value = np.asarray(result)
         if value.dtype.kind not in "fiub" or value.shape not in {(), grid.shape}:
             raise InvalidInput(
-                f"observable returns {type(result).__name__} ({value.dtype}) and not numbers on the grid; give a function of "
-                "coordinate arrays"
+                f"observable returns {type(result).__name__} ({value.dtype}) and not numbers on the grid; give a "
+                "function of coordinate arrays"
             )
         observable = np.broadcast_to(value, grid.shape)
     values = _values(grid, observable, "observable")
