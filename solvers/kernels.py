@@ -18,7 +18,7 @@ from numba import carray, cfunc, float32, float64, int64, njit, types, uint64
 from solvers.exit_times import CERTAIN, earliest_crossing
 from solvers.lanes import not_finite_probe, prefer_wide_vectors, shifted_product, shifted_sums
 from solvers.observers import OBSERVE
-from solvers.pointers import calling
+from solvers.pointers import borrowed, calling
 from solvers.schemes import FLAGS, Stepper
 from solvers.schemes.algebra import compiled, row, tuples
 from solvers.sources import FILL
@@ -121,19 +121,39 @@ def run_blocks(
         its carried rows (with the bytes per block and the number of rows), of its sums (bytes per block,
         rows, columns), of its counts (rows, columns) and of its settings (rows, columns).
     """
-    t0, dt = times
-    first_path, paths, first_step, last_step, first_save = window
-    numbers, depth, scratch, table = noise
-    pairs, mean, second = sums
+    _, mean, second = sums
     diverged, exits, gaps, gap_components = events
     watched, observers = observations
-    d = mean.shape[2]
-    width = x.shape[1] // d
+    numbers, depth, scratch, table = noise
+    width = x.shape[1] // mean.shape[2]
     # A source fills one of the two; both have the full size, since neither is told here which.
     z = np.empty(depth * numbers * width)
     unit = np.empty(depth * numbers * width, np.float32)
     words = np.empty(scratch, np.uint64)
-    padded = np.empty(d * width)
+    padded = np.empty(x.shape[1])
+    _carry(
+        advance, fill, borrowed(parameters), seed, times, window,
+        (numbers, depth, borrowed(table)), borrowed(saves), borrowed(x),
+        (sums[0], borrowed(mean), borrowed(second)), borrowed(states),
+        (borrowed(diverged), borrowed(exits), borrowed(gaps), borrowed(gap_components)),
+        (watched, borrowed(observers)), (borrowed(z), borrowed(unit), borrowed(words), borrowed(padded)),
+    )  # fmt: skip
+
+
+@njit(nogil=True, fastmath=FLAGS, error_model="numpy")
+def _carry(
+    advance, fill, parameters, seed, times, window, noise, saves, x, sums, states, events, observations, space
+):  # fmt: skip
+    """`run_blocks` in the scratch `space`, on arrays whose references nobody counts."""
+    t0, dt = times
+    first_path, paths, first_step, last_step, first_save = window
+    numbers, depth, table = noise
+    pairs, mean, second = sums
+    diverged, exits, gaps, gap_components = events
+    watched, observers = observations
+    z, unit, words, padded = space
+    d = mean.shape[2]
+    width = x.shape[1] // d
     for b in range(x.shape[0]):
         block = x[b]
         start = first_path + b * width

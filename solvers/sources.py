@@ -37,7 +37,7 @@ FILL = types.void(
 """Signature of the pass that fills a block with random numbers."""
 
 _NO_TABLE = np.empty((0, 0))
-WIDEST, _NARROWEST = 512, 64
+WIDEST, _NARROWEST = 1024, 64
 
 
 def block_width(numbers: int) -> int:
