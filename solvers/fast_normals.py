@@ -88,27 +88,26 @@ def filler(block: int) -> Any:
     ``z[(parity * components + c) * block + i]`` belongs to path first_path + i; first_path is even. words is
     scratch of `block` unsigned 64-bit integers.
     """
-    half, quarter = block // 2, block // 4
-    two_calls = interleaved_threefry(2)
+    half, eighth = block // 2, block // 8
+    four_calls = interleaved_threefry(4)
 
     @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
     def fill(seed, first_path, pair, components, z, words):
         prefer_wide_vectors()
         counter, key, base = np.uint64(pair), mixed(seed), np.uint64(first_path >> 1)
+        u = np.uint64(eighth)
         # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
-        a0, a1, b0, b1 = (
-            words[:quarter],
-            words[quarter:half],
-            words[half : half + quarter],
-            words[half + quarter :],
-        )
+        a0, a1, a2, a3 = words[:eighth], words[eighth : 2 * eighth], words[2 * eighth : 3 * eighth], words[3 * eighth : half]
+        b0, b1, b2, b3 = words[half : half + eighth], words[half + eighth : half + 2 * eighth], words[half + 2 * eighth : half + 3 * eighth], words[half + 3 * eighth:]
         halves = words.view(np.uint32)
         radii, angles = halves[:block], halves[block:]
         for c in range(components):
             stream = mixed((np.uint64(FAST) << np.uint64(32)) | np.uint64(c))
-            for i in range(quarter):
-                path = base + np.uint64(i)
-                a0[i], b0[i], a1[i], b1[i] = two_calls(counter, stream, key, path, path + np.uint64(quarter))
+            for i in range(eighth):
+                p = base + np.uint64(i)
+                a0[i], b0[i], a1[i], b1[i], a2[i], b2[i], a3[i], b3[i] = four_calls(
+                    counter, stream, key, p, p + u, p + np.uint64(2) * u, p + np.uint64(3) * u
+                )
             even = z[c * block : (c + 1) * block]
             odd = z[(components + c) * block : (components + c + 1) * block]
             # Two loops, because one needs more constants than there are registers.
