@@ -31,7 +31,7 @@ from solvers.lanes import (
     sqrt_f32,
     xor_u32,
 )
-from solvers.wiener import interleaved_threefry, mixed
+from solvers.wiener import word_filler
 
 FAST = 3
 """Stream of the generator, so that these numbers share no counter with the 53-bit ones."""
@@ -88,26 +88,17 @@ def filler(block: int) -> Any:
     ``z[(parity * components + c) * block + i]`` belongs to path first_path + i; first_path is even. words is
     scratch of `block` unsigned 64-bit integers.
     """
-    half, eighth = block // 2, block // 8
-    four_calls = interleaved_threefry(4)
+    fill_words = word_filler(block // 2)
 
     @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
     def fill(seed, first_path, pair, components, z, words):
         prefer_wide_vectors()
-        counter, key, base = np.uint64(pair), mixed(seed), np.uint64(first_path >> 1)
-        u = np.uint64(eighth)
-        # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
-        a0, a1, a2, a3 = words[:eighth], words[eighth : 2 * eighth], words[2 * eighth : 3 * eighth], words[3 * eighth : half]
-        b0, b1, b2, b3 = words[half : half + eighth], words[half + eighth : half + 2 * eighth], words[half + 2 * eighth : half + 3 * eighth], words[half + 3 * eighth:]
         halves = words.view(np.uint32)
         radii, angles = halves[:block], halves[block:]
         for c in range(components):
-            stream = mixed((np.uint64(FAST) << np.uint64(32)) | np.uint64(c))
-            for i in range(eighth):
-                p = base + np.uint64(i)
-                a0[i], b0[i], a1[i], b1[i], a2[i], b2[i], a3[i], b3[i] = four_calls(
-                    counter, stream, key, p, p + u, p + np.uint64(2) * u, p + np.uint64(3) * u
-                )
+            use = (np.uint64(FAST) << np.uint64(32)) | np.uint64(c)
+            fill_words(np.uint64(pair), use, seed, np.uint64(first_path >> 1), words)
+            # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
             even = z[c * block : (c + 1) * block]
             odd = z[(components + c) * block : (components + c + 1) * block]
             # Two loops, because one needs more constants than there are registers.

@@ -20,7 +20,7 @@ from solvers.lanes import not_finite_probe, prefer_wide_vectors, shifted_product
 from solvers.observers import OBSERVE
 from solvers.pointers import borrowed, calling
 from solvers.schemes import FLAGS, Stepper
-from solvers.schemes.algebra import compiled, row, tuples
+from solvers.schemes.algebra import compiled, row
 from solvers.sources import FILL, Packing
 from solvers.vmath import bits_of
 from solvers.weak_increments import TWO_POINT_STEPS, signed

@@ -137,7 +137,9 @@ class _VectorForm:
     def flat_parameters(self, sde: VectorSDE) -> NDArray[np.float64]:
         return sde.flat_parameters
 
-    def advance(self, scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: int, packing: Packing) -> Any:
+    def advance(
+        self, scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: int, packing: Packing
+    ) -> Any:
         return vector_pass(scheme, sde, stop, width, packing)
 
     def follow(self, scheme: Scheme, sde: VectorSDE) -> Callable[..., None]:

@@ -51,7 +51,7 @@ def block_width(numbers: int) -> int:
     Per path and number the state takes 8 bytes and the random numbers of two steps 8 (in single precision),
     per path the words behind them 8: together at most 28 KiB, so that a block stays in a first-level cache.
     """
-    fitting = 28 * 1024 // (16 * numbers + 8)
+    fitting = 44 * 1024 // (16 * numbers + 8)
     return min(WIDEST, max(_NARROWEST, 1 << (fitting.bit_length() - 1)))
 
 
