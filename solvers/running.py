@@ -21,7 +21,7 @@ from solvers.model_forms import form_of
 from solvers.moments import Moments
 from solvers.request import Request
 from solvers.sde import SDE
-from solvers.sources import block_width, source
+from solvers.sources import NARROWEST, block_width, source
 from solvers.vectorisation import explain
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Run:
         form = form_of(sde)
         draws = form.draws(request.scheme, sde)
         self.numbers = sum(draws)
-        self.width = block_width(max(d, self.numbers))
+        self.width = block_width(max(d, self.numbers), request.paths)
         if request.increments is None:
             self.source = source(draws, request.resolution, self.width)
         else:
@@ -76,7 +76,8 @@ class Run:
             )
         self.parameters = form.flat_parameters(sde)
         self.advance = form.advance(request.scheme, sde, request.stop, self.width, self.source.packing)
-        if request.stop is None and isinstance(sde, SDE):  # the notice tells how to write a component form
+        # The notice tells how to write a component form; it is read from a loop, and LLVM unrolls short ones.
+        if request.stop is None and isinstance(sde, SDE) and self.width > NARROWEST:
             _notice_once(self.advance)
         before = request.before
         self.final = np.empty((request.paths, d))

@@ -42,17 +42,22 @@ Packing = Literal["ready", "single", "signs"]
 64 signs each, stored as doubles, of which bit ``step % 64`` is the step's: 1 means +sqrt(dt), 0 -sqrt(dt)."""
 
 _NO_TABLE = np.empty((0, 0))
-WIDEST, _NARROWEST = 1024, 64
+WIDEST, NARROWEST = 1024, 64
 
 
-def block_width(numbers: int) -> int:
-    """Paths per block for a model with that many components or random numbers per path, a power of two.
+def block_width(numbers: int, paths: int) -> int:
+    """Paths per block, a power of two, in an ensemble of so many.
 
-    Per path and number the state takes 8 bytes and the random numbers of two steps 8 (in single precision),
-    per path the words behind them 8: together at most 28 KiB, so that a block stays in a first-level cache.
+    `numbers` is the larger of the components and the random numbers per path. Per path and number the state
+    takes 8 bytes and the random numbers of two steps 8 (in single precision), per path the words behind them 8:
+    together at most 44 KiB, so that a block stays about in a first-level cache; a wider one spends less on what
+    is done once per step. A few paths get a narrow block, since blocks are always computed in full; there are
+    no widths between, because each is compiled for itself.
     """
+    if paths <= NARROWEST:
+        return NARROWEST
     fitting = 44 * 1024 // (16 * numbers + 8)
-    return min(WIDEST, max(_NARROWEST, 1 << (fitting.bit_length() - 1)))
+    return min(WIDEST, max(NARROWEST, 1 << (fitting.bit_length() - 1)))
 
 
 @dataclass(frozen=True)

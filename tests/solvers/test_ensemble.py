@@ -462,5 +462,5 @@ def test_weak_schemes_tell_nothing_of_single_paths():
 def test_a_slow_model_is_told_once_and_what_to_write():
     slow = SDE(lambda t, y, p, xp: (-y[0] * abs(y[0]) ** 1.7,), lambda t, y, p, xp: (1.0,), convention="ito")
     with pytest.warns(PerformanceNotice, match="pow"):
-        simulate(slow, 0.0, t1=0.2, dt=0.1, paths=5, seed=0)
-    simulate(slow, 0.0, t1=0.2, dt=0.1, paths=5, seed=0)  # pytest turns warnings into errors
+        simulate(slow, 0.0, t1=0.2, dt=0.1, paths=100, seed=0)
+    simulate(slow, 0.0, t1=0.2, dt=0.1, paths=100, seed=0)  # pytest turns warnings into errors
