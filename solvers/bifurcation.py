@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import xarray as xr
 from solvers.density_shape import density_modes, read_density
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
+from solvers.root_search import checked_bracket
 
 _RESOLVED = 5.0  # cells between a mode and its saddle from which their distance is trusted
 _DOUBLINGS = 40
@@ -57,7 +57,9 @@ def p_bifurcation(
     linearly from the bifurcation, in a pitchfork as in a fold, so that a parabola through three parameters at which
     it spans at least five cells is continued to zero.
     """
-    low, high = _checked_bracket(build, bracket)
+    if not callable(build):
+        raise InvalidInput(f"build is a {type(build).__name__}; give a function of the parameter")
+    low, high = checked_bracket(bracket)
     if not 0 < tol < 1:
         raise InvalidInput(f"tol={tol!r}; give a number between 0 and 1")
 
@@ -99,18 +101,6 @@ def p_bifurcation(
         },
         attrs=provenance(),
     )
-
-
-def _checked_bracket(build: Any, bracket: Any) -> tuple[float, float]:
-    if not callable(build):
-        raise InvalidInput(f"build is a {type(build).__name__}; give a function of the parameter")
-    try:
-        low, high = (float(value) for value in bracket)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"bracket={bracket!r}; give two parameters") from error
-    if not (math.isfinite(low) and math.isfinite(high) and low != high):
-        raise InvalidInput(f"bracket={bracket!r}; give two different finite parameters")
-    return low, high
 
 
 def _newest(found: xr.Dataset, near: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -14,9 +14,10 @@ from scipy.optimize import linear_sum_assignment
 
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
-from solvers.perturbation import Build, Operator, built, derivatives, vectors
+from solvers.perturbation import derivatives, vectors
 from solvers.progress import reporting
 from solvers.provenance import provenance
+from solvers.spectral_problem import Build, Operator, built
 from solvers.spectrum import eigenmodes
 
 # A mode counts as found again if this much of it is one mode of the next value.

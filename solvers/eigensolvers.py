@@ -15,6 +15,7 @@ from solvers.errors import InvalidInput
 from solvers.multigrid_modes import multigrid_modes, prefers_multigrid, suits_multigrid
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
 from solvers.reversible import reversible_modes
+from solvers.starts import Start
 
 # Eigenvalues of an irreversible operator are rounded by eps of its norm, times a modest condition number.
 _ABSOLUTE = 100 * np.finfo(float).eps
@@ -43,8 +44,10 @@ class Modes:
 
 
 @one_blas_thread
-def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
+def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start | None = None) -> Modes:
     """The k modes of largest real part (k + 1 if that would split a complex pair).
+
+    Iterations begin with the modes of `start`, if there are any.
 
     Raises
     ------
@@ -146,7 +149,7 @@ def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Mo
         raise InvalidInput(
             f"method={method!r} is not for transfer operators; choose 'auto', 'arnoldi' or 'dense'"
         )
-    conserving = bool(np.abs(matrix.sum(axis=0) - 1).max() < 1e-12)
+    conserving = conserves(matrix)
     reason = "asked for"
     if method == "auto":
         size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
@@ -156,6 +159,11 @@ def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Mo
     modes = _finish(matrix, values, right, left, int(conserving), method)
     modes.reason, modes.doubts = reason, _transfer_doubts(modes)
     return modes
+
+
+def conserves(matrix: sps.csr_array) -> bool:
+    """Whether the columns of a stochastic matrix sum to 1."""
+    return bool(np.abs(matrix.sum(axis=0) - 1).max() < 1e-12)
 
 
 def _transfer_doubts(modes: Modes) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,11 @@ import xarray as xr
 
 from solvers.chain import Chain
 from solvers.errors import InvalidInput
-from solvers.fokker_planck import FokkerPlanck
 from solvers.provenance import provenance
+from solvers.regions import Region
+from solvers.spectral_problem import Build, Operator, built, problem_of
 from solvers.spectrum import eigenmodes
-from solvers.transfer import TransferOperator
 
-Operator = FokkerPlanck | TransferOperator
-Build = Callable[[float], Operator]
 # Central differences: rounding eps / h against truncation h^2 / 6, both relative, h in units of the scale.
 _STEP = float(np.cbrt(3 * np.finfo(float).eps))
 
@@ -86,9 +83,15 @@ def eigenvalue_derivative(
 
 
 def derivatives(
-    build: Build, value: float, scale: float, left: np.ndarray, right: np.ndarray, operator: Operator
+    build: Build,
+    value: float,
+    scale: float,
+    left: np.ndarray,
+    right: np.ndarray,
+    operator: Operator,
+    absorbed: Region | None = None,
 ) -> np.ndarray:
-    """<left_i | dL/dp | right_i> for bi-orthonormal columns of functions and masses."""
+    """<left_i | dL/dp | right_i> for bi-orthonormal columns of functions and masses, outside the absorbed region."""
     above, below = value + _STEP * scale, value - _STEP * scale
     pair = [built(build, at) for at in (above, below)]
     for at, other in zip((above, below), pair, strict=True):
@@ -97,8 +100,8 @@ def derivatives(
                 f"build returns another grid or kind of operator at {at:.9g} than at {value:.9g}; use the same "
                 "grid for every value"
             )
-    high, low = pair
-    if isinstance(high, FokkerPlanck) and isinstance(low, FokkerPlanck):
+    high, low = (problem_of(each, absorbed) for each in pair)
+    if high.chain is not None and low.chain is not None:
         change = _between(high.chain, low.chain, left, right)
     else:
         change = np.sum(left * ((high.matrix - low.matrix) @ right), axis=0)  # type: ignore[union-attr]
@@ -127,25 +130,6 @@ def vectors(modes: xr.Dataset, operator: Operator) -> tuple[np.ndarray, np.ndarr
     count, size = modes.sizes["mode"], operator.grid.size
     right = modes["right"].values * operator.grid.volumes
     return modes["left"].values.reshape(count, size).T, right.reshape(count, size).T
-
-
-def built(build: Build, value: float) -> Operator:
-    """The operator at a value.
-
-    Raises
-    ------
-    InvalidInput
-        If build is no function, or returns something else.
-    """
-    if not callable(build):
-        raise InvalidInput(f"build={build!r} is not callable; give a function that returns a FokkerPlanck")
-    operator = build(value)
-    if not isinstance(operator, (FokkerPlanck, TransferOperator)):
-        raise InvalidInput(
-            f"build returned a {type(operator).__name__} at {value:g}; it must return a FokkerPlanck or a "
-            "TransferOperator"
-        )
-    return operator
 
 
 def checked_number(name: str, value: Any) -> float:
