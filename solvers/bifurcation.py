@@ -44,7 +44,8 @@ def p_bifurcation(
     Dataset
         ``value``: the parameter. ``uncertainty``, of order h^2: how far it lies from where the modes merge on the
         grid itself, and how far the parameter moves them apart by one cell. ``count(side)``: modes at the two ends
-        of the final ``bracket(side)``. ``position(component)``: where the mode appears.
+        of the final ``bracket(side)``. ``position(component)``: where the mode appears. The attribute
+        ``densities`` counts those that were computed.
 
     Raises
     ------
@@ -63,8 +64,12 @@ def p_bifurcation(
     if not 0 < tol < 1:
         raise InvalidInput(f"tol={tol!r}; give a number between 0 and 1")
 
+    seen: dict[float, xr.Dataset] = {}
+
     def modes(value: float) -> xr.Dataset:
-        return density_modes(build(value), prominence=prominence, floor=floor, periodic=periodic)
+        if value not in seen:
+            seen[value] = density_modes(build(value), prominence=prominence, floor=floor, periodic=periodic)
+        return seen[value]
 
     ends = [low, high]
     counts = [int(modes(value)["count"]) for value in ends]
@@ -99,7 +104,7 @@ def p_bifurcation(
             "side": ("side", [0, 1], {"units": "1", "long_name": "low or high end of the bracket"}),
             "component": ("component", names, {"units": "1", "long_name": "component"}),
         },
-        attrs=provenance(),
+        attrs=provenance(densities=len(seen)),
     )
 
 

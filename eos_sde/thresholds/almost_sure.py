@@ -11,12 +11,11 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.integrate import quad
 from scipy.optimize import brentq
-from scipy.special import dawsn
 
 from eos_sde.models.arguments import count, non_negative, positive
 from eos_sde.thresholds.batch_products import CHUNK, CopyGrowth, Sampling
+from eos_sde.thresholds.map_exponents import mean_log_shifted_normal
 from eos_sde.thresholds.mean_square import _prepare, sgd_mean_square
 from eos_sde.thresholds.result import Threshold
 from solvers.errors import AccuracyWarning, ConvergenceFailure
@@ -55,12 +54,8 @@ def scalar_almost_sure(mean: float, variance: float) -> Threshold:
         return Threshold(2 / h, 0.0, "almost-sure", "2/h, no noise", _SOURCE)
 
     def exponent(u: float) -> float:  # eta = u / h
-        # E log|a + N| = -(gamma + log 2)/2 + int_0^a sqrt(2) Dawson(v/sqrt 2) dv, the derivative being the
-        # principal value of E 1/(a + N)
         size = u * spread
-        a = abs(1 - u) / size
-        integral = quad(lambda v: math.sqrt(2) * dawsn(v / math.sqrt(2)), 0, a, epsabs=1e-13, epsrel=1e-13)[0]
-        return math.log(size) - (np.euler_gamma + math.log(2)) / 2 + integral
+        return math.log(size) + mean_log_shifted_normal(abs(1 - u) / size)
 
     low = 2 / (1 + spread**2)  # mean-square threshold, where the exponent is negative by Jensen's inequality
     high = low * _RATIO

@@ -102,6 +102,6 @@ def test_what_does_not_cross_is_told_with_both_values():
 
 def test_giving_up():
     with pytest.raises(
-        ConvergenceFailure, match="4 evaluations left the root between 0.5 and 0.75; use a larger tol"
+        ConvergenceFailure, match=r"4 evaluations left the root between 0\.5 and 0\.75; use a larger tol"
     ):
         root_by_slopes(lambda v: Point(v, (v - 0.7) ** 9, v, math.nan), (0.0, 1.0), RATE, tol=1e-9, most=4)
