@@ -13,8 +13,15 @@ from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 from solvers.root_search import checked_bracket
 
+Modes = Callable[[float], xr.Dataset]
 _RESOLVED = 5.0  # cells between a mode and its saddle from which their distance is trusted
-_DOUBLINGS = 40
+# Squared distances, in units of that, that are near enough for a parabola, and that are aimed at.
+_FAR, _AIM = 6.0, 1.5
+_TRIES = 8
+_COARSE = 1 / 32  # share of the bracket at which bisection makes way for the parabola
+# The bracket ends where it is narrower than this share of the change that moves modes by a cell; so many such
+# changes around the estimate it is looked for.
+_SHARE, _BESIDE = 0.1, 2.0
 
 
 def p_bifurcation(
@@ -37,7 +44,7 @@ def p_bifurcation(
     prominence, floor, periodic
         As for `density_modes`.
     tol : float
-        Width of the final bracket, relative to the given one.
+        Width of the final bracket, relative to the given one, unless the cells are too coarse to tell.
 
     Returns
     -------
@@ -56,7 +63,8 @@ def p_bifurcation(
     -----
     Bisection on the number of modes, then beyond it: the squared distance of the new mode from its saddle grows
     linearly from the bifurcation, in a pitchfork as in a fold, so that a parabola through three parameters at which
-    it spans at least five cells is continued to zero.
+    it spans at least five cells is continued to zero. The bracket then closes around that until it is a tenth as wide
+    as the change that moves the modes by one cell, or has the width asked for.
     """
     if not callable(build):
         raise InvalidInput(f"build is a {type(build).__name__}; give a function of the parameter")
@@ -78,17 +86,18 @@ def p_bifurcation(
             f"the density has {counts[0]} modes at both ends of the bracket {low:g}, {high:g}; give a bracket across "
             "the change"
         )
-    first = counts[0]
-    while abs(ends[1] - ends[0]) > tol * abs(high - low):
-        middle = 0.5 * (ends[0] + ends[1])
-        count = int(modes(middle)["count"])
-        side = 0 if count == first else 1
-        ends[side], counts[side] = middle, count
     more = int(counts[1] > counts[0])
+    limit = (low, high)[more]
+    _bisect(modes, ends, counts, max(tol, _COARSE) * (high - low))
+    estimate = _continued(modes, ends, more, limit, read_density(build(ends[more]), ())[2])
+    width = tol * (high - low)
+    if estimate is not None:
+        _narrow(modes, ends, counts, estimate)
+        width = max(width, _SHARE * estimate[1])
+    _bisect(modes, ends, counts, width)
     merged = ends[more]
     position = _newest(modes(merged))[0]
-    value = _continued(modes, merged, position, (low, high)[more], build(merged))
-    found, cell = (0.5 * (ends[0] + ends[1]), 0.0) if value is None else value
+    found, cell = (0.5 * (ends[0] + ends[1]), 0.0) if estimate is None else estimate
     uncertainty = abs(found - merged) + cell + abs(ends[1] - ends[0])
     names = modes(merged).component.values
     text = {
@@ -119,27 +128,57 @@ def _newest(found: xr.Dataset, near: np.ndarray | None = None) -> tuple[np.ndarr
     return place[chosen], saddle[chosen]
 
 
+def _bisect(modes: Modes, ends: list[float], counts: list[int], width: float) -> None:
+    """Narrow the bracket, in place; what is neither end's number counts as the upper end's."""
+    while ends[1] - ends[0] > width:
+        _replace(modes, ends, counts, 0.5 * (ends[0] + ends[1]))
+
+
+def _narrow(modes: Modes, ends: list[float], counts: list[int], estimate: tuple[float, float]) -> None:
+    """Try the bracket where the density has merged on the grid too, a few cells around the estimate."""
+    value, cell = estimate
+    for beside in (value - _BESIDE * cell, value + _BESIDE * cell):
+        if ends[0] < beside < ends[1]:
+            _replace(modes, ends, counts, beside)
+
+
+def _replace(modes: Modes, ends: list[float], counts: list[int], value: float) -> None:
+    count = int(modes(value)["count"])
+    side = 0 if count == counts[0] else 1
+    ends[side], counts[side] = value, count
+
+
 def _continued(
-    modes: Callable[[float], xr.Dataset], merged: float, position: np.ndarray, end: float, example: Any
+    modes: Modes, ends: list[float], more: int, limit: float, centers: list[np.ndarray]
 ) -> tuple[float, float] | None:
     """Where the squared distance of mode and saddle vanishes, from three parameters that resolve it.
 
-    Beside it, the change of the parameter that moves them apart by one cell.
+    Beside it, the change of the parameter that moves them apart by one cell. None if the distance does not behave so.
     """
-    _, _, centers, _, _ = read_density(example, ())
+    outwards, merged = (1.0 if more else -1.0), ends[more]
+    position = _newest(modes(merged))[0]
     width = np.array([_width_at(c, p) for c, p in zip(centers, position, strict=True)])
-    step = (end - merged) / 1024
-    for _ in range(_DOUBLINGS):
-        if abs(2 * step) > abs(end - merged):
+
+    def apart(value: float) -> float:
+        place, saddle = _newest(modes(value), position)
+        return float(np.sum(((place - saddle) / width) ** 2))
+
+    root, step = 0.5 * (ends[0] + ends[1]), ends[1] - ends[0]
+    for _ in range(_TRIES):
+        if not 0 < 2 * step <= outwards * (limit - root):
             return None
-        place, saddle = _newest(modes(merged + step), position)
-        if np.sqrt(np.sum(((place - saddle) / width) ** 2)) >= _RESOLVED:
+        first, last = (apart(root + outwards * factor * step) for factor in (1.0, 2.0))
+        if last <= first:
+            return None
+        growth = (last - first) / step
+        nearest = root + outwards * (step - first / growth)
+        resolved = _RESOLVED**2 <= first <= _FAR * _RESOLVED**2
+        root, step = nearest, step if resolved else _AIM * _RESOLVED**2 / growth
+        if resolved:
             break
-        step *= 1.5
-    squares = []
-    for factor in (1.0, 1.5, 2.0):
-        place, saddle = _newest(modes(merged + factor * step), position)
-        squares.append(float(np.sum((place - saddle) ** 2)))
+    else:
+        return None
+    squares = [apart(root + outwards * factor * step) for factor in (1.0, 1.5, 2.0)]
     # parabola in the parameter offset u, in units of the step: the root nearest 0
     c0, c1, c2 = np.linalg.solve(np.vander([1.0, 1.5, 2.0], increasing=True), squares)
     inner = c1**2 - 4 * c0 * c2
@@ -149,7 +188,7 @@ def _continued(
     growth = c1 + 2 * c2 * nearest
     if abs(nearest) >= 1 or growth <= 0:
         return None
-    return merged + nearest * step, abs(step) * float(np.max(width)) ** 2 / growth
+    return root + outwards * nearest * step, step / growth
 
 
 def _width_at(center: np.ndarray, position: float) -> float:

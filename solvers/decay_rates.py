@@ -40,7 +40,7 @@ def checked_mode(mode: Any) -> Mode:
         raise InvalidInput(
             f"mode={mode!r}; give a number from 0, slowest first, a pair of different ones, 'gap' or 'gap-ratio'"
         )
-    return tuple(int(m) for m in pair) if isinstance(mode, tuple) else int(mode)
+    return (int(pair[0]), int(pair[1])) if len(pair) == 2 else int(pair[0])
 
 
 def checked_region(absorbed: Any) -> Region | None:

@@ -29,7 +29,7 @@ def shape_threshold(
         If a setting is out of range, or the number is the same at both ends.
     """
     models = Models(build, settings, "reflecting")
-    shape = {name: settings[name] for name in ("prominence", "floor") if name in settings}
+    shape: dict[str, Any] = {name: settings[name] for name in ("prominence", "floor") if name in settings}
     found = p_bifurcation(models.operator, bracket, tol=tolerance, **shape)
     value, error = float(found["value"]), float(found["uncertainty"])
     counts, densities = found["count"].values.tolist(), int(found.attrs["densities"])
@@ -47,7 +47,7 @@ def shape_threshold(
 
 
 def _located(
-    models: Models, bracket: tuple[float, float], tolerance: float, shape: dict[str, float]
+    models: Models, bracket: tuple[float, float], tolerance: float, shape: dict[str, Any]
 ) -> Callable[[Grid], tuple[float, int] | None]:
     """The threshold on another grid, and how many densities it took; None if that grid does not see it."""
 
