@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ _COARSE = 1 / 32  # share of the bracket at which bisection makes way for the pa
 # The bracket ends where it is narrower than this share of the change that moves modes by a cell; so many such
 # changes around the estimate it is looked for.
 _SHARE, _BESIDE = 0.1, 2.0
+# A grid sees modes that are two cells apart, hence four such changes from the bifurcation.
+_SEEN = 4.0
 
 
 def p_bifurcation(
@@ -89,7 +92,8 @@ def p_bifurcation(
     more = int(counts[1] > counts[0])
     limit = (low, high)[more]
     _bisect(modes, ends, counts, max(tol, _COARSE) * (high - low))
-    estimate = _continued(modes, ends, more, limit, read_density(build(ends[more]), ())[2])
+    centers = read_density(build(ends[more]), ())[2]
+    estimate = _continued(modes, ends, more, limit, centers)
     width = tol * (high - low)
     if estimate is not None:
         _narrow(modes, ends, counts, estimate)
@@ -97,8 +101,13 @@ def p_bifurcation(
     _bisect(modes, ends, counts, width)
     merged = ends[more]
     position = _newest(modes(merged))[0]
-    found, cell = (0.5 * (ends[0] + ends[1]), 0.0) if estimate is None else estimate
-    uncertainty = abs(found - merged) + cell + abs(ends[1] - ends[0])
+    middle = 0.5 * (ends[0] + ends[1])
+    if estimate is None:  # as if the squared distance grew linearly all the way to the end
+        estimate = math.inf, abs(limit - merged) / max(_apart(modes(limit), position, centers), 1.0)
+    found, cell = estimate
+    uncertainty = abs(found - merged) + cell + ends[1] - ends[0]
+    if abs(found - merged) > _SEEN * cell:  # a parabola through something else, such as wiggles of the scheme
+        found, uncertainty = middle, _SEEN * cell + ends[1] - ends[0]
     names = modes(merged).component.values
     text = {
         "value": ((), found, "1", "parameter at which the number of modes changes"),
@@ -157,11 +166,9 @@ def _continued(
     """
     outwards, merged = (1.0 if more else -1.0), ends[more]
     position = _newest(modes(merged))[0]
-    width = np.array([_width_at(c, p) for c, p in zip(centers, position, strict=True)])
 
     def apart(value: float) -> float:
-        place, saddle = _newest(modes(value), position)
-        return float(np.sum(((place - saddle) / width) ** 2))
+        return _apart(modes(value), position, centers)
 
     root, step = 0.5 * (ends[0] + ends[1]), ends[1] - ends[0]
     for _ in range(_TRIES):
@@ -189,6 +196,13 @@ def _continued(
     if abs(nearest) >= 1 or growth <= 0:
         return None
     return root + outwards * nearest * step, step / growth
+
+
+def _apart(found: xr.Dataset, position: np.ndarray, centers: list[np.ndarray]) -> float:
+    """Squared distance, in cells, of the mode nearest a position from its saddle."""
+    place, saddle = _newest(found, position)
+    width = np.array([_width_at(c, p) for c, p in zip(centers, position, strict=True)])
+    return float(np.sum(((place - saddle) / width) ** 2))
 
 
 def _width_at(center: np.ndarray, position: float) -> float:
