@@ -13,7 +13,7 @@ from solvers.perturbation import derivatives
 from solvers.regions import Region
 from solvers.root_search import Point
 from solvers.spectral_problem import Build, Operator, Problem, built, problem_of
-from solvers.starts import Start
+from solvers.starts import Neighbours
 from solvers.transfer import TransferOperator
 
 Mode = int | tuple[int, int] | str
@@ -82,7 +82,7 @@ class RateSearch:
     ):
         self._around, self._mode, self._target = around, mode, target
         self._scale, self._absorbed = scale, absorbed
-        self._solved: dict[float, Start] = {}
+        self._neighbours = Neighbours()
         self.convention = ""
 
     def point(self, value: float) -> Point:
@@ -92,8 +92,8 @@ class RateSearch:
         self.convention = operator.sde.convention
         problem = problem_of(operator, self._absorbed)
         chosen = _chosen(self._mode, problem)
-        modes = problem.modes(_wanted(chosen, problem), start=self._nearest(value, problem))
-        self._solved[value] = Start(modes.values, modes.right, modes.left)
+        modes = problem.modes(_wanted(chosen, problem), start=self._neighbours.start(value, problem.size))
+        self._neighbours.add(value, modes.near())
         left, right = modes.left[:, chosen], modes.right[:, chosen]
         change = derivatives(build, value, self._scale, left, right, operator, self._absorbed)
         rates = _rates(operator, modes.values[chosen])
@@ -103,11 +103,6 @@ class RateSearch:
         if len(chosen) == 2:
             rate, slope = rate / rates[1], slope - slopes[1]
         return Point(value, math.log(rate / self._target), float(rate), float(slope))
-
-    def _nearest(self, value: float, problem: Problem) -> Start | None:
-        """The modes of the nearest value solved so far, if they have as many states."""
-        fitting = [at for at, start in self._solved.items() if len(start.left) == problem.size]
-        return self._solved[min(fitting, key=lambda at: abs(at - value))] if fitting else None
 
 
 def decay_rate(operator: Operator, mode: Mode, absorbed: Region | None = None) -> float:

@@ -29,7 +29,7 @@ _FILL = 300
 class Modes:
     """Eigenpairs: masses `right` and functions `left`, columns, bi-orthonormal; `norm` is the 1-norm of A.
 
-    `doubts` are sentences about what rounding may have spoilt.
+    `doubts` are sentences about what rounding may have spoilt, `start` has more modes than were asked for.
     """
 
     values: np.ndarray
@@ -41,6 +41,11 @@ class Modes:
     method: str
     doubts: tuple[str, ...] = ()
     reason: str = "asked for"
+    start: Start | None = None
+
+    def near(self) -> Start:
+        """What an eigen-solve of a neighbour can start from."""
+        return Start(self.values, self.right, self.left) if self.start is None else self.start
 
 
 @one_blas_thread
@@ -66,7 +71,7 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
             "method='davidson' needs a reversible operator in at most three dimensions; use 'auto'"
         )
     if method == "davidson" or (method == "auto" and prefers_multigrid(chain)):
-        large = multigrid_modes(chain, k, tol)
+        large = multigrid_modes(chain, k, tol, start)
         return Modes(
             large.values,
             large.right,
@@ -76,6 +81,7 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
             large.norm,
             "davidson",
             large.doubts,
+            start=Start(large.values, large.right, large.left, large.spare),
         )
     asked = method
     tridiagonal = chain.linear and chain.reversible
@@ -92,11 +98,11 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
             f"a sparse factorisation in three dimensions on {chain.size} cells",
             "use fewer cells" + (", or method='davidson'" if chain.reversible else ""),
         )
-    zeros, doubts = len(chain.closed_classes), ()
+    zeros, doubts, near = len(chain.closed_classes), (), None
     if chain.reversible:
-        values, right, left, doubts = reversible_modes(chain, k, method, tol)
+        values, right, left, doubts = reversible_modes(chain, k, method, tol, start)
     else:
-        values, right, left = nonreversible_modes(chain, k, method, tol)
+        values, right, left, near = nonreversible_modes(chain, k, method, tol, start)
     if chain.extra is None:
         _normalise(right, left)
         pairs = chain.first, chain.second, chain.forward, chain.backward
@@ -107,6 +113,7 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
         modes = _finish(chain.generator, values, right, left, zeros, method)
     if asked == "auto":
         modes.reason = _reason(chain, method)
+    modes.start = near
     modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
     return modes
 
@@ -135,8 +142,10 @@ def _irreversible_doubts(modes: Modes) -> tuple[str, ...]:
 
 
 @one_blas_thread
-def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Modes:
-    """The k modes of largest modulus of a (sub)stochastic matrix.
+def transfer_modes(
+    matrix: sps.csr_array, k: int, method: str, tol: float, start: Start | None = None
+) -> Modes:
+    """The k modes of largest modulus of a (sub)stochastic matrix; iterations begin with those of `start`.
 
     Raises
     ------
@@ -155,9 +164,9 @@ def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Mo
         size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
         method = "dense" if size <= max(_DENSE, 3 * k + 20) else "arnoldi"
         reason = f"a transfer operator on {size} cells"
-    values, right, left = stochastic_modes(matrix, k, method, tol)
+    values, right, left, near = stochastic_modes(matrix, k, method, tol, start)
     modes = _finish(matrix, values, right, left, int(conserving), method)
-    modes.reason, modes.doubts = reason, _transfer_doubts(modes)
+    modes.reason, modes.doubts, modes.start = reason, _transfer_doubts(modes), near
     return modes
 
 

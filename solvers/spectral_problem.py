@@ -71,7 +71,7 @@ class Problem:
                 self.operator.warn_if_unresolved(masses / masses.sum(), stacklevel=4)
         else:
             assert self.matrix is not None
-            modes = transfer_modes(self.matrix, k, "auto", tol)
+            modes = transfer_modes(self.matrix, k, "auto", tol, start)
         for doubt in modes.doubts:
             warnings.warn(AccuracyWarning(doubt), stacklevel=3)
         verify(modes, tol, relative=self.chain is None)
