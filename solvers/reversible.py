@@ -309,6 +309,7 @@ def _missed(apply: Callable[[np.ndarray], np.ndarray], known: np.ndarray, limit:
     vector -= known @ (known.T @ vector)
     basis = np.empty((len(known), min(_SEARCH_STEPS, len(known) - known.shape[1])))
     diagonal, beside = [], []
+    values, small, so_far = np.zeros(1), np.zeros((0, 1)), basis[:, :0]
     for step in range(basis.shape[1]):
         basis[:, step] = vector / np.linalg.norm(vector)
         so_far = basis[:, : step + 1]
