@@ -128,6 +128,8 @@ def _chosen(mode: Mode, problem: Problem) -> list[int]:
 
 
 def _wanted(chosen: list[int], problem: Problem) -> int:
+    if chosen == [0]:  # Perron and Frobenius: real, and the slowest
+        return 1
     # with a pair of modes, or a generator whose rotation is faster than its decay, order needs a neighbour
     return min(max(chosen) + 2, problem.size)
 
