@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from solvers.errors import InvalidInput
-from solvers.perturbation import derivatives
+from solvers.perturbation import rounded_derivatives
 from solvers.regions import Region
 from solvers.root_search import Point
 from solvers.spectral_problem import Build, Operator, Problem, built, problem_of
@@ -19,6 +19,8 @@ from solvers.transfer import TransferOperator
 Mode = int | tuple[int, int] | str
 _NAMED = {"gap": (0,), "gap-ratio": (1, 0)}
 _TINY = np.finfo(float).tiny
+# A slope with more than this share of rounding is none.
+_LOST = 1e-3
 
 
 def checked_mode(mode: Any) -> Mode:
@@ -95,14 +97,20 @@ class RateSearch:
         modes = problem.modes(_wanted(chosen, problem), start=self._neighbours.start(value, problem.size))
         self._neighbours.add(value, modes.near())
         left, right = modes.left[:, chosen], modes.right[:, chosen]
-        change = derivatives(build, value, self._scale, left, right, operator, self._absorbed)
+        change, rounding = rounded_derivatives(
+            build, value, self._scale, left, right, operator, self._absorbed
+        )
+        lost = rounding / np.maximum(np.abs(change), _TINY)
+        change = np.where(lost > _LOST, np.nan, change)
         rates = _rates(operator, modes.values[chosen])
         _refuse_stationary(rates, np.array(chosen) < modes.zeros, chosen, value)
         slopes = _slopes(operator, modes.values[chosen], change, rates)
         rate, slope = rates[0], slopes[0]
         if len(chosen) == 2:
             rate, slope = rate / rates[1], slope - slopes[1]
-        return Point(value, math.log(rate / self._target), float(rate), float(slope))
+        return Point(
+            value, math.log(rate / self._target), float(rate), float(slope), slope_error=float(lost.max())
+        )
 
 
 def decay_rate(operator: Operator, mode: Mode, absorbed: Region | None = None) -> float:

@@ -92,6 +92,19 @@ def derivatives(
     absorbed: Region | None = None,
 ) -> np.ndarray:
     """<left_i | dL/dp | right_i> for bi-orthonormal columns of functions and masses, outside the absorbed region."""
+    return rounded_derivatives(build, value, scale, left, right, operator, absorbed)[0]
+
+
+def rounded_derivatives(
+    build: Build,
+    value: float,
+    scale: float,
+    left: np.ndarray,
+    right: np.ndarray,
+    operator: Operator,
+    absorbed: Region | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `derivatives`, and what the rounding of `left` makes of them, which spoils those of tiny eigenvalues."""
     above, below = value + _STEP * scale, value - _STEP * scale
     pair = [built(build, at) for at in (above, below)]
     for at, other in zip((above, below), pair, strict=True):
@@ -102,27 +115,34 @@ def derivatives(
             )
     high, low = (problem_of(each, absorbed) for each in pair)
     if high.chain is not None and low.chain is not None:
-        change = _between(high.chain, low.chain, left, right)
+        change, size = _between(high.chain, low.chain, left, right)
     else:
-        change = np.sum(left * ((high.matrix - low.matrix) @ right), axis=0)  # type: ignore[union-attr]
-    return change / (above - below)
+        moved = (high.matrix - low.matrix) @ right  # type: ignore[union-attr]
+        change, size = _sums(left, moved)
+    return change / (above - below), np.finfo(float).eps * size / (above - below)
 
 
-def _between(high: Chain, low: Chain, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """<left | L_high - L_low | right>, summed by parts over pairs of states."""
+def _sums(left: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scalar products of columns, and the sums of their absolute terms."""
+    return np.sum(left * moved, axis=0), np.sum(np.abs(left) * np.abs(moved), axis=0)
+
+
+def _between(high: Chain, low: Chain, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """<left | L_high - L_low | right>, summed by parts over pairs of states; and its terms before differences."""
     if not (np.array_equal(high.first, low.first) and np.array_equal(high.second, low.second)):
         # correlated noise changed the sign of a diagonal jump
-        return np.sum(left * ((high.generator - low.generator) @ right), axis=0)
+        return _sums(left, (high.generator - low.generator) @ right)
     forward, backward = high.forward - low.forward, high.backward - low.backward
-    result = np.sum(
-        (left[high.second] - left[high.first])
-        * (forward[:, None] * right[high.first] - backward[:, None] * right[high.second]),
-        axis=0,
-    )
-    result -= np.sum((high.loss - low.loss)[:, None] * left * right, axis=0)
+    above, below = left[high.second], left[high.first]
+    moved = forward[:, None] * right[high.first] - backward[:, None] * right[high.second]
+    result = np.sum((above - below) * moved, axis=0)
+    size = np.sum((np.abs(above) + np.abs(below)) * np.abs(moved), axis=0)
+    lost = (high.loss - low.loss)[:, None] * right
+    result -= np.sum(lost * left, axis=0)
     if high.extra is not None and low.extra is not None:
-        result = result + np.sum(left * ((high.extra - low.extra) @ right), axis=0)
-    return result
+        extra, more = _sums(left, (high.extra - low.extra) @ right)
+        result, size = result + extra, size + more
+    return result, size
 
 
 def vectors(modes: xr.Dataset, operator: Operator) -> tuple[np.ndarray, np.ndarray]:

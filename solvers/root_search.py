@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,11 @@ class Point:
     shown : float
         What a message tells: the quantity itself, in its own units.
     slope : float
-        d excess/d value; nan where it is unknown.
+        d excess/d value; nan where it is unknown: then that to the nearest other point takes its place.
     error : float
         Of the excess, from sampling or truncation.
+    slope_error : float
+        Of the slope, relative.
     """
 
     value: float
@@ -41,6 +43,7 @@ class Point:
     shown: float
     slope: float = math.nan
     error: float = 0.0
+    slope_error: float = 0.0
 
     def newton(self) -> float:
         """Where the tangent crosses zero."""
@@ -127,8 +130,15 @@ def root_by_slopes(
     width, seen = high - low, []
 
     def at(value: float) -> Point:
-        seen.append(evaluate(value))
-        return seen[-1]
+        point = evaluate(value)
+        if math.isnan(point.slope) and seen:
+            other = min(seen, key=lambda p: abs(p.value - value))
+            # it knows no more than the points: their distance from the root tells its error
+            point = replace(
+                point, slope=(point.excess - other.excess) / (value - other.value), slope_error=1.0
+            )
+        seen.append(point)
+        return point
 
     a, b = at(low), at(high)
     for end in (a, b):
@@ -140,7 +150,8 @@ def root_by_slopes(
     while True:
         cubic, newton = _inverse_cubic(before, last), last.newton()
         # the cubic is the better of the two, so their difference bounds its error
-        error = max(abs(cubic - newton), 4 * np.finfo(float).eps * abs(newton))
+        rounding = 4 * np.finfo(float).eps * abs(newton)
+        error = max(abs(cubic - newton), last.slope_error * abs(cubic - last.value), rounding)
         if error <= tol * width and a.value <= cubic <= b.value:
             return Root(cubic, error, last.slope, seen)
         guesses = (cubic, newton, a.newton(), b.newton(), _inverse_cubic(a, b))
@@ -229,9 +240,9 @@ def _secant(points: list[Point], root: float, width: float) -> float:
 
 def _inverse_cubic(a: Point, b: Point) -> float:
     """The value at excess 0 of the cubic through both points and slopes of value(excess)."""
-    if not (a.slope * b.slope > 0):  # not monotonic: no inverse
-        return math.nan
     span = b.excess - a.excess
+    if not (a.slope * b.slope > 0 and span != 0):  # not monotonic: no inverse
+        return math.nan
     s = -a.excess / span
     return (
         (1 + 2 * s) * (1 - s) ** 2 * a.value

@@ -1,5 +1,7 @@
 """Values of a parameter at which a decay rate takes a given value."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -24,6 +26,10 @@ def _ou(k):
 
 def _well(D):
     return FokkerPlanck(double_well(D, potential=True), Grid.uniform(x=(-2.2, 2.2, 400)))
+
+
+def _narrow_well(D):
+    return FokkerPlanck(double_well(D, potential=True), Grid.uniform(x=(-1.6, 1.6, 800)))
 
 
 def _killed(D):
@@ -83,6 +89,23 @@ def test_the_marginal_quartic_well_is_the_onset_of_metastability():
     found = eigenvalue_root(_quartic, (-0.1, 0.2), target=3.254225852436075, mode=(2, 1))
     # mu = 0 exactly; the mean of mu h^2 / 12-like terms of the cells (5e-3 wide) moves it by about 1e-4
     assert abs(float(found.root)) < 2e-4
+
+
+@pytest.mark.parametrize("target", [1e-14, 1e-30])
+def test_rates_whose_slopes_are_rounding(target):
+    """Eigenvectors are rounded by 1e-16: slopes of smaller rates are told by the rates, which keep their digits."""
+    for settings in ({"mode": 1}, {"mode": 0, "absorbed": lambda x: x > 0.5}):
+        found = eigenvalue_root(_narrow_well, (0.003, 0.05), target=target, **settings)
+        root, tol = float(found.root), 1e-8 * 0.047
+        assert float(found.error) <= tol
+        assert found.sizes["solve"] <= 18
+        operator = _narrow_well(root)
+        if settings["mode"]:
+            rate = float(eigenmodes(operator, 2).gap)
+        else:
+            rate = float(escape_rate(operator, target=settings["absorbed"]).rate)
+        slope = 0.25 / root**2  # d log(rate) / dD of Arrhenius' law, up to a percent
+        assert abs(math.log(rate / target)) <= 1.1 * slope * float(found.error) + 1e-9
 
 
 def test_named_modes_and_absorbed_regions():
