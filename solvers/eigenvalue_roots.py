@@ -73,8 +73,8 @@ def eigenvalue_root(
     perturbation theory, so that each eigen-solve gives two numbers; between two of them the inverse function is
     interpolated by a cubic. A step that leaves the bracket or does not halve the last one is replaced by bisection.
     Where rounding of the eigenvectors spoils a slope, as of rates below about 1e-12, that between two values takes its
-    place, and the last step is the error. The two ends cost two solves; a smooth rate takes two to four more. Iterations start from the modes of the nearest
-    value solved before.
+    place, and the last step is the error. The two ends cost two solves; a smooth rate takes two to four more.
+    Iterations start from the modes of the two nearest values solved before.
 
     Examples
     --------
