@@ -236,7 +236,9 @@ class Grid:
         coarse operator; the last rounds use the operator itself on a wider box, on which the mass left
         outside is measured. Cells are then as many as keep the scheme's relative excess diffusion, P^2 / 12
         with the cell Peclet number P averaged over the stationary mass, at `excess`; the slow eigenvalues are
-        off by about as much. Axes are uniform unless stretched or logarithmic cells save more than half.
+        off by about as much. An axis without noise gets cells a tenth of the deviation wide, which suits
+        ``FokkerPlanck(advection="second-order")``; upwind fluxes add `resolution`'s ``upwind_share`` there. Axes are
+        uniform unless stretched or logarithmic cells save more than half.
         Nothing is random: the same SDE gives the same grid. Where slow states without stationary mass matter
         (metastable wells far above the deepest), give the box.
 
@@ -259,8 +261,8 @@ class Grid:
         Returns
         -------
         Grid
-            At most 100 000 cells in one dimension, 1000 and 128 per axis in two and three; `fitted` has the
-            excess diffusion reached.
+            At most 1e5, 1e6 and 128^3 cells in one, two and three dimensions; `fitted` has the excess diffusion
+            reached.
 
         Raises
         ------
