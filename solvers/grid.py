@@ -28,8 +28,12 @@ _TAKEN = frozenset(
         "density",
         "diverged",
         "eigenvalue",
+        "eigenvalue_derivative",
+        "eigenvalue_error",
+        "eigenvalue_extrapolated",
         "exit_time",
         "exited",
+        "expectation",
         "final",
         "forward_committor",
         "gap",
@@ -39,9 +43,11 @@ _TAKEN = frozenset(
         "membership",
         "mode",
         "outside",
+        "overlap",
         "path",
         "potential",
         "quasi_stationary",
+        "rank",
         "rate",
         "rates",
         "reactive_current",
@@ -105,8 +111,8 @@ class Grid:
         for name in edges:
             if name in _TAKEN:
                 raise InvalidInput(
-                    f"axis {name!r} has the name of a variable of the results; choose another name, also in the "
-                    "SDE's names"
+                    f"axis {name!r} has the name of a variable of the results, which a dataset cannot hold beside it; "
+                    f"choose another name, such as {name + '_'!r}, also in the SDE's names"
                 )
         self.edges = {name: _checked_edges(name, values) for name, values in edges.items()}
         self.names = tuple(self.edges)
