@@ -58,9 +58,18 @@ class AxisFit:
         spacing = {"uniform": "equal cells", "log": "cells in equal ratios"}.get(
             self.chart.kind, f"cells stretched around {self.chart.center:g} at scale {self.chart.scale:.3g}"
         )
+        # as many digits as tell the ends apart
+        digits = max(
+            6,
+            3
+            + int(
+                np.log10(max(abs(self.chart.low), abs(self.chart.high)) / (self.chart.high - self.chart.low))
+            ),
+        )
+        low, high = (f"{end:.{digits}g}" for end in (self.chart.low, self.chart.high))
         excess = "excess diffusion" if self.noisy else "no noise: half a cell is, of the deviation,"
         return (
-            f"{self.name} from {self.chart.low:g} to {self.chart.high:g} in {self.cells} {spacing} (mass below "
+            f"{self.name} from {low} to {high} in {self.cells} {spacing} (mass below "
             f"{self.mass_below:.1g}, above {self.mass_above:.1g}; {excess} {100 * self.excess:.2g} %)"
         )
 

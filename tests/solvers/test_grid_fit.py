@@ -238,6 +238,13 @@ def test_a_potential_that_overflows_far_out():
     assert max(np.ptp(grid.edges[n]) for n in grid.names) < 5
 
 
+def test_a_narrow_box_far_out_is_told_to_enough_digits():
+    sde = SDE(lambda t, y, p, xp: (1e6 - y[0],), _constant(1e-3), convention="ito")
+    low, high = str(Grid.fit(sde, cells=50).fitted[0]).split(" in ")[0].split(" from ")[1].split(" to ")
+    # 5e-9 a side is 5.7 deviations of 7e-4
+    assert 2 * 5.7 * 7e-4 < float(high) - float(low) < 2 * 6.1 * 7.1e-4
+
+
 def test_cells_an_axis_does_not_need_serve_the_other():
     """A thin, cold well: 1e6 cells in all are enough for an excess that 1000 per axis are not."""
     grid = Grid.fit(separable_wells(1e-3))
