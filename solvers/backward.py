@@ -14,6 +14,8 @@ from solvers.multigrid import Form, Level, Multigrid, has_lattice, operator
 
 # Directions kept, and steps without progress before giving up.
 _KEPT, _PATIENCE = 20, 40
+# In tails all time scales are short: few directions do as well.
+_KEPT_IN_TAILS = 4
 # Beyond this many cells in three dimensions elimination fills in: 1e9 numbers at 64^3.
 _LARGE = 20000
 _ACCURATE, _NEGATIVE, _EXTENDED = 1e-4, 1e-10, 1e-6
@@ -56,6 +58,7 @@ def conjugate_residuals(
     start: np.ndarray | None = None,
     scale: np.ndarray | None = None,
     reference: np.ndarray | None = None,
+    kept: int = _KEPT,
     max_cycles: int = 400,
 ) -> tuple[np.ndarray, float, int]:
     """Solve A x = b by truncated generalised conjugate residuals.
@@ -74,6 +77,8 @@ def conjugate_residuals(
         Positive sizes of the entries of a residual; all 1 if not given.
     reference : ndarray, optional
         What the residual is relative to; b if not given.
+    kept : int
+        Directions that a new one is made orthogonal to; two vectors each.
     max_cycles : int
         Preconditioner calls before giving up.
 
@@ -91,7 +96,7 @@ def conjugate_residuals(
     x = np.zeros_like(b) if start is None else start.copy()
     if size == 0.0:
         return np.zeros_like(b), 0.0, 0
-    directions, images = np.empty((_KEPT, len(b))), np.empty((_KEPT, len(b)))
+    directions, images = np.empty((kept, len(b))), np.empty((kept, len(b)))
     held = oldest = used = 0
     rest = weight * (b - apply(x))
     best, waited = np.inf, 0
@@ -105,18 +110,22 @@ def conjugate_residuals(
         new = x.copy() if used == 0 and x.any() else precondition(rest / weight)
         used += 1
         image = weight * apply(new)
-        for _ in range(2):
+        length = 0.0
+        for _ in range(2):  # the second time only where the first left rounding
+            before = float(np.linalg.norm(image))
             products = images[:held] @ image
             image -= products @ images[:held]
             new -= products @ directions[:held]
-        length = float(np.linalg.norm(image))
+            length = float(np.linalg.norm(image))
+            if length > 0.1 * before:
+                break
         if not length > 0.0:
             waited += _PATIENCE
             continue
-        slot = held if held < _KEPT else oldest
+        slot = held if held < kept else oldest
         np.multiply(new, 1.0 / length, out=directions[slot])
         np.multiply(image, 1.0 / length, out=images[slot])
-        held, oldest = min(held + 1, _KEPT), (slot + 1) % _KEPT
+        held, oldest = min(held + 1, kept), (slot + 1) % kept
         step = float(images[slot] @ rest)
         x += step * directions[slot]
         rest -= step * images[slot]
@@ -289,6 +298,7 @@ def extend(
                     tol=1e-10,
                     start=solution,
                     scale=diagonal,
+                    kept=_KEPT_IN_TAILS,
                 )
                 if size < residual:
                     solution, residual = trial, size

@@ -58,7 +58,11 @@ class Coefficients:
             self.sde = sde.to("ito")
         self.share = 1.0 if sde.noise == "general" else _SHARE[sde.convention]
         self.tensor = _tensor(sigma)
-        self.correlated = any(np.any(self.tensor[i][j] != 0) for i in range(grid.d) for j in range(i))
+        self.correlated = any(
+            not _absent(self.tensor[i][j]) and np.any(self.tensor[i][j] != 0)
+            for i in range(grid.d)
+            for j in range(i)
+        )
         self._drift(mesh)
 
     def diagonal(self, axis: int, coords: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -165,11 +169,12 @@ class Coefficients:
         with np.errstate(all="ignore"):
             rows = self.sde.diffusion_at(0.0, coords)
         if self.sde.noise == "diagonal":
-            zero = np.zeros_like(rows[0])
+            zero = np.broadcast_to(0.0, rows[0].shape)
             rows = [[row if i == j else zero for j in range(len(rows))] for i, row in enumerate(rows)]
         for name, row in zip(self.grid.names, rows, strict=True):
             for value in row:
-                self._refuse_nonfinite(f"the diffusion of {name}", value, coords)
+                if not _absent(value):
+                    self._refuse_nonfinite(f"the diffusion of {name}", value, coords)
         return [list(row) for row in rows]
 
     def _potential(self, coords: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -200,6 +205,17 @@ class Coefficients:
 
 
 def _tensor(sigma: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
-    """D = sigma sigma^T / 2, entry by entry."""
-    d, m = len(sigma), len(sigma[0])
-    return [[sum(0.5 * sigma[i][k] * sigma[j][k] for k in range(m)) for j in range(d)] for i in range(d)]  # type: ignore[misc]
+    """D = sigma sigma^T / 2, entry by entry; absent entries take neither time nor memory."""
+
+    def entry(i: int, j: int) -> np.ndarray:
+        parts = [
+            0.5 * a * b for a, b in zip(sigma[i], sigma[j], strict=True) if not (_absent(a) or _absent(b))
+        ]
+        return sum(parts[1:], parts[0]) if parts else np.broadcast_to(0.0, sigma[i][0].shape)
+
+    return [[entry(i, j) for j in range(len(sigma))] for i in range(len(sigma))]
+
+
+def _absent(values: np.ndarray) -> bool:
+    """Whether an array is a single zero, broadcast."""
+    return values.size > 0 and not any(values.strides) and values.flat[0] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +16,7 @@ from solvers.chain import Chain, Place, reversible_weights
 from solvers.coefficients import Coefficients
 from solvers.cross_terms import central_cross_terms, corner_rates, needs_central
 from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.faces import Faces, along, in_one_piece, part
 from solvers.grid import Grid
 from solvers.request import refuse_other
 from solvers.sde import SDE
@@ -24,45 +24,6 @@ from solvers.sde import SDE
 _SIDES = (0, -1)
 # Per cell, measured: faces and generator, while they are assembled.
 _BYTES, _BYTES_PER_AXIS = 60, 210
-
-
-@dataclass(frozen=True)
-class Faces:
-    """Interior faces across one axis; arrays of the grid's shape but for that axis (a face per entry).
-
-    Attributes
-    ----------
-    axis : int
-    first, second : ndarray of int
-        Flat numbers of the cells on the low and high side.
-    start, distance : ndarray
-        Coordinate of the low cell's centre along the axis, and the distance between both centres.
-    diffusion, lift : ndarray
-        D on the face and effective drift times distance, the arguments of the flux.
-    split : ndarray
-        The part of D that jumps between diagonal neighbours carry, not in `diffusion`.
-    forward, backward : ndarray
-        Rates per unit of time.
-    """
-
-    axis: int
-    first: np.ndarray
-    second: np.ndarray
-    start: np.ndarray
-    distance: np.ndarray
-    diffusion: np.ndarray
-    lift: np.ndarray
-    split: np.ndarray
-    forward: np.ndarray
-    backward: np.ndarray
-
-    @cached_property
-    def peclet(self) -> np.ndarray:
-        """log(p_second / p_first) at zero current: NaN on closed faces, infinite on one-way faces."""
-        diffusive = self.diffusion > 0
-        ratio = self.lift / np.where(diffusive, self.diffusion, 1.0)
-        one_way = np.where(self.lift == 0, np.nan, np.copysign(np.inf, self.lift))
-        return np.where(diffusive, ratio, one_way)
 
 
 class FokkerPlanck:
@@ -167,7 +128,7 @@ class FokkerPlanck:
         self.face_flux, self._excess, self._coefficients.pointwise = fluxes.FLUXES[flux]
         if self._corners == "positive":
             self.face_flux, self._excess = fluxes.hybrid, fluxes.hybrid_excess_diffusion
-        self.faces = [self._interior_faces(axis) for axis in range(grid.d)]
+        self.faces, self._rates = in_one_piece([self._interior_faces(axis) for axis in range(grid.d)])
         self._wall_loss = np.zeros(grid.size)
         self.wall_rates: dict[tuple[int, int], np.ndarray] = {}  # (axis, side): into an absorbing wall
         self._wall_pressure: dict[tuple[str, str], np.ndarray] = {}
@@ -178,11 +139,13 @@ class FokkerPlanck:
     def chain(self) -> Chain:
         """The operator as pairs of rates; what spectra and observables work on."""
         grid = self.grid
-        pairs = [(f.first, f.second, f.forward, f.backward) for f in self.faces]
+        pairs = [(f.first, f.second) for f in self.faces]
+        forward, backward = self._rates
         loss, extra, log_weights = self._wall_loss.copy(), None, None
         if self._corners == "positive":
-            first, second, forward, backward, corner_loss = corner_rates(self._coefficients, self.boundary)
-            pairs.append((first, second, forward, backward))
+            first, second, ahead, back, corner_loss = corner_rates(self._coefficients, self.boundary)
+            pairs.append((first, second))
+            forward, backward = np.concatenate([forward, ahead]), np.concatenate([backward, back])
             loss += corner_loss
         elif self._corners == "central":
             extra = central_cross_terms(self._coefficients, self.boundary)
@@ -196,7 +159,7 @@ class FokkerPlanck:
             correction = second_order_correction(grid, self.faces, periodic)
             if correction is not None:
                 extra = correction if extra is None else sps.csr_array(extra + correction)
-        first, second, forward, backward = (np.concatenate([np.ravel(p[k]) for p in pairs]) for k in range(4))
+        first, second = (np.concatenate([np.ravel(pair[k]) for pair in pairs]) for k in range(2))
         return Chain(
             size=grid.size,
             first=first,
@@ -253,30 +216,30 @@ class FokkerPlanck:
         centers, edges, widths = grid.centers[name], grid.edges[name], grid.widths[name]
         cells = np.arange(grid.size).reshape(grid.shape)
         low, high, position = centers[:-1], centers[1:], edges[1:-1]
-        first, second = _part(cells, axis, slice(None, -1)), _part(cells, axis, slice(1, None))
+        first, second = part(cells, axis, slice(None, -1)), part(cells, axis, slice(1, None))
         width_low, width_high = widths[:-1], widths[1:]
         if self.boundary[name][0] == "periodic":
             period = edges[-1] - edges[0]
             low, high = np.append(low, centers[-1]), np.append(high, centers[0] + period)
             position = np.append(position, edges[-1])
-            first = np.concatenate([first, _part(cells, axis, slice(-1, None))], axis)
-            second = np.concatenate([second, _part(cells, axis, slice(0, 1))], axis)
+            first = np.concatenate([first, part(cells, axis, slice(-1, None))], axis)
+            second = np.concatenate([second, part(cells, axis, slice(0, 1))], axis)
             width_low, width_high = np.append(width_low, widths[-1]), np.append(width_high, widths[0])
             self._coefficients.refuse_unclosed(axis)
         diffusion, lift = self._coefficients.face_arguments(axis, position, low, high, periodic=True)
-        distance = np.broadcast_to(_along(high - low, axis, grid.d), diffusion.shape)
+        distance = np.broadcast_to(along(high - low, axis, grid.d), diffusion.shape)
         forward, backward = self.face_flux(diffusion, distance, lift)
         return Faces(
             axis=axis,
             first=first,
             second=second,
-            start=np.broadcast_to(_along(low, axis, grid.d), diffusion.shape),
+            start=np.broadcast_to(along(low, axis, grid.d), diffusion.shape),
             distance=distance,
             diffusion=diffusion,
             lift=lift,
             split=self._coefficients.split_part(axis, position),
-            forward=forward / _along(width_low, axis, grid.d),
-            backward=backward / _along(width_high, axis, grid.d),
+            forward=forward / along(width_low, axis, grid.d),
+            backward=backward / along(width_high, axis, grid.d),
         )
 
     def _add_walls(self, axis: int, allow_wall_mass: bool) -> None:
@@ -293,12 +256,12 @@ class FokkerPlanck:
             distance = abs(wall - center)
             if kind == "absorbing":
                 outward, _ = self.face_flux(diffusion, np.full_like(lift, distance), lift)
-                edge_cells = _part(cells, axis, slice(0, 1) if side == 0 else slice(-1, None))
+                edge_cells = part(cells, axis, slice(0, 1) if side == 0 else slice(-1, None))
                 self.wall_rates[axis, side] = outward / grid.widths[name][side]
                 self._wall_loss[edge_cells.ravel()] += self.wall_rates[axis, side].ravel()
                 continue
             # the next face inwards must agree: where D vanishes on the wall itself, the wall alone misleads
-            inner = _part(self.faces[axis].lift, axis, slice(0, 1) if side == 0 else slice(-1, None))
+            inner = part(self.faces[axis].lift, axis, slice(0, 1) if side == 0 else slice(-1, None))
             pressed = np.where(inner * (-1.0 if side == 0 else 1.0) > 0, lift / distance, 0.0)
             self._wall_pressure[name, word] = pressed
             if np.all(pressed > 0) and not allow_wall_mass:
@@ -462,11 +425,3 @@ class FokkerPlanck:
                     ),
                     stacklevel=stacklevel,
                 )
-
-
-def _part(values: np.ndarray, axis: int, piece: slice) -> np.ndarray:
-    return values[(slice(None),) * axis + (piece,)]
-
-
-def _along(values: np.ndarray, axis: int, d: int) -> np.ndarray:
-    return values.reshape((1,) * axis + (-1,) + (1,) * (d - axis - 1))
