@@ -10,7 +10,9 @@ from solvers import memory
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure
-from solvers.multigrid import Form, Level, Multigrid, has_lattice, operator
+from solvers.lattice_rates import has_lattice
+from solvers.lattice_transfer import Form
+from solvers.multigrid import Level, Multigrid, operator
 
 # Directions kept, and steps without progress before giving up.
 _KEPT, _PATIENCE = 20, 40

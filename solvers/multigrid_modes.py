@@ -17,7 +17,9 @@ from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.davidson import davidson
 from solvers.errors import ConvergenceFailure
-from solvers.multigrid import Level, Multigrid, dense_matrix, has_lattice, operator, spread
+from solvers.lattice_rates import has_lattice
+from solvers.lattice_transfer import spread
+from solvers.multigrid import Level, Multigrid, dense_matrix, operator
 from solvers.starts import Start
 
 # Vectors beyond the wanted ones, so that the next mode is not far from the start space.

@@ -15,8 +15,8 @@ from solvers.chain import Chain
 from solvers.elimination import Elimination
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.exit_times import refuse_arity
-from solvers.factorisation import factor
 from solvers.faces import Faces
+from solvers.factorisation import factor
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
 

@@ -7,7 +7,8 @@ import pytest
 
 from solvers import FokkerPlanck, Grid, InvalidInput, eigenmodes, from_potential
 from solvers.davidson import davidson
-from solvers.multigrid import Multigrid, operator, rates_of
+from solvers.lattice_rates import rates_of
+from solvers.multigrid import Multigrid, operator
 
 pytestmark = pytest.mark.filterwarnings("ignore:cells along")
 
