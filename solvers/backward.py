@@ -2,177 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from solvers import memory
-from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
+from solvers.conjugate_directions import conjugate_gradients, conjugate_residuals
 from solvers.errors import ConvergenceFailure
-from solvers.lattice_rates import has_lattice
-from solvers.lattice_transfer import Form
-from solvers.multigrid import Level, Multigrid, operator
+from solvers.lattice_operator import LatticeOperator
 
-# Directions kept, and steps without progress before giving up.
-_KEPT, _PATIENCE = 20, 40
 # In tails all time scales are short: few directions do as well.
 _KEPT_IN_TAILS = 4
-# Beyond this many cells in three dimensions elimination fills in: 1e9 numbers at 64^3.
-_LARGE = 20000
 _ACCURATE, _NEGATIVE, _EXTENDED = 1e-4, 1e-10, 1e-6
 # Where sqrt(pi) is below this fraction of its largest, sqrt(pi) q has too few digits.
 _RELIABLE = 1e-6
 _BYTES = 500  # per cell, measured: hierarchy, operator and the vectors of a pass
-
-
-def prefers_cycles(chain: Chain) -> bool:
-    """Whether equations of a chain are solved by iterations: three dimensions, many cells, a grid of faces."""
-    return has_lattice(chain) and len(chain.widths) == 3 and chain.size > _LARGE
-
-
-class LatticeOperator:
-    """A = -L^T of a chain on a lattice (form "backward") or its transpose ("forward"), and cycles for it."""
-
-    def __init__(self, chain: Chain, form: Form, *, shift: float = 0.0):
-        self._cells = chain.cells
-        self.precondition = Multigrid(chain, form, shift=shift)
-        self.level: Level = operator(self.precondition.rates[0], form, float, shift)
-        self.precondition.rates.clear()
-        self._whole = np.zeros(self.level.diagonal.shape)
-        self._out = np.empty(self.level.diagonal.shape)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """A x over the states of the chain."""
-        if self._cells is None:
-            return self.level.apply(x.reshape(self._out.shape), self._out).ravel().copy()
-        self._whole.ravel()[self._cells] = x
-        return self.level.apply(self._whole, self._out).ravel()[self._cells]
-
-
-@one_blas_thread
-def conjugate_residuals(
-    apply: Callable[[np.ndarray], np.ndarray],
-    precondition: Callable[[np.ndarray], np.ndarray],
-    b: np.ndarray,
-    *,
-    tol: float,
-    start: np.ndarray | None = None,
-    scale: np.ndarray | None = None,
-    reference: np.ndarray | None = None,
-    kept: int = _KEPT,
-    max_cycles: int = 400,
-) -> tuple[np.ndarray, float, int]:
-    """Solve A x = b by truncated generalised conjugate residuals.
-
-    The residual is minimised over the last directions, and over the start vector: a slow mode that it holds
-    need not be found again.
-
-    Parameters
-    ----------
-    apply, precondition : callable
-    b : ndarray
-    tol : float
-        Relative residual in the 2-norm of entries divided by `scale`.
-    start : ndarray, optional
-    scale : ndarray, optional
-        Positive sizes of the entries of a residual; all 1 if not given.
-    reference : ndarray, optional
-        What the residual is relative to; b if not given.
-    kept : int
-        Directions that a new one is made orthogonal to; two vectors each.
-    max_cycles : int
-        Preconditioner calls before giving up.
-
-    Returns
-    -------
-    x, residual, cycles
-        The solution, the relative residual computed afresh, and how often the preconditioner was called.
-
-    References
-    ----------
-    Eisenstat, Elman and Schultz, SIAM J. Numer. Anal. 20 (1983) 345.
-    """
-    weight = np.ones(1) if scale is None else 1.0 / scale
-    size = float(np.linalg.norm(weight * (b if reference is None else reference)))
-    x = np.zeros_like(b) if start is None else start.copy()
-    if size == 0.0:
-        return np.zeros_like(b), 0.0, 0
-    directions, images = np.empty((kept, len(b))), np.empty((kept, len(b)))
-    held = oldest = used = 0
-    rest = weight * (b - apply(x))
-    best, waited = np.inf, 0
-    while True:
-        norm = float(np.linalg.norm(rest))
-        waited = 0 if norm < 0.9 * best else waited + 1
-        best = min(best, norm)
-        if not np.isfinite(norm) or norm <= tol * size or used >= max_cycles or waited > _PATIENCE:
-            true = float(np.linalg.norm(weight * (b - apply(x))))
-            return x, true / size, used
-        new = x.copy() if used == 0 and x.any() else precondition(rest / weight)
-        used += 1
-        image = weight * apply(new)
-        length = 0.0
-        for _ in range(2):  # the second time only where the first left rounding
-            before = float(np.linalg.norm(image))
-            products = images[:held] @ image
-            image -= products @ images[:held]
-            new -= products @ directions[:held]
-            length = float(np.linalg.norm(image))
-            if length > 0.1 * before:
-                break
-        if not length > 0.0:
-            waited += _PATIENCE
-            continue
-        slot = held if held < kept else oldest
-        np.multiply(new, 1.0 / length, out=directions[slot])
-        np.multiply(image, 1.0 / length, out=images[slot])
-        held, oldest = min(held + 1, kept), (slot + 1) % kept
-        step = float(images[slot] @ rest)
-        x += step * directions[slot]
-        rest -= step * images[slot]
-
-
-@one_blas_thread
-def conjugate_gradients(
-    apply: Callable[[np.ndarray], np.ndarray],
-    precondition: Callable[[np.ndarray], np.ndarray],
-    b: np.ndarray,
-    *,
-    tol: float,
-    max_cycles: int = 400,
-) -> tuple[np.ndarray, int]:
-    """Solve A x = b, A symmetric positive definite, until the residual is tol |b| or no longer falls.
-
-    The energy norm of the error is minimised, so that a slow mode is found however small its eigenvalue. The
-    flexible update (Notay, SIAM J. Sci. Comput. 22, 2000, 1444) allows for a preconditioner that is symmetric
-    to single precision only.
-
-    Returns
-    -------
-    x, cycles
-    """
-    x, rest = np.zeros_like(b), b.copy()
-    direction = image = np.zeros(0)
-    goal, best, best_x, waited, used = tol * float(np.linalg.norm(b)), np.inf, x, 0, 0
-    while True:
-        norm = float(np.linalg.norm(rest))
-        waited = 0 if norm < 0.9 * best else waited + 1
-        if norm < best:
-            best, best_x = norm, x.copy()
-        if not norm > goal or waited > _PATIENCE or used >= max_cycles:
-            return best_x, used
-        new = precondition(rest)
-        used += 1
-        if len(image):
-            new -= float(new @ image) / float(direction @ image) * direction
-        direction, image = new, apply(new)
-        curvature = float(direction @ image)
-        if not curvature > 0.0:
-            return best_x, used
-        step = float(direction @ rest) / curvature
-        x += step * direction
-        rest -= step * image
 
 
 def nonnegative_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.ndarray, str]:
@@ -340,32 +183,3 @@ def stationary_by_cycles(chain: Chain) -> tuple[np.ndarray, float]:
     masses = np.maximum(masses, 0.0)
     masses /= masses.sum()
     return masses, float(np.abs(system(masses)).sum() / (chain.outflow @ masses))
-
-
-def resolvent_by_cycles(
-    chain: Chain, g: float, *, transposed: bool = False
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The map x -> (1 - g L)^-1 x on masses, or with L^T on functions, by multigrid: relative residual 1e-12.
-
-    The shift 1 / g bounds all eigenvalues away from zero, so a handful of cycles is enough for short steps.
-
-    Raises
-    ------
-    ConvergenceFailure
-        From the returned function, if the residual stays above 1e-9.
-    """
-    system = LatticeOperator(chain, "backward" if transposed else "forward", shift=1.0 / g)
-    scale = chain.outflow + 1.0 / g
-
-    def solve(x: np.ndarray) -> np.ndarray:
-        result, residual, cycles = conjugate_residuals(
-            system, system.precondition, x / g, tol=1e-12, scale=None if not transposed else scale
-        )
-        if not residual < 1e-9:
-            raise ConvergenceFailure(
-                f"an implicit step of {g:.3g} leaves a residual of {residual:.2g} after {cycles} multigrid cycles; "
-                "use shorter times"
-            )
-        return result
-
-    return solve

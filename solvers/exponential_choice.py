@@ -9,12 +9,15 @@ from solvers.chain import Chain
 from solvers.errors import InvalidInput
 from solvers.exponentials import Exponential, Krylov, Side, Uniformization
 from solvers.implicit_steps import ImplicitSteps
+from solvers.lattice_operator import prefers_cycles
 
 METHODS = ("auto", "krylov", "implicit", "uniformization")
 # Seconds, measured on one core, only ever compared with each other: sparse LU in d dimensions per cell^power,
 # one solve per cell and nonzero, one product per cell and nonzero.
 _FACTOR = {1: (1e-7, 1.0), 2: (1.3e-8, 1.5), 3: (1e-9, 2.0)}
 _SOLVE, _PRODUCT = 2e-8, 1e-9
+# Per cell, 25 solves of 16 multigrid cycles.
+_CYCLED = 2e-5
 
 _BY_NAME: dict[str, Callable[[Chain, Side, float], Exponential]] = {
     "krylov": Krylov,
@@ -51,8 +54,10 @@ def chosen(chain: Chain, dimension: int, longest: float, method: str) -> tuple[s
         return "krylov", "signed cross terms leave no chain of jumps to average"
     n, entries = chain.size, 2 * len(chain.first) + chain.size
     cost, power = _FACTOR[min(dimension, 3)]
-    implicit = cost * n**power + 20 * _SOLVE * entries * math.log2(n) / 5
+    iterative = prefers_cycles(chain)
+    implicit = _CYCLED * n if iterative else cost * n**power + 20 * _SOLVE * entries * math.log2(n) / 5
     jumps = float(chain.outflow.max(initial=0.0)) * longest
     explicit = (jumps + 10 * math.sqrt(jumps) + 20) * _PRODUCT * entries
-    told = f"about {jumps:.2g} products ({explicit:.2g} s), one factorisation and 20 solves {implicit:.2g} s"
+    solves = "25 solves by multigrid cycles" if iterative else "one factorisation and 20 solves"
+    told = f"about {jumps:.2g} products ({explicit:.2g} s), {solves} {implicit:.2g} s"
     return ("krylov" if implicit < explicit else "uniformization"), told

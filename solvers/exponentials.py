@@ -111,6 +111,7 @@ class Krylov:
     def __call__(self, x: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Rows: the solution at increasing positive times."""
         result, done, base = np.empty((len(times), len(x))), 0, 0.0
+        self._resolvents.aim(self._allowed / max(self._side.norm(x), 1e-300))
         while done < len(times):
             ahead = times[done:] - base
             horizon = min(float(ahead[ahead <= ahead[0] / _WINDOW][-1]), self._reach)
@@ -135,11 +136,7 @@ class Krylov:
 
     def told(self) -> dict[str, Any]:
         """Attributes: what it took."""
-        return {
-            "factorisations": self._resolvents.factorisations,
-            "solves": self._resolvents.solves,
-            "intervals": self._intervals,
-        }
+        return self._resolvents.told() | {"intervals": self._intervals}
 
     def _window(self, x: np.ndarray, times: np.ndarray) -> tuple[np.ndarray | None, int]:
         """The solution at times of one window, or None if 40 vectors do not suffice; and how many did."""

@@ -66,6 +66,7 @@ class ImplicitSteps:
         """Rows: the solution at increasing positive times."""
         result, done, now = np.empty((len(times), len(x))), 0, 0.0
         step = self._first_step(x, float(times[-1]))
+        self._resolvents.aim(self._allowed / max(self._side.norm(x), 1e-300))
         while done < len(times):
             stages = self._stages(x, step)
             error = self._side.norm((_FOURTH - _THIRD) @ stages)
@@ -90,11 +91,7 @@ class ImplicitSteps:
 
     def told(self) -> dict[str, Any]:
         """Attributes: what it took."""
-        return {
-            "factorisations": self._resolvents.factorisations,
-            "solves": self._resolvents.solves,
-            "steps": self._steps,
-        }
+        return self._resolvents.told() | {"steps": self._steps}
 
     def _first_step(self, x: np.ndarray, longest: float) -> float:
         """From the error's leading term, C s^4 L^4 x."""

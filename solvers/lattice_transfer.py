@@ -199,6 +199,7 @@ def _compact(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def axes_to_join(rates: Rates) -> list[int]:
+    """The axes of strong coupling."""
     strength = np.zeros(3)
     for axis in range(3):
         if rates.shape[axis] > 1:

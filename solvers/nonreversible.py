@@ -10,12 +10,13 @@ import scipy.linalg as sl
 import scipy.sparse as sps
 import scipy.sparse.linalg as spl
 
-from solvers.backward import prefers_cycles, stationary_by_cycles
+from solvers.backward import stationary_by_cycles
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import TransposedFactors, arpack, factor, on_fronts, resolvent, start_vector
 from solvers.graded_modes import TwoSided, nearest_modes, two_levels
+from solvers.lattice_operator import prefers_cycles
 from solvers.reversible import RELIABLE, extend_left
 from solvers.starts import Start
 

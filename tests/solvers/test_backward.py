@@ -9,20 +9,21 @@ from solvers import (
     FokkerPlanck,
     Grid,
     InvalidInput,
-    backward,
     committor,
     eigenmodes,
     from_potential,
+    lattice_operator,
     mean_first_passage_time,
     stationary_density,
 )
+from solvers.resolvents import Resolvents
 
 pytestmark = pytest.mark.filterwarnings("ignore:cells along")
 
 
 @pytest.fixture
 def cycles_always(monkeypatch):
-    monkeypatch.setattr(backward, "_LARGE", 100)
+    monkeypatch.setattr(lattice_operator, "_LARGE", 100)
 
 
 def wells(D, cells):
@@ -61,7 +62,7 @@ def test_times_and_committors_agree_with_elimination(operator, D, tol, monkeypat
     fp = operator(D, 13)
     times, split = mean_first_passage_time(fp, near(1)), committor(fp, near(-1), near(1))
     assert times.attrs["method"] == "elimination"
-    monkeypatch.setattr(backward, "_LARGE", 100)
+    monkeypatch.setattr(lattice_operator, "_LARGE", 100)
     by_cycles, split_by_cycles = mean_first_passage_time(fp, near(1)), committor(fp, near(-1), near(1))
     assert "multigrid" in by_cycles.attrs["method"]
     assert float(np.abs(by_cycles - times).max()) < tol * float(times.max())
@@ -84,16 +85,16 @@ def test_stationary_density_without_detailed_balance(cycles_always):
     assert np.abs(masses - (exact * fp.grid.volumes).ravel()).sum() < (1 / 6) ** 2 / 0.4
 
 
-def test_resolvents_are_positive_and_keep_mass():
+def test_resolvents_are_positive_and_keep_mass(cycles_always):
     fp = turning(0.4, 16)
     masses = np.zeros(fp.grid.size)
     masses[fp.grid.size // 3] = 1.0
     for g in (1e-3, 0.1, 10.0):
-        after = backward.resolvent_by_cycles(fp.chain, g)(masses)
+        after = Resolvents(fp.chain, False)(g)(masses)
         assert after.sum() == pytest.approx(1.0, abs=1e-9)
         assert after.min() > -1e-9
         np.testing.assert_allclose(after - g * (fp.generator @ after), masses, atol=1e-10 * (1 + g * 300))
-        function = backward.resolvent_by_cycles(fp.chain, g, transposed=True)(np.ones(fp.grid.size))
+        function = Resolvents(fp.chain, True)(g)(np.ones(fp.grid.size))
         np.testing.assert_allclose(function, 1.0, rtol=1e-8)  # rows of the inverse sum to one
 
 

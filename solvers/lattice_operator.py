@@ -1,0 +1,46 @@
+"""Operators of chains on large lattices with cycles for them, and where iterations beat factorisations."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from solvers.chain import Chain
+from solvers.lattice_rates import has_lattice
+from solvers.lattice_transfer import Form
+from solvers.multigrid import Level, Multigrid, operator
+
+# Beyond this many cells in three dimensions elimination fills in: 1e9 numbers at 64^3.
+_LARGE = 20000
+
+
+def prefers_cycles(chain: Chain) -> bool:
+    """Whether equations of a chain are solved by iterations: three dimensions, many cells, a grid of faces."""
+    return has_lattice(chain) and len(chain.widths) == 3 and chain.size > _LARGE
+
+
+class LatticeOperator:
+    """A = -L^T of a chain on a lattice (form "backward") or its transpose ("forward"), and cycles for it."""
+
+    def __init__(self, chain: Chain, form: Form, *, shift: float = 0.0):
+        self._cells = chain.cells
+        self.precondition = Multigrid(chain, form, shift=shift)
+        self.level: Level = operator(self.precondition.rates[0], form, float, shift)
+        self.precondition.rates.clear()
+        self._whole = np.zeros(self.level.diagonal.shape)
+        self._out = np.empty(self.level.diagonal.shape)
+
+    def shifted(self, shift: float) -> LatticeOperator:
+        """The operator plus a multiple of the identity; most arrays are shared."""
+        other = copy.copy(self)
+        other.precondition = self.precondition.shifted(shift)
+        other.level = self.level.shifted(shift)
+        return other
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """A x over the states of the chain."""
+        if self._cells is None:
+            return self.level.apply(x.reshape(self._out.shape), self._out).ravel().copy()
+        self._whole.ravel()[self._cells] = x
+        return self.level.apply(self._whole, self._out).ravel()[self._cells]
