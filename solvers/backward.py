@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from solvers import memory
@@ -103,7 +105,7 @@ def extend(
     chain : Chain
         With a lattice.
     rates : ndarray of shape (k,)
-        Decay rates of the modes.
+        Decay rates of the modes, complex if `values` are.
     values : ndarray of shape (k, n)
         q, one mode a row, where known; elsewhere a guess, which is overwritten.
     known : ndarray of bool, shape (n,)
@@ -129,30 +131,53 @@ def extend(
     system = LatticeOperator(inner, "backward")
     diagonal = inner.outflow
     for rate, row in zip(rates, values, strict=True):
-        given = np.zeros(chain.size) if right is None else right.copy()
+        given = np.zeros(chain.size, row.dtype) if right is None else right.copy()
         for here, there, speed in edges:
             np.add.at(given, here, speed * row[there])
-        solution, residual = row[rest], np.inf
-        # where the drift dominates on every scale coarse lattices mislead, and sweeps alone follow it
-        for precondition in (system.precondition, system.precondition.smooth):
-            if not residual < _EXTENDED:
-                trial, size, _ = conjugate_residuals(
-                    lambda x, rate=rate: system(x) - rate * x,
-                    precondition,
-                    given[rest],
-                    tol=1e-10,
-                    start=solution,
-                    scale=diagonal,
-                    kept=_KEPT_IN_TAILS,
-                )
-                if size < residual:
-                    solution, residual = trial, size
+        row[rest] = _in_tails(system, diagonal, rate, given[rest], row[rest])
+
+
+def _in_tails(
+    system: LatticeOperator, diagonal: np.ndarray, rate: complex, given: np.ndarray, guess: np.ndarray
+) -> np.ndarray:
+    """Solve (A - rate) q = given; a complex q by its real and imaginary part, one after the other in a vector."""
+    complex_one = np.iscomplexobj(guess)
+
+    def stacked(q: np.ndarray) -> np.ndarray:
+        return np.concatenate([q.real, q.imag]) if complex_one else q
+
+    def halves(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+        return np.concatenate([function(part) for part in np.split(x, 1 + int(complex_one))])
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        result = halves(system, x) - np.real(rate) * x
+        if complex_one:
+            real, imaginary = np.split(x, 2)
+            result += np.imag(rate) * np.concatenate([imaginary, -real])
+        return result
+
+    solution, residual = stacked(guess), np.inf
+    scale = np.tile(diagonal, 1 + int(complex_one))
+    # where the drift dominates on every scale coarse lattices mislead, and sweeps alone follow it
+    for precondition in (system.precondition, system.precondition.smooth):
         if not residual < _EXTENDED:
-            raise ConvergenceFailure(
-                f"the function of decay rate {rate:.6g} is undetermined in the tails (residual {residual:.2g}): "
-                "the process hardly leaves them; use more noise or a narrower grid"
+            trial, size, _ = conjugate_residuals(
+                apply,
+                lambda x, one=precondition: halves(one, x),
+                stacked(given),
+                tol=1e-10,
+                start=solution,
+                scale=scale,
+                kept=_KEPT_IN_TAILS,
             )
-        row[rest] = solution
+            if size < residual:
+                solution, residual = trial, size
+    if not residual < _EXTENDED:
+        raise ConvergenceFailure(
+            f"the function of decay rate {rate:.6g} is undetermined in the tails (residual {residual:.2g}): "
+            "the process hardly leaves them; use more noise or a narrower grid"
+        )
+    return solution[: len(given)] + 1j * solution[len(given) :] if complex_one else solution
 
 
 def stationary_by_cycles(chain: Chain) -> tuple[np.ndarray, float]:

@@ -10,12 +10,12 @@ import numpy as np
 from solvers.errors import ConvergenceFailure
 
 Map = Callable[[np.ndarray], np.ndarray]
-_EPS = np.finfo(float).eps
+EPS = np.finfo(float).eps
 # A residual cannot fall below about eps of the norm; if it hovers below this many of them, it is rounding.
-_ROUNDING, _HOVERING = 2.0, 200.0
-_PATIENCE = 4
+ROUNDING, HOVERING = 2.0, 200.0
+PATIENCE = 4
 _DEPENDENT = 1e-12
-_PIECE = 32768  # columns at a time
+PIECE = 32768  # columns at a time
 
 
 @dataclass
@@ -92,7 +92,7 @@ def davidson(
     form = np.zeros((capacity, capacity))
     size = corrections = 0
     basis[: len(start)] = start
-    size += _append(basis, 0, len(start), known)
+    size += append_orthonormal(basis, 0, len(start), known)
     if size < wanted:
         raise ConvergenceFailure(f"only {size} of {wanted} start vectors are independent")
     _extend_form(apply, basis, form, 0, size)
@@ -102,7 +102,7 @@ def davidson(
     for step in range(max_steps):
         theta, ritz = np.linalg.eigh(form[:size, :size])
         scale = np.full(wanted, theta[wanted - 1]) if common_scale else theta[:wanted]
-        allowed = np.maximum(tol * scale, _ROUNDING * _EPS * norm)
+        allowed = np.maximum(tol * scale, ROUNDING * EPS * norm)
         residuals, missing = np.zeros(wanted), []
         vectors = ritz[:, :wanted].T @ basis[:size]
         for j in range(wanted):
@@ -110,7 +110,7 @@ def davidson(
             residuals[j] = _size(rest, vectors[j], weight)
             waited[j] = 0 if residuals[j] < 0.5 * best[j] else waited[j] + 1
             best[j] = min(best[j], residuals[j])
-            hovers = waited[j] >= _PATIENCE and residuals[j] <= _HOVERING * _EPS * norm
+            hovers = waited[j] >= PATIENCE and residuals[j] <= HOVERING * EPS * norm
             if residuals[j] > allowed[j] and not hovers:
                 missing.append(rest)
         if not missing:
@@ -127,7 +127,7 @@ def davidson(
         for j, rest in enumerate(missing):
             basis[size + j] = precondition(rest)
         corrections += len(missing)
-        size += _append(basis, size, len(missing), known)
+        size += append_orthonormal(basis, size, len(missing), known)
         missing.clear()
         if size == previous:
             raise ConvergenceFailure(
@@ -149,7 +149,7 @@ def _size(rest: np.ndarray, vector: np.ndarray, weight: np.ndarray | None) -> fl
     return max(size, float(weight @ np.abs(rest)) / max(float(weight @ np.abs(vector)), 1e-300))
 
 
-def _append(basis: np.ndarray, size: int, new: int, known: np.ndarray | None) -> int:
+def append_orthonormal(basis: np.ndarray, size: int, new: int, known: np.ndarray | None) -> int:
     """Orthonormalise the `new` rows behind the basis in place; how many are left once dependent ones are gone."""
     block = basis[size : size + new]
     for _ in range(2):
@@ -183,8 +183,8 @@ def _project(block: np.ndarray, known: np.ndarray) -> None:
     if not len(known):
         return
     products = block @ known.T
-    for begin in range(0, block.shape[1], _PIECE):
-        piece = slice(begin, begin + _PIECE)
+    for begin in range(0, block.shape[1], PIECE):
+        piece = slice(begin, begin + PIECE)
         block[:, piece] -= products @ known[:, piece]
 
 
@@ -219,8 +219,8 @@ def _restart(
         )
     small = rotation.T @ form[:size, :size] @ rotation
     count = rotation.shape[1]
-    for begin in range(0, basis.shape[1], _PIECE):  # in place, piece by piece
-        piece = slice(begin, begin + _PIECE)
+    for begin in range(0, basis.shape[1], PIECE):  # in place, piece by piece
+        piece = slice(begin, begin + PIECE)
         basis[:count, piece] = rotation.T @ basis[:size, piece]
     form[:count, :count] = 0.5 * (small + small.T)
     return count

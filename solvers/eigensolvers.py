@@ -12,6 +12,7 @@ from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.chain_kernels import residuals
 from solvers.errors import InvalidInput
+from solvers.lattice_modes import lattice_modes, suits_lattice_modes
 from solvers.multigrid_modes import multigrid_modes, prefers_multigrid, suits_multigrid
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
 from solvers.reversible import reversible_modes
@@ -66,11 +67,12 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
             f"method={method!r} is not for generators; choose 'auto', 'tridiagonal', 'shift-invert', 'davidson', "
             "'dense'"
         )
-    if method == "davidson" and not suits_multigrid(chain):
+    if method == "davidson" and not (suits_multigrid(chain) or suits_lattice_modes(chain)):
         raise InvalidInput(
-            "method='davidson' needs a reversible operator in at most three dimensions; use 'auto'"
+            "method='davidson' needs a reversible operator in at most three dimensions, or one on more than 20 000 "
+            "cells in three, without signed or diagonal exchange; use 'auto'"
         )
-    if method == "davidson" or (method == "auto" and prefers_multigrid(chain)):
+    if (method == "davidson" and chain.reversible) or (method == "auto" and prefers_multigrid(chain)):
         large = multigrid_modes(chain, k, tol, start)
         return Modes(
             large.values,
@@ -84,6 +86,8 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
             start=Start(large.values, large.right, large.left, large.spare),
         )
     asked = method
+    if method == "auto" and suits_lattice_modes(chain):
+        method = "davidson"
     tridiagonal = chain.linear and chain.reversible
     if method == "tridiagonal" and not tridiagonal:
         raise InvalidInput("method='tridiagonal' needs a reversible operator in one dimension; use 'auto'")
@@ -101,12 +105,19 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
     zeros, doubts, near = len(chain.closed_classes), (), None
     if chain.reversible:
         values, right, left, doubts = reversible_modes(chain, k, method, tol, start)
+    elif method == "davidson":
+        values, right, left = lattice_modes(chain, k, tol)
     else:
         values, right, left, near = nonreversible_modes(chain, k, method, tol, start)
     if chain.extra is None:
         _normalise(right, left)
         pairs = chain.first, chain.second, chain.forward, chain.backward
-        sums = residuals(*pairs, chain.outflow, values, right, left, _weight(right, zeros))
+        weight = _weight(right, zeros)
+        one_by_one = [
+            residuals(*pairs, chain.outflow, values[a : a + 1], right[:, [a]], left[:, [a]], weight)
+            for a in range(len(values))
+        ]
+        sums = np.concatenate(one_by_one, axis=1)
         norm = float((2.0 * chain.outflow - chain.loss).max())
         modes = Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
     else:
@@ -125,6 +136,8 @@ def _reason(chain: Chain, method: str) -> str:
         return f"{balance} in one dimension: the symmetrised generator is tridiagonal"
     if method == "dense":
         return f"{chain.size} cells: a full matrix is fastest"
+    if method == "davidson":
+        return f"{balance}, {chain.size} cells in three dimensions: a factorisation would fill in"
     return (
         f"{balance}, {chain.size} cells: a sparse factorisation, which also finds modes close to each other"
     )

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 
 from solvers.chain import Chain
+from solvers.davidson import Map
 from solvers.lattice_rates import has_lattice
 from solvers.lattice_transfer import Form
 from solvers.multigrid import Level, Multigrid, operator
@@ -44,3 +45,18 @@ class LatticeOperator:
             return self.level.apply(x.reshape(self._out.shape), self._out).ravel().copy()
         self._whole.ravel()[self._cells] = x
         return self.level.apply(self._whole, self._out).ravel()[self._cells]
+
+
+def on_states(level: Level, cells: np.ndarray | None) -> Map:
+    """The operator of a lattice on vectors over the states in `cells` (None: all); results are overwritten by the next."""
+    shape = level.diagonal.shape
+    out = np.zeros(shape)
+    if cells is None:
+        return lambda x: level.apply(x.reshape(shape), out).ravel()
+    whole = np.zeros(shape)
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        whole.ravel()[cells] = x
+        return level.apply(whole, out).ravel()[cells]
+
+    return apply

@@ -83,6 +83,20 @@ def _inverted(diagonal: np.ndarray) -> np.ndarray:
     return np.divide(1, diagonal, out=np.ones_like(diagonal), where=diagonal > 0)
 
 
+def coarser_lattices(rates: Rates, form: Form) -> tuple[list[Rates], list[list[Step]]]:
+    """Rates on coarser and coarser lattices, the given ones first, and the steps from each to the next."""
+    all_rates, all_steps = [rates], []
+    while rates.loss.size > _COARSEST:
+        all_steps.append([])
+        for axis in reversed(axes_to_join(rates)):
+            rates, step = coarsened(rates, axis, form)
+            all_steps[-1].append(step)
+        # the distance to a wall doubles with the cells
+        rates.loss *= 0.5
+        all_rates.append(rates)
+    return all_rates, all_steps
+
+
 class Multigrid:
     """V-cycles for A = -L^T of a chain on a lattice, its transpose, its symmetrised or a balanced form.
 
@@ -115,23 +129,14 @@ class Multigrid:
         log_weights: np.ndarray | None = None,
     ):
         self._cells = chain.cells
-        rates = rates_of(chain)
-        rates.log_weights = log_weights
-        self.levels: list[Level] = []
-        self.rates: list[Rates] = []
-        while True:
-            level = operator(rates, form, np.float32, shift)
-            self.levels.append(level)
-            self.rates.append(rates)
-            if rates.loss.size <= _COARSEST:
-                break
-            for axis in reversed(axes_to_join(rates)):
-                rates, step = coarsened(rates, axis, form)
-                level.steps.append(step)
-            # the distance to a wall doubles with the cells
-            rates.loss *= 0.5
-        self._bottom_rates, self._form = rates, form
-        self._bottom = _inverse(rates, form, shift, follow_slow)
+        finest = rates_of(chain)
+        finest.log_weights = log_weights
+        self.rates, steps = coarser_lattices(finest, form)
+        self.levels = [operator(rates, form, np.float32, shift) for rates in self.rates]
+        for level, joined in zip(self.levels, steps, strict=False):
+            level.steps = joined
+        self._bottom_rates, self._form = self.rates[-1], form
+        self._bottom = _inverse(self._bottom_rates, form, shift, follow_slow)
         self._make_room()
 
     def _make_room(self) -> None:

@@ -17,6 +17,7 @@ from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.davidson import davidson
 from solvers.errors import ConvergenceFailure
+from solvers.lattice_operator import on_states
 from solvers.lattice_rates import has_lattice
 from solvers.lattice_transfer import spread
 from solvers.multigrid import Level, Multigrid, dense_matrix, operator
@@ -220,7 +221,7 @@ def slowest_symmetric(
     rows = _neighbours(start, wanted, len(null), weight)
     if rows is None or not _represented(_nested_start(grid, wanted, len(null), 2, chain.cells), rows, null):
         rows = _nested_start(grid, wanted, len(null), 1, chain.cells)
-    apply = _on_states(fine, chain.cells)
+    apply = on_states(fine, chain.cells)
     pairs = davidson(apply, grid, rows, wanted=wanted, tol=tol, norm=norm, known=null, weight=weight)
     del grid, rows
     rates, vectors = _dirichlet_ritz(chain, pairs.vectors)
@@ -246,20 +247,6 @@ def _represented(coarse: np.ndarray, rows: np.ndarray, null: np.ndarray) -> bool
     return bool(shares[: len(shares) - _SPARE].min(initial=1.0) > _FOUND)
 
 
-def _on_states(level: Level, cells: np.ndarray | None):
-    shape = level.diagonal.shape
-    out = np.zeros(shape)
-    if cells is None:
-        return lambda x: level.apply(x.reshape(shape), out).ravel()
-    whole = np.zeros(shape)
-
-    def apply(x: np.ndarray) -> np.ndarray:
-        whole.ravel()[cells] = x
-        return level.apply(whole, out).ravel()[cells]
-
-    return apply
-
-
 def _nested_start(
     grid: Multigrid, wanted: int, zeros: int, finest: int, cells: np.ndarray | None
 ) -> np.ndarray:
@@ -280,7 +267,7 @@ def _nested_start(
             start = _dense_modes(level, alive, count + _SPARE)
         elif number >= finest:
             found = davidson(
-                _on_states(level, None), lambda x, at=number: grid.cycle(x, at), np.vstack([start, fresh]),
+                on_states(level, None), lambda x, at=number: grid.cycle(x, at), np.vstack([start, fresh]),
                 wanted=target, tol=_COARSE_TOL, norm=2.0 * float(level.diagonal.max()), common_scale=True,
             )  # fmt: skip
             start = np.vstack([found.vectors, found.spare])[: count + _SPARE]

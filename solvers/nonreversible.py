@@ -180,7 +180,7 @@ def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
     y, z = y[:, :kept], z[:, :kept]
     if conserving:
         z -= balance[:, None] * ((right / balance) @ z)
-    z = _biorthonormal(y, z)
+    z = biorthonormal(y, z)
     shown = closed_count(values, k - zeros, cluster=False)
     values, z = values[:shown], z[:, :shown]
     right_modes, left_modes = y[:, :shown] * balance[:, None], z / balance[:, None]
@@ -223,7 +223,7 @@ def _dense(matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray
 def _selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Triple:
     """The first k modes, made bi-orthonormal together with the cluster that the cut would split."""
     kept = closed_count(values, k, cluster=True)
-    z = _biorthonormal(y[:, :kept], z[:, :kept])
+    z = biorthonormal(y[:, :kept], z[:, :kept])
     shown = closed_count(values, k, cluster=False)
     return values[:shown].astype(complex), y[:, :shown].astype(complex), z[:, :shown].astype(complex)
 
@@ -362,7 +362,8 @@ def closed_count(values: np.ndarray, k: int, cluster: bool = False) -> int:
     return count
 
 
-def _biorthonormal(y: np.ndarray, z: np.ndarray) -> np.ndarray:
+def biorthonormal(y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Combinations of the columns of z that are dual to the columns of y."""
     y_size, z_size = np.linalg.norm(y, axis=0), np.linalg.norm(z, axis=0)
     gram = (z / z_size).T @ (y / y_size)
     if not np.linalg.cond(gram) < 1e10:
