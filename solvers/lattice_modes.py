@@ -18,6 +18,7 @@ from solvers.backward import extend
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.conjugate_directions import conjugate_residuals
+from solvers.davidson import EPS, HOVERING
 from solvers.errors import ConvergenceFailure
 from solvers.factorisation import start_vector
 from solvers.lattice_operator import on_states, prefers_cycles
@@ -86,7 +87,7 @@ def lattice_modes(chain: Chain, k: int, tol: float) -> Triple:
     left = sides.slowest(left_start[zeros:], cut - zeros, tol, null[1:], transposed=True)
     del right_start, left_start, sides, grid, fine
     shown = closed(right.values, k - zeros)
-    y, z = _paired(right, left)
+    y, z = _paired(right, left, 2.0 * float(chain.outflow.max()))
     z = biorthonormal(y.T, z.T)[:, :shown].T
     # conjugates: eigenvalues, -rates, have the positive imaginary part first
     rates, y, z = right.values[:shown].conj(), y[:shown].conj(), z.conj()
@@ -220,7 +221,7 @@ class _Sides:
         )
 
 
-def _paired(right: ComplexPairs, left: ComplexPairs) -> tuple[np.ndarray, np.ndarray]:
+def _paired(right: ComplexPairs, left: ComplexPairs, norm: float) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of both sides, the left ones in the order of the right ones."""
     if len(right.values) != len(left.values):
         raise ConvergenceFailure(
@@ -229,9 +230,10 @@ def _paired(right: ComplexPairs, left: ComplexPairs) -> tuple[np.ndarray, np.nda
     far = np.abs(right.values[:, None] - left.values)
     rows, columns = linear_sum_assignment(far)
     worst = float(far[rows, columns].max())
-    if worst > _AGREE * float(np.abs(right.values).max()):
+    if worst > max(_AGREE * float(np.abs(right.values).max()), HOVERING * EPS * norm):
         raise ConvergenceFailure(
-            f"right and left eigenvalues disagree by {worst:.2g}; ask for another number of modes, or use more cells"
+            f"right and left eigenvalues disagree by {worst:.2g}; ask for another number of modes, or use more "
+            "cells"
         )
     return right.vectors, left.vectors[columns]
 

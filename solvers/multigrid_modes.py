@@ -37,7 +37,7 @@ _TINY_WEIGHT = 1e-100
 # A mode of a coarse lattice that lies in the start by less than this is new.
 _FOUND = 0.5
 # A quotient of sums of squares is rounded by eps^2 of the norm, times a factor measured up to 1e2.
-_QUOTIENT = 1e6 * np.finfo(float).eps ** 2
+QUOTIENT = 1e6 * np.finfo(float).eps ** 2
 
 
 def suits_multigrid(chain: Chain) -> bool:
@@ -93,7 +93,7 @@ def multigrid_modes(chain: Chain, k: int, tol: float, start: Start | None = None
     _fill_functions(chain, rates, psi, left[zeros:])
     for a in range(k):
         _normalise(chain, left[a], right[a])
-    floor = _QUOTIENT * norm
+    floor = QUOTIENT * norm
     lost = rates[rates < floor]
     doubts = ()
     if lost.size:
