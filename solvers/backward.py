@@ -8,7 +8,7 @@ import numpy as np
 
 from solvers import memory
 from solvers.chain import Chain
-from solvers.conjugate_directions import conjugate_gradients, conjugate_residuals
+from solvers.conjugate_directions import conjugate_residuals
 from solvers.errors import ConvergenceFailure
 from solvers.lattice_operator import LatticeOperator
 
@@ -16,79 +16,8 @@ from solvers.lattice_operator import LatticeOperator
 _KEPT_IN_TAILS = 4
 _ACCURATE, _NEGATIVE, _EXTENDED = 1e-4, 1e-10, 1e-6
 # Where sqrt(pi) is below this fraction of its largest, sqrt(pi) q has too few digits.
-_RELIABLE = 1e-6
-_BYTES = 500  # per cell, measured: hierarchy, operator and the vectors of a pass
-
-
-def nonnegative_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.ndarray, str]:
-    """The solution q >= 0 of -L^T q = right >= 0 of a chain whose every state is removed in the end.
-
-    With detailed balance: conjugate gradients for sqrt(pi) q, from there into the tails, and the scale from the
-    exact balance sum pi loss q = sum pi right, all of whose terms are positive. Without: conjugate residuals.
-
-    Returns
-    -------
-    q, how
-        How it was computed and how well the equations hold, as a sentence.
-
-    Raises
-    ------
-    InvalidInput
-        If memory would not suffice.
-    ConvergenceFailure
-        If the equations hold to less than 1e-4.
-    """
-    memory.require(_BYTES * chain.size, f"the {what} on {chain.size} cells", "use fewer cells")
-    if chain.log_weights is not None:
-        q, cycles, wrong = _reversible_solution(chain, right)
-        name = "conjugate gradients"
-    else:
-        system, name = LatticeOperator(chain, "backward"), "conjugate residuals"
-        q, wrong, cycles = conjugate_residuals(
-            system, system.precondition, right, tol=1e-12, scale=chain.outflow
-        )
-    negative = -float(q.min()) / max(float(np.abs(q).max()), 1e-300)
-    if not (wrong < _ACCURATE and negative < _ACCURATE):
-        raise ConvergenceFailure(
-            f"the {what} is not determined on {chain.size} cells: after {cycles} multigrid cycles its equations "
-            f"hold to {wrong:.2g} of the right-hand side and its least value is {-negative:.2g} of the largest; "
-            "use more noise, or fewer cells, for which elimination fits in memory"
-        )
-    how = f"{name}, {cycles} multigrid cycles (elimination would fill in); equations hold to {wrong:.1e}"
-    return np.maximum(q, 0.0), how
-
-
-def _reversible_solution(chain: Chain, right: np.ndarray) -> tuple[np.ndarray, int, float]:
-    weights = chain.log_weights
-    assert weights is not None
-    with np.errstate(under="ignore"):
-        half = np.exp(0.5 * weights)
-        pi = half * half
-    system = LatticeOperator(chain, "symmetric")
-    psi, cycles = conjugate_gradients(system, system.precondition, half * right, tol=1e-13)
-    del system
-    known = weights > 2 * np.log(_RELIABLE)
-    q = np.zeros(chain.size)
-    q[known] = psi[known] / half[known]
-    # the scale of a slow mode has no digits in residuals; this balance has them all
-    for extended in (False, True):
-        if extended:
-            extend(chain, np.zeros(1), q[None], known, right)
-        lost = float(pi @ (chain.loss * np.maximum(q, 0.0)))
-        if not lost > 0.0:
-            return q, cycles, np.inf
-        q *= float(pi @ right) / lost
-    change = (right, chain.loss * q, -_gains(chain, q))
-    wrong = float(pi @ np.abs(change[0] - change[1] - change[2])) / float(pi @ right)
-    return q, cycles, wrong
-
-
-def _gains(chain: Chain, q: np.ndarray) -> np.ndarray:
-    """L^T q without the losses, from differences: a constant gives exactly nothing."""
-    step = q[chain.second] - q[chain.first]
-    return np.bincount(chain.first, chain.forward * step, chain.size) - np.bincount(
-        chain.second, chain.backward * step, chain.size
-    )
+RELIABLE = 1e-6
+BYTES = 500  # per cell, measured: hierarchy, operator and the vectors of a pass
 
 
 def extend(
@@ -185,7 +114,7 @@ def stationary_by_cycles(chain: Chain) -> tuple[np.ndarray, float]:
 
     The null vector of the coarsest lattice is spread to the finest, where a correction is solved for.
     """
-    memory.require(_BYTES * chain.size, f"a stationary density on {chain.size} cells", "use fewer cells")
+    memory.require(BYTES * chain.size, f"a stationary density on {chain.size} cells", "use fewer cells")
     system = LatticeOperator(chain, "forward")
     start = system.precondition.spread_null()
     masses = start if chain.cells is None else start[chain.cells]

@@ -8,12 +8,15 @@ import numpy as np
 
 from solvers.chain import Chain
 from solvers.davidson import Map
-from solvers.lattice_rates import has_lattice
+from solvers.lattice_rates import has_lattice, rates_of
 from solvers.lattice_transfer import Form
-from solvers.multigrid import Level, Multigrid, operator
+from solvers.lattice_weights import balancing_weights
+from solvers.multigrid import Level, Multigrid, coarser_lattices, operator
 
 # Beyond this many cells in three dimensions elimination fills in: 1e9 numbers at 64^3.
 _LARGE = 20000
+# A smaller balance is as good as none.
+_FLOOR = 1e-140
 
 
 def prefers_cycles(chain: Chain) -> bool:
@@ -47,8 +50,44 @@ class LatticeOperator:
         return self.level.apply(self._whole, self._out).ravel()[self._cells]
 
 
+class BalancedOperator:
+    """The backward operator balanced, w^1/2 (-L^T) w^-1/2 with weights w, and cycles for it.
+
+    The weights are the stationary ones with detailed balance, otherwise near them; `balance` is their root, at
+    most 1. Cycles leave slow modes out.
+    """
+
+    def __init__(self, chain: Chain):
+        if chain.log_weights is None:
+            weights = balancing_weights(*coarser_lattices(rates_of(chain), "forward"))
+        else:
+            weights = np.full([len(w) for w in rates_of(chain).widths], chain.log_weights.min())
+            weights.ravel()[slice(None) if chain.cells is None else chain.cells] = chain.log_weights
+        self.precondition = Multigrid(chain, "backward", follow_slow=False, log_weights=weights)
+        self._apply = on_states(operator(self.precondition.rates[0], "backward", float), chain.cells)
+        self.precondition.rates.clear()
+        over_states = weights.ravel() if chain.cells is None else weights.ravel()[chain.cells]
+        with np.errstate(under="ignore"):
+            self.balance = np.exp(0.5 * (over_states - over_states.max()))
+
+    def __call__(self, z: np.ndarray) -> np.ndarray:
+        """The operator on balanced functions."""
+        return self._apply(z).copy()
+
+    def functions(self, q: np.ndarray) -> np.ndarray:
+        """Functions balanced."""
+        return self.balance * q
+
+    def masses(self, m: np.ndarray) -> np.ndarray:
+        """Masses balanced; 0 where the balance is."""
+        return np.divide(m, self.balance, out=np.zeros_like(m), where=self.balance > _FLOOR)
+
+
 def on_states(level: Level, cells: np.ndarray | None) -> Map:
-    """The operator of a lattice on vectors over the states in `cells` (None: all); results are overwritten by the next."""
+    """The operator of a lattice on vectors over the states in `cells` (None: all).
+
+    Without `cells` a result is overwritten by the next.
+    """
     shape = level.diagonal.shape
     out = np.zeros(shape)
     if cells is None:

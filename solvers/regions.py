@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sps
 
-from solvers.backward import nonnegative_solution
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.elimination import Elimination
@@ -19,6 +18,7 @@ from solvers.faces import Faces
 from solvers.factorisation import factor
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
+from solvers.killed_solutions import nonnegative_solution
 from solvers.lattice_operator import prefers_cycles
 
 Region = Callable[..., Any]
