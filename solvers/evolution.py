@@ -48,7 +48,9 @@ def evolve(
         Largest local error per step or Krylov space, in mass, relative to the initial mass.
     method : {"auto", "krylov", "implicit", "uniformization"}
         "krylov": the exponential in a rational Krylov space, one factorisation and a dozen solves for all
-        times within a factor 16. "implicit": adaptive L-stable steps of order 4. "uniformization": a Poisson
+        times within a factor 16. "implicit": adaptive L-stable steps of order 4. On more than 20 000 cells in
+        three dimensions both solve by multigrid cycles, a hundred times as accurately as `tol` asks for and
+        without a factorisation (`solvers.resolvents` says how mass is kept). "uniformization": a Poisson
         average of jumps, without factorisation, positive by itself.
         "auto": "krylov" on a line, otherwise the cheaper of "krylov" and "uniformization" by their estimated
         costs. With time-dependent coefficients: how the exponentials of each step are computed.

@@ -29,7 +29,7 @@ def eigenmodes(
     method : {"auto", "tridiagonal", "shift-invert", "davidson", "arnoldi", "dense"}
         "auto": "tridiagonal" (LAPACK bisection on the symmetrised matrix) for reversible operators in one
         dimension; "dense" up to 100 cells; "davidson" (block generalised Davidson preconditioned by multigrid
-        cycles) for reversible operators on more than 20 000 cells in three dimensions; otherwise "shift-invert"
+        cycles) on more than 20 000 cells in three dimensions, reversible or not; otherwise "shift-invert"
         (ARPACK on a sparse LU of the generator, symmetrised where it is reversible) or, for transfer operators,
         "arnoldi".
     tol : float
@@ -74,7 +74,11 @@ def eigenmodes(
     Reversible eigenvalues are Rayleigh quotients in the form of a sum of squares
     ``sum_ij c_ij (q_i - q_j)^2``, so exponentially small ones keep relative accuracy down to about 1e-26 of
     the largest rate; in one dimension ("tridiagonal") they are squared singular values of a bidiagonal matrix
-    and keep it without limit.
+    and keep it without limit. In three dimensions without detailed balance ("davidson") they are quotients of
+    flows, ``sum_ij (q_j - q_i) (k_ij m_i - k_ji m_j)`` with right masses m and left functions q, which keep it
+    likewise while at most one decay rate is below rounding. The modes of some thousand cells, which Arnoldi's
+    method finds with a check that none is missing, are followed to the finest grid; right and left ones are
+    found on their own and must agree.
 
     Examples
     --------
