@@ -67,8 +67,15 @@ def _with_slow_mode(chain: Chain, right: np.ndarray) -> tuple[np.ndarray, float,
 
     With the quasi-stationary masses r, their rate and the function h, r . h = 1: r . q = r . right / rate exactly,
     and the rate has relative accuracy. The rest c = q - (r . q) h solves -L^T c = right - (r . right) h, r . c = 0.
+
+    Raises
+    ------
+    ConvergenceFailure
+        If the rate is below the rounding of its quotient.
     """
     mode = generator_modes(chain, 1, "davidson", 1e-10)
+    if mode.doubts:
+        raise ConvergenceFailure(f"the process hardly leaves: {mode.doubts[0]}")
     rate = -float(mode.values[0].real)
     masses, function = (np.ascontiguousarray(v[:, 0].real) for v in (mode.right, mode.left))
     del mode

@@ -1,6 +1,6 @@
 """Models with known spectra and densities, shared by the Fokker-Planck tests."""
 
-from solvers import SDE, from_potential
+from solvers import SDE, FokkerPlanck, Grid, from_potential
 
 
 def _double_well_drift(t, y, p, xp):
@@ -85,3 +85,19 @@ def discrete_ou(step):
         params={"step": step},
         convention="ito",
     )
+
+
+def stirred_wells(cells, D):
+    """Minus a gradient, plus a current along the level lines: stationary exp(-U / D), no detailed balance."""
+    sde = SDE(
+        lambda t, y, p, xp: (
+            -4 * y[0] * (y[0] ** 2 - 1) - y[1],
+            -2 * y[1] + 2 * y[0] * (y[0] ** 2 - 1),
+            -2 * y[2],
+        ),
+        lambda t, y, p, xp: (xp.sqrt(2 * p.D),) * 3,
+        params={"D": D},
+        names=("x", "y", "z"),
+        convention="ito",
+    )
+    return FokkerPlanck(sde, Grid.uniform(**dict.fromkeys(("x", "y", "z"), (-2, 2, cells))))
