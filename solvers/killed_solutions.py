@@ -13,6 +13,8 @@ from solvers.errors import ConvergenceFailure
 from solvers.lattice_operator import BalancedOperator, LatticeOperator
 
 _ACCURATE = 1e-4
+# Tails follow the scale of the bulk, and change its balance a little: so often, or until it is so near one.
+_PASSES, _BALANCED = 5, 1e-9
 
 
 def nonnegative_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.ndarray, str]:
@@ -109,14 +111,17 @@ def _reversible_solution(chain: Chain, right: np.ndarray) -> tuple[np.ndarray, i
     known = weights > 2 * np.log(RELIABLE)
     q = np.zeros(chain.size)
     q[known] = psi[known] / half[known]
-    # the scale of a slow mode has no digits in residuals; this balance has them all
-    for extended in (False, True):
-        if extended:
+    # the scale of a slow mode has no digits in residuals; this balance has them all, once the tails are there
+    for passes in range(_PASSES):
+        if passes:
             extend(chain, np.zeros(1), q[None], known, right)
         lost = float(pi @ (chain.loss * np.maximum(q, 0.0)))
         if not lost > 0.0:
             return q, cycles, np.inf
-        q *= float(pi @ right) / lost
+        factor = float(pi @ right) / lost
+        if passes and abs(factor - 1.0) < _BALANCED:
+            break
+        q *= factor
     change = (right, chain.loss * q, -_gains(chain, q))
     wrong = float(pi @ np.abs(change[0] - change[1] - change[2])) / float(pi @ right)
     return q, cycles, wrong

@@ -114,6 +114,14 @@ def test_long_times_agree_with_elimination(operator, D, longest, monkeypatch):
     assert float(by_cycles.min()) >= 0.0
 
 
+def test_a_committor_at_weak_noise_agrees_in_the_tails(monkeypatch):
+    # as above; the tails hang on the scale of the bulk, whose balance they change
+    fp = wells(0.02, 16)
+    split = committor(fp, near(-1), near(1))
+    monkeypatch.setattr(lattice_operator, "_LARGE", 100)
+    assert float(np.abs(committor(fp, near(-1), near(1)) - split).max()) < 1e-6
+
+
 def test_an_undetermined_time_is_refused(cycles_always):
     with pytest.raises(ConvergenceFailure, match="more noise"):
         mean_first_passage_time(wells(0.012, 16), near(1))
