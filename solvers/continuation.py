@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
-from solvers.nonreversible import closed_count
+from solvers.mode_order import closed_count
 from solvers.perturbation import derivatives
 from solvers.progress import reporting
 from solvers.provenance import provenance

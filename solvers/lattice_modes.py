@@ -25,8 +25,9 @@ from solvers.lattice_operator import on_states, prefers_cycles
 from solvers.lattice_rates import Rates, chain_of, rates_of
 from solvers.lattice_transfer import spread
 from solvers.lattice_weights import balancing_weights
+from solvers.mode_order import biorthonormal
 from solvers.multigrid import Level, Multigrid, coarser_lattices, operator
-from solvers.nonreversible import Triple, biorthonormal, nonreversible_modes
+from solvers.nonreversible import Triple, nonreversible_modes
 from solvers.nonsymmetric_davidson import ComplexPairs, closed, nonsymmetric_davidson, real_span
 
 # Modes start on the finest lattice of no more cells than this.
@@ -150,7 +151,7 @@ def _coarse_modes(rates: Rates, rate_scale: float, k: int, zeros: int) -> tuple[
         span = real_span(values, vectors)
         rows[:, slice(None) if chain.cells is None else chain.cells] = span.T
         bases.append(rows * scale)
-    return cut or closed(-values, k), bases[0], bases[1]
+    return cut or closed(values, k), bases[0], bases[1]
 
 
 def _gap(values: np.ndarray, k: int) -> int | None:

@@ -135,7 +135,8 @@ class Multigrid:
         self.levels = [operator(rates, form, np.float32, shift) for rates in self.rates]
         for level, joined in zip(self.levels, steps, strict=False):
             level.steps = joined
-        self._bottom_rates, self._form = self.rates[-1], form
+        self._bottom_rates = self.rates[-1]
+        self._form: Form = form
         self._bottom = _inverse(self._bottom_rates, form, shift, follow_slow)
         self._make_room()
 

@@ -17,6 +17,7 @@ from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import TransposedFactors, arpack, factor, on_fronts, resolvent, start_vector
 from solvers.graded_modes import TwoSided, nearest_modes, two_levels
 from solvers.lattice_operator import prefers_cycles
+from solvers.mode_order import biorthonormal, closed_count, slowest_first
 from solvers.reversible import RELIABLE, extend_left
 from solvers.starts import Start
 
@@ -124,7 +125,7 @@ def nonreversible_modes(
     matrix = sps.csc_array(sps.diags_array(1 / balance) @ generator @ sps.diags_array(balance))
     spare = None
     if method == "dense":
-        values, y, z = _dense(matrix, _slowest_first)
+        values, y, z = _dense(matrix, slowest_first)
     else:
         projector = None if null_right is None else (null_right / balance, balance)
         near = None if start is None else start.scaled(len(chain.closed_classes), balance)
@@ -164,7 +165,7 @@ def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
     two_sided = TwoSided(solver, right, balance, conserving)
     found = nearest_modes(chain, two_sided, levels, coarse, right, balance, zeros, 0.1 * tol)
     values, values_left = (shift - 1.0 / found[0], shift - 1.0 / found[1])
-    order, order_left = _slowest_first(values), _slowest_first(values_left)
+    order, order_left = slowest_first(values), slowest_first(values_left)
     values, values_left = values[order], values_left[order_left]
     y, z = found[2][:, order], found[3][:, order_left]
     kept = closed_count(values, k - zeros, cluster=True)
@@ -312,7 +313,7 @@ def _arnoldi(
                 ncv=min(2 * count + 10, n),
             )  # fmt: skip
             lam = shift - 1 / nu
-            order = _slowest_first(lam)
+            order = slowest_first(lam)
             found.append((lam[order], vectors[:, order]))
         (values, y), (values_left, z) = found
         # Arnoldi orders by distance; of equally distant pairs one may be cut, so the rim is not trusted
@@ -337,41 +338,6 @@ def _arnoldi(
         y = np.column_stack([projector[0], y])
         z = np.column_stack([projector[1], z])
     return values, y, z
-
-
-def _slowest_first(values: np.ndarray) -> np.ndarray:
-    """Order by real part, complex pairs together with the positive imaginary part first."""
-    scale = max(float(np.abs(values).max()), 1e-300)
-    return np.lexsort(
-        (-values.imag, np.round(np.abs(values.imag) / scale, 9), np.round(-values.real / scale, 9))
-    )
-
-
-def closed_count(values: np.ndarray, k: int, cluster: bool = False) -> int:
-    """The smallest count >= k that splits no complex pair (nor, if asked, a cluster of eigenvalues)."""
-    count = min(k, len(values))
-    while count < len(values):
-        inside, outside = values[:count], values[count]
-        scale = max(abs(outside), 1e-300)
-        pair = np.min(np.abs(inside - np.conj(outside))) < 1e-8 * scale and abs(outside.imag) > 1e-8 * scale
-        unpaired = abs(values[count - 1].imag) > 0 and pair and outside.imag < 0
-        close = cluster and np.min(np.abs(inside - outside)) < 1e-6 * scale
-        if not (unpaired or close or (cluster and pair)):
-            break
-        count += 1
-    return count
-
-
-def biorthonormal(y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Combinations of the columns of z that are dual to the columns of y."""
-    y_size, z_size = np.linalg.norm(y, axis=0), np.linalg.norm(z, axis=0)
-    gram = (z / z_size).T @ (y / y_size)
-    if not np.linalg.cond(gram) < 1e10:
-        raise ConvergenceFailure(
-            "left and right eigenvectors are not independent (nearly defective operator); change k, or the "
-            "parameters by a little"
-        )
-    return (z / z_size) @ np.linalg.inv(gram).T / y_size
 
 
 def stochastic_modes(
