@@ -63,14 +63,21 @@ def _bernoulli(z):
 
 
 @njit(cache=True)
-def joined_rate(ahead, back, stretch):
-    """Rate out of a cell over `stretch` times the distance, for the same drift and diffusion: exponential fitting."""
+def _fitted(ahead, back, stretch):
+    """Rate across a face over `stretch` times the distance, times the stretch, by exponential fitting."""
     if ahead == 0.0 or back == 0.0:
         return ahead * stretch if back == 0.0 else 0.0
     peclet = np.log(ahead / back)
     if abs(peclet) * stretch > 600.0:
         return ahead * stretch if peclet > 0.0 else 0.0
     return ahead * _bernoulli(-stretch * peclet) / _bernoulli(-peclet)
+
+
+@njit(cache=True)
+def _hybrid(ahead, back, stretch):
+    """The same by central differences, upwind where these would be negative, as correlated noise has it."""
+    drift = stretch * (ahead - back)
+    return max(drift, 0.0, 0.5 * (ahead + back + drift))
 
 
 @njit(cache=True, error_model="numpy")
@@ -111,7 +118,8 @@ def join(rates, killed, width0, width1, wrapped0, wrapped1, joined, joined_kille
                 stretch = (own + other) / (width[near] + width[far])
                 along = block0 if s < 2 else block1
                 # the average over a block counts only the cells at the face: times `along`
-                rate = joined_rate(ahead, back, stretch) / stretch * width[near] / own
+                rate = _hybrid(ahead, back, stretch) if slots == 8 else _fitted(ahead, back, stretch)
+                rate *= width[near] / (own * stretch)
                 joined[i // 2, j // 2, s] += share * along * rate
 
 
@@ -226,7 +234,11 @@ def projections(x, y, rates, killed, masses, lanes):
     t = np.empty(width)
     for i in range(n0):
         # sums by rows: rounding does not grow with the number of cells
-        gram_row, form_row, mean_row = np.zeros((width, width)), np.zeros((width, width)), np.zeros((2, width))
+        gram_row, form_row, mean_row = (
+            np.zeros((width, width)),
+            np.zeros((width, width)),
+            np.zeros((2, width)),
+        )
         for j in range(n1):
             _image(x, rates, killed, i, j, slots, t, lanes)
             m = masses[i, j]

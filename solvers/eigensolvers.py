@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sps
 
-from solvers import memory
+from solvers import memory, nonreversible, reversible
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.chain_kernels import residuals
-from solvers.errors import InvalidInput
+from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.multigrid_modes import multigrid_modes, prefers_multigrid, suits_multigrid
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
+from solvers.plane_modes import MANY, suits_planes
 from solvers.reversible import reversible_modes
 
 # Eigenvalues of an irreversible operator are rounded by eps of its norm, times a modest condition number.
@@ -58,11 +59,19 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
             f"method={method!r} is not for generators; choose 'auto', 'tridiagonal', 'shift-invert', 'davidson', "
             "'dense'"
         )
-    if method == "davidson" and not suits_multigrid(chain):
+    planes = suits_planes(chain)
+    if method == "davidson" and not (planes or suits_multigrid(chain)):
         raise InvalidInput(
-            "method='davidson' needs a reversible operator in at most three dimensions; use 'auto'"
+            "method='davidson' needs a reversible operator in at most three dimensions, or more than "
+            f"{MANY} cells in two; use 'auto'"
         )
-    if method == "davidson" or (method == "auto" and prefers_multigrid(chain)):
+    tried = ""
+    if planes and method in {"auto", "davidson"}:
+        modes = _on_planes(chain, k, tol, method)
+        if modes is not None:
+            return modes
+        tried = "; multigrid cycles do not converge, for drift dominates on blocks of cells"
+    if suits_multigrid(chain) and (method == "davidson" or (method == "auto" and prefers_multigrid(chain))):
         large = multigrid_modes(chain, k, tol)
         return Modes(
             large.values,
@@ -73,6 +82,10 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
             large.norm,
             "davidson",
             large.doubts,
+        )
+    if method == "davidson":
+        raise ConvergenceFailure(
+            f"method='davidson'{tried}; use method='auto', which then factors the operator"
         )
     asked = method
     tridiagonal = chain.linear and chain.reversible
@@ -94,18 +107,46 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
         values, right, left, doubts = reversible_modes(chain, k, method, tol)
     else:
         values, right, left = nonreversible_modes(chain, k, method, tol)
-    if chain.extra is None:
-        _normalise(right, left)
-        pairs = chain.first, chain.second, chain.forward, chain.backward
-        sums = residuals(*pairs, chain.outflow, values, right, left, _weight(right, zeros))
-        norm = float((2.0 * chain.outflow - chain.loss).max())
-        modes = Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
-    else:
-        modes = _finish(chain.generator, values, right, left, zeros, method)
+    modes = _measured(chain, values, right, left, zeros, method)
     if asked == "auto":
-        modes.reason = _reason(chain, method)
+        modes.reason = _reason(chain, method) + tried
     modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
     return modes
+
+
+def _on_planes(chain: Chain, k: int, tol: float, method: str) -> Modes | None:
+    """Modes by nested iteration with multigrid cycles, in two dimensions; None if it does not converge."""
+    zeros, doubts = len(chain.closed_classes), ()
+    if zeros > 1 or k <= zeros:
+        return None
+    if chain.reversible:
+        found = reversible.modes_on_planes(chain, k, tol)
+        if found is None:
+            return None
+        values, right, left, doubts = found
+    else:
+        triple = nonreversible.modes_on_planes(chain, k, tol)
+        if triple is None:
+            return None
+        values, right, left = triple
+    modes = _measured(chain, values, right, left, zeros, "davidson")
+    if method == "auto":
+        modes.reason = _reason(chain, "davidson")
+    modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
+    return modes
+
+
+def _measured(
+    chain: Chain, values: np.ndarray, right: np.ndarray, left: np.ndarray, zeros: int, method: str
+) -> Modes:
+    """Normalised modes and their residuals, from the rates where these are all there is."""
+    if chain.extra is not None:
+        return _finish(chain.generator, values, right, left, zeros, method)
+    _normalise(right, left)
+    pairs = chain.first, chain.second, chain.forward, chain.backward
+    sums = residuals(*pairs, chain.outflow, values, right, left, _weight(right, zeros))
+    norm = float((2.0 * chain.outflow - chain.loss).max())
+    return Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
 
 
 def _reason(chain: Chain, method: str) -> str:
@@ -115,6 +156,8 @@ def _reason(chain: Chain, method: str) -> str:
         return f"{balance} in one dimension: the symmetrised generator is tridiagonal"
     if method == "dense":
         return f"{chain.size} cells: a full matrix is fastest"
+    if method == "davidson":
+        return f"{balance}, {chain.size} cells in two dimensions: multigrid cycles on all modes at once, no factorisation"
     return (
         f"{balance}, {chain.size} cells: a sparse factorisation, which also finds modes close to each other"
     )

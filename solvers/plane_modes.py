@@ -22,17 +22,18 @@ from solvers.planes import Bottom, Plane, cycle, rates_of
 COARSEST = 6000
 # On blocks modes need not be better than the blocks are.
 _COARSE_TOL = 1e-4
+_ROUGH = 0.01
 # A residual cannot fall below about eps of the norm.
 _ROUNDING = 2.0 * np.finfo(float).eps
-_MOST_CYCLES, _PATIENCE = 30, 4
+_MOST_CYCLES, _PATIENCE = 60, 4
 # Functions grow where there is no mass, which weighted residuals do not see: the largest residual anywhere.
 _TAILS, _TAILS_ROUNDING = 1e-8, 100 * np.finfo(float).eps
 # Modes of the blocks nearer than this to the value aimed at are left out of the corrections.
 _NEAR = 0.2
 # Functions are iterated in bundles of so many; of them some beyond the wanted ones, and some that begin as noise.
-_LANES, _GUARDS, NOISE = 8, 2, 1
+_LANES, _GUARDS, NOISE = 8, 1, 1
 # Smaller chains are factored; thinner ones are lines.
-_MANY, _NARROW = 20_000, 40
+MANY, _NARROW = 20_000, 40
 # Shift of resolvents, beside the rate of diffusing across the grid.
 SHIFT = 1e-3
 
@@ -112,7 +113,9 @@ def bottom_of(coarse: Coarse, kept: int) -> Bottom:
     return bottom
 
 
-def _ritz(gram: np.ndarray, form: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _ritz(
+    gram: np.ndarray, form: np.ndarray, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Values, the rotation to real columns of Ritz vectors, slowest first, and the block diagonal of the values."""
     size = np.sqrt(np.diag(gram))
     weights, turn = np.linalg.eigh(gram / np.outer(size, size))
@@ -133,7 +136,10 @@ def _ritz(gram: np.ndarray, form: np.ndarray, symmetric: bool) -> tuple[np.ndarr
             at += 1
             continue
         if values[at].imag < 0:
-            values[at : at + 2], vectors[:, at : at + 2] = values[at : at + 2].conj(), vectors[:, at : at + 2].conj()
+            values[at : at + 2], vectors[:, at : at + 2] = (
+                values[at : at + 2].conj(),
+                vectors[:, at : at + 2].conj(),
+            )
         columns[:, at], columns[:, at + 1] = vectors[:, at].real, vectors[:, at].imag
         a, b = values[at].real, values[at].imag
         turned[at : at + 2, at : at + 2] = [[a, b], [-b, a]]
@@ -180,6 +186,10 @@ def improved(
             x, turn, plane.rates, plane.killed, plane.outflow, plane.masses, plane.right, lanes
         )
         size = np.abs(values[:wanted])
+        if last:
+            size = np.where(size > _ROUNDING * norm, size, size[size > _ROUNDING * norm].min(initial=norm))
+        else:
+            size = np.maximum(size, _ROUGH * size.max())
         off = sums[0] / sums[1]
         excess = off[:wanted] / np.maximum(tol * size, _ROUNDING * norm)
         tails = sums[2] / sums[3] / np.maximum(_TAILS * size.max(), _TAILS_ROUNDING * norm)
@@ -194,7 +204,6 @@ def improved(
         aims[len(lanes) - noise :] = 0.0
         kernels.subtract(x, cycle(planes, number, aims, bottom), lanes)
     return None
-
 
 
 def lanes_for(count: int) -> tuple[int, ...]:
@@ -215,7 +224,9 @@ def climbed(
     for number in range(len(planes) - 2, -1, -1):
         x = planes[number].interpolated(x, planes[number + 1])
         add_noise(x, noise)
-        found = improved(planes, number, x, wanted, noise, tolerance(number, tol), bottom, number == 0, **kind)
+        found = improved(
+            planes, number, x, wanted, noise, tolerance(number, tol), bottom, number == 0, **kind
+        )
         if found is None:
             return None
     return found
@@ -241,7 +252,7 @@ def suits_planes(chain: Chain) -> bool:
     """Whether the states are all cells of a rectangle that is worth blocks of cells."""
     place = chain.place
     return (
-        chain.size > _MANY
+        chain.size > MANY
         and chain.extra is None
         and place is not None
         and place.cells is None
@@ -267,9 +278,7 @@ def reversible_planes(chain: Chain) -> tuple[list[Plane], Chain] | None:
         chain = coarsened(chain, chain.log_weights).chain
 
 
-def reversible_functions(
-    chain: Chain, wanted: int, tol: float, slowest: Slowest
-) -> np.ndarray | None:
+def reversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slowest) -> np.ndarray | None:
     """Left functions (n, wanted), orthonormal under the stationary masses, of the slowest modes that decay.
 
     Parameters

@@ -132,7 +132,9 @@ def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
         found = improved([here, *ratios], 0, x, count, noise, tolerance(number, tol), bottom, number == 0)
         if found is None:
             return None
-        slowest = x[1:-1, 1:-1, 0] * np.sign(x[1:-1, 1:-1, 0].sum())
+        slowest = x[1:-1, 1:-1, 0] / np.sum(here.masses * x[1:-1, 1:-1, 0])
+        if number:  # blocks need only a guess, which in tails may be far off
+            slowest = np.clip(slowest, 0.1, 10.0)
         if not slowest.min() > 0:
             return None
         logs.insert(0, start + np.log(slowest))
@@ -168,7 +170,8 @@ def _joined_sides(plane: Plane, x, y, start, slowest, zeros: int, count: int) ->
     if not np.linalg.cond(gram) < 1e8:
         return None
     values, turn = np.linalg.eig(np.linalg.solve(gram, form))
-    order = np.lexsort((-values.imag, np.round(np.abs(values.imag), 9), np.round(values.real, 9)))
+    # slowest first, of a pair the eigenvalue -value with positive imaginary part
+    order = np.lexsort((values.imag, np.round(np.abs(values.imag), 9), np.round(values.real, 9)))
     values, turn = values[order], turn[:, order]
     back = np.linalg.inv(gram @ turn)
     shape = (plane.killed.size, zeros + len(values))
@@ -179,4 +182,4 @@ def _joined_sides(plane: Plane, x, y, start, slowest, zeros: int, count: int) ->
     if zeros:
         stationary = np.exp(slowest - slowest.max()).ravel()
         right[:, 0], left[:, 0] = stationary / stationary.sum(), 1.0
-    return np.concatenate([np.zeros(zeros), -values]), right, left
+    return np.concatenate([np.zeros(zeros), 0.0 - values]), right, left
