@@ -136,7 +136,7 @@ def _add_combination(block: np.ndarray, basis: list[np.ndarray], small: np.ndarr
     """Add columns of the basis to a block, in place; arrays in C order are their transposes to BLAS."""
     at = 0
     for old in basis:
-        if old.shape[1]:
+        if old.shape[1] and block.shape[1]:
             part = small[at : at + old.shape[1]]
             blas.dgemm(1.0, part.T, old.T, beta=1.0, c=block.T, overwrite_c=1)
         at += old.shape[1]

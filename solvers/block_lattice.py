@@ -124,18 +124,18 @@ def join(rates, killed, width0, width1, wrapped0, wrapped1, joined, joined_kille
 
 
 @njit(cache=True)
-def fill_rim(x, wrapped0, wrapped1, lanes):
-    """Copy the last cells along each axis into the rim, or those of the other side of a periodic axis."""
+def fill_rim(x, wrapped0, wrapped1, signs, lanes):
+    """Set the rim: the other side of a periodic axis, or the last cell times the sign of a wall, -1 if it absorbs."""
     width = len(lanes)
     m0, m1, _ = x.shape
     for i in range(1, m0 - 1):
         for q in range(width):
-            x[i, 0, q] = x[i, m1 - 2 if wrapped1 else 1, q]
-            x[i, m1 - 1, q] = x[i, 1 if wrapped1 else m1 - 2, q]
+            x[i, 0, q] = x[i, m1 - 2, q] if wrapped1 else signs[2] * x[i, 1, q]
+            x[i, m1 - 1, q] = x[i, 1, q] if wrapped1 else signs[3] * x[i, m1 - 2, q]
     for j in range(m1):
         for q in range(width):
-            x[0, j, q] = x[m0 - 2 if wrapped0 else 1, j, q]
-            x[m0 - 1, j, q] = x[1 if wrapped0 else m0 - 2, j, q]
+            x[0, j, q] = x[m0 - 2, j, q] if wrapped0 else signs[0] * x[1, j, q]
+            x[m0 - 1, j, q] = x[1, j, q] if wrapped0 else signs[1] * x[m0 - 2, j, q]
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})

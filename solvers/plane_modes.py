@@ -28,10 +28,11 @@ _ROUNDING = 2.0 * np.finfo(float).eps
 _MOST_CYCLES, _PATIENCE = 60, 4
 # Functions grow where there is no mass, which weighted residuals do not see: the largest residual anywhere.
 _TAILS, _TAILS_ROUNDING = 1e-8, 100 * np.finfo(float).eps
-# Modes of the blocks nearer than this to the value aimed at are left out of the corrections.
-_NEAR = 0.2
+# Relative distance of a mode to the value aimed at that is trusted, and that of wanted modes from those not iterated.
+_NEAR, _APART = 0.1, 0.15
 # Functions are iterated in bundles of so many; of them some beyond the wanted ones, and some that begin as noise.
-_LANES, _GUARDS, NOISE = 8, 1, 1
+TRACE = False
+_LANES, NOISE = 8, 1
 # Smaller chains are factored; thinner ones are lines.
 MANY, _NARROW = 20_000, 40
 # Shift of resolvents, beside the rate of diffusing across the grid.
@@ -97,9 +98,11 @@ def bottom_of(coarse: Coarse, kept: int) -> Bottom:
             values = values.real
         parts = v.T @ b
         gap = rates[:, None] - values
-        wide = np.abs(gap) > _NEAR * np.abs(rates)[:, None]
-        wide[:kept] = False
-        known = np.where(wide, 1.0 / np.where(wide, gap, 1.0), 0.0) * parts
+        least = _NEAR * np.abs(rates)[:, None]
+        close = np.abs(gap) < least  # as far as the blocks can tell
+        gap = np.where(close, np.where(gap.real < 0, -least, least), gap)
+        gap[:kept] = np.inf
+        known = parts / gap
         b = outside(b)
         y = outside(solve(b))
         for _ in range(3):
@@ -194,6 +197,8 @@ def improved(
         excess = off[:wanted] / np.maximum(tol * size, _ROUNDING * norm)
         tails = sums[2] / sums[3] / np.maximum(_TAILS * size.max(), _TAILS_ROUNDING * norm)
         worst = max(float(excess.max()), float(tails[:wanted].max()) if last else 0.0)
+        if TRACE:
+            print(number, count, excess.max(), tails[:wanted].max(), values[:wanted][excess.argmax()])
         if worst <= 1.0:
             return Found(x, turn, values, count)
         waited = 0 if worst < 0.7 * best else waited + 1
@@ -206,9 +211,14 @@ def improved(
     return None
 
 
-def lanes_for(count: int) -> tuple[int, ...]:
-    """As many functions as kernels take for `count` wanted ones."""
-    return (0,) * (_LANES * -(-(count + _GUARDS) // _LANES))
+def lanes_for(rates: np.ndarray, zeros: int, wanted: int) -> tuple[int, ...]:
+    """As many functions as are iterated for the `wanted` slowest: more where others are near them."""
+    width = _LANES * -(-(wanted + NOISE) // _LANES)
+    for more in (width, width + _LANES):
+        others = rates[zeros + more - NOISE :, None]
+        if not others.size or np.all(np.abs(others - rates[zeros : zeros + wanted]) > _APART * np.abs(others)):
+            return (0,) * more
+    return (0,) * (width + _LANES)
 
 
 def tolerance(number: int, tol: float) -> float:
@@ -272,6 +282,7 @@ def reversible_planes(chain: Chain) -> tuple[list[Plane], Chain] | None:
             return None
         shape = chain.place.shape
         planes.append(Plane(rates, chain.loss.reshape(shape), np.zeros(shape), chain.place.wrapped))
+        planes[-1].find_absorbing_walls()
         planes[-1].weigh(chain.log_weights.reshape(shape))
         if chain.size <= COARSEST:
             return planes, chain
@@ -301,9 +312,9 @@ def reversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slowest
         return None
     planes, last = found
     zeros = len(last.closed_classes)
-    lanes = lanes_for(wanted)
+    values, right, left = slowest(last, min(zeros + 4 * _LANES + 2 * wanted, last.size // 4))
+    lanes = lanes_for(-values, zeros, wanted)
     kept = zeros + len(lanes) - NOISE
-    values, right, left = slowest(last, min(zeros + 3 * len(lanes), last.size // 4))
     if len(values) < kept:
         return None
     shift = SHIFT * last.rate_scale

@@ -42,11 +42,19 @@ class Plane:
     def __post_init__(self) -> None:
         self.outflow = self.rates.sum(axis=2) + self.killed
         self.share = np.zeros((0, 0), np.float32)
+        self.signs = (1, 1, 1, 1)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Cells per axis."""
         return self.killed.shape  # type: ignore[return-value]
+
+    def find_absorbing_walls(self) -> None:
+        """Let functions vanish on walls all of whose cells lose probability."""
+        killed = self.killed > 0
+        sides = killed[0], killed[-1], killed[:, 0], killed[:, -1]
+        a, b, c, d = (-1 if side.all() else 1 for side in sides)
+        self.signs = (a, b, c, d)
 
     def weigh(self, log_masses: np.ndarray) -> None:
         """Set the masses of the cells, and the share of each in that of its block."""
@@ -78,7 +86,7 @@ class Plane:
 
     def fill_rim(self, x: np.ndarray) -> None:
         """Set the rim from the cells."""
-        kernels.fill_rim(x, *self.wrapped, self.lanes)
+        kernels.fill_rim(x, *self.wrapped, self.signs, self.lanes)
 
     def interpolated(self, coarse: np.ndarray, blocks: Plane) -> np.ndarray:
         """Functions on the blocks of this plane at its cells."""
@@ -113,6 +121,7 @@ def joined(
     rates, killed = np.empty((*shape, plane.rates.shape[2])), np.empty(shape)
     kernels.join(plane.rates, plane.killed, *widths, *plane.wrapped, rates, killed)
     blocks = Plane(rates, killed, np.zeros(shape), plane.wrapped)
+    blocks.signs = plane.signs
     wider = tuple(np.add.reduceat(w, np.arange(0, len(w), 2)) for w in widths)
     return blocks, (wider[0], wider[1])
 

@@ -18,7 +18,8 @@ from solvers.plane_modes import (
 )  # fmt: skip
 from solvers.planes import Plane, chain_of, joined, rates_of, reversed_in_time
 
-_AGREE = 1e-6
+# A ratio to masses interpolated from blocks that is so far from 1 has lost its digits; guesses at most.
+_FAR_OFF, _GUESSES = 1e-3, 8
 
 
 def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slowest) -> Triple | None:
@@ -48,7 +49,7 @@ def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slow
         return None
     values, right, left = slowest(last, min(3 * wanted + 6, last.size // 4))
     count = _closed(values, wanted)
-    lanes = lanes_for(count)
+    lanes = lanes_for(-values, 0, count)
     if count >= len(values) or not right[:, 0].real.min() > 0:
         return None
     shift = SHIFT * last.rate_scale
@@ -75,6 +76,7 @@ def _blocks(chain: Chain) -> list[tuple[Plane, tuple[np.ndarray, np.ndarray]]] |
     shape = chain.place.shape
     widths = tuple(chain.widths) or tuple(np.ones(n) for n in shape)
     planes = [(Plane(rates, chain.loss.reshape(shape), np.zeros(shape), chain.place.wrapped), widths)]
+    planes[0][0].find_absorbing_walls()
     while planes[-1][0].killed.size > COARSEST:
         planes.append(joined(*planes[-1]))
     return planes
@@ -124,27 +126,38 @@ def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
         for axis in range(2):
             density = refined(density, axis, plane.shape[axis], plane.wrapped[axis])
         start = density + np.log(np.multiply.outer(*widths))
-        here = reversed_in_time(plane, start)
-        here.weigh(start)
-        here.prepare(lanes)
+        here = _seen_from(plane, start, lanes)
         x = here.interpolated(x, ratios[0])
         add_noise(x, noise)
-        found = improved([here, *ratios], 0, x, count, noise, tolerance(number, tol), bottom, number == 0)
-        if found is None:
+        for _ in range(_GUESSES):
+            found = improved([here, *ratios], 0, x, count, noise, tolerance(number, tol), bottom, number == 0)
+            if found is None:
+                return None
+            slowest = x[1:-1, 1:-1, 0] / np.sum(here.masses * x[1:-1, 1:-1, 0])
+            if number or slowest.min() > _FAR_OFF:
+                break
+            # in the tails the masses were a bad guess
+            slowest = np.maximum(slowest, _FAR_OFF)
+            start = start + np.log(slowest)
+            x[1:-1, 1:-1] /= slowest[..., None]
+            here = _seen_from(plane, start, lanes)
+        else:
             return None
-        slowest = x[1:-1, 1:-1, 0] / np.sum(here.masses * x[1:-1, 1:-1, 0])
-        if number:  # blocks need only a guess, which in tails may be far off
+        if number:  # blocks need only a guess
             slowest = np.clip(slowest, 0.1, 10.0)
-        if not slowest.min() > 0:
-            return None
         logs.insert(0, start + np.log(slowest))
         if number:
-            here = reversed_in_time(plane, logs[0])
-            here.weigh(logs[0])
-            here.prepare(lanes)
+            here = _seen_from(plane, logs[0], lanes)
             x[1:-1, 1:-1] /= slowest[..., None]
             ratios.insert(0, here)
     return x, start, logs
+
+
+def _seen_from(plane: Plane, log_masses: np.ndarray, lanes: tuple[int, ...]) -> Plane:
+    ratios = reversed_in_time(plane, log_masses)
+    ratios.weigh(log_masses)
+    ratios.prepare(lanes)
+    return ratios
 
 
 def _left(planes, coarse: Coarse, zeros: int, count: int, tol: float, lanes) -> np.ndarray | None:
