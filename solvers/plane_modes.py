@@ -31,7 +31,6 @@ _TAILS, _TAILS_ROUNDING = 1e-8, 100 * np.finfo(float).eps
 # Relative distance of a mode to the value aimed at that is trusted, and that of wanted modes from those not iterated.
 _NEAR, _APART = 0.1, 0.15
 # Functions are iterated in bundles of so many; of them some beyond the wanted ones, and some that begin as noise.
-TRACE = False
 _LANES, NOISE = 8, 1
 # Smaller chains are factored; thinner ones are lines.
 MANY, _NARROW = 20_000, 40
@@ -197,11 +196,9 @@ def improved(
         excess = off[:wanted] / np.maximum(tol * size, _ROUNDING * norm)
         tails = sums[2] / sums[3] / np.maximum(_TAILS * size.max(), _TAILS_ROUNDING * norm)
         worst = max(float(excess.max()), float(tails[:wanted].max()) if last else 0.0)
-        if TRACE:
-            print(number, count, excess.max(), tails[:wanted].max(), values[:wanted][excess.argmax()])
         if worst <= 1.0:
             return Found(x, turn, values, count)
-        waited = 0 if worst < 0.7 * best else waited + 1
+        waited = 0 if worst < 0.8 * best else waited + 1
         best = min(best, worst)
         if waited >= _PATIENCE or not np.isfinite(worst):
             return None
