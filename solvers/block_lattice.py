@@ -1,9 +1,9 @@
-"""Kernels on a rectangle of cells for several functions side by side: a coefficient is read once for all of them.
+"""Kernels on a rectangle of cells for several functions side by side: a coefficient serves all of them.
 
-Arrays of functions have the shape (n0 + 2, n1 + 2, width): a rim of one cell around the rectangle holds what lies beyond
-a wall (any finite value: no rate leads there) or on the other side of a periodic axis. Rates out of a cell are kept in
-the order of `STEPS`, the first four without diagonal neighbours. `lanes` is a tuple as long as the functions are many: its
-length is known when a kernel is compiled, so that loops over functions become vector instructions.
+Arrays of functions have the shape (n0 + 2, n1 + 2, width): a rim of one cell around the rectangle holds what lies
+beyond a wall (any finite value: no rate leads there) or on the other side of a periodic axis. Rates out of a cell are
+kept in the order of `STEPS`, the first four without diagonal neighbours. `lanes` is a tuple as long as the functions are many:
+its length is known when a kernel is compiled, so that loops over functions become vector instructions.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def sweep(x, b, inverse, rates, upwards0, upwards1, lanes):
 
 @njit(cache=True, inline="always")
 def _image(x, rates, killed, i, j, slots, t, lanes):
-    """t = A x at a cell, from differences: a constant gives nothing but what is killed."""
+    """Write A x at a cell to t, from differences: a constant gives nothing but what is killed."""
     width = len(lanes)
     for q in range(width):
         here = x[i + 1, j + 1, q]
@@ -258,7 +258,7 @@ def projections(x, y, rates, killed, masses, lanes):
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def rotate(x, matrix, constant, lanes):
-    """x <- x matrix - constant, in place."""
+    """Replace x by x matrix - constant."""
     width = len(lanes)
     m0, m1, _ = x.shape
     t = np.empty(width)
@@ -275,10 +275,10 @@ def rotate(x, matrix, constant, lanes):
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def rest(x, turn, rates, killed, outflow, masses, out, lanes):
+def rest(x, turn, rates, killed, masses, out, lanes):
     """Write A x - x turn to `out`.
 
-    Returns sums over cells: of mass |rest| and mass |x| per function, and the largest |rest| / outflow and |x|.
+    Returns sums over cells: of mass |rest| and mass |x| per function, and the largest |rest| and |x|.
     """
     width = len(lanes)
     n0, n1, slots = rates.shape
@@ -292,12 +292,12 @@ def rest(x, turn, rates, killed, outflow, masses, out, lanes):
                 f = x[i + 1, j + 1, p]
                 for q in range(width):
                     t[q] -= f * turn[p, q]
-            m, f = masses[i, j], 1.0 / outflow[i, j]
+            m = masses[i, j]
             for q in range(width):
                 out[i, j, q] = t[q]
                 row[0, q] += m * abs(t[q])
                 row[1, q] += m * abs(x[i + 1, j + 1, q])
-                sums[2, q] = max(sums[2, q], abs(t[q]) * f)
+                sums[2, q] = max(sums[2, q], abs(t[q]))
                 sums[3, q] = max(sums[3, q], abs(x[i + 1, j + 1, q]))
         sums[:2] += row
     return sums
@@ -305,7 +305,7 @@ def rest(x, turn, rates, killed, outflow, masses, out, lanes):
 
 @njit(cache=True)
 def subtract(x, correction, lanes):
-    """x -= correction, inside the rim."""
+    """Subtract a correction, inside the rim."""
     width = len(lanes)
     m0, m1, _ = x.shape
     for i in range(1, m0 - 1):

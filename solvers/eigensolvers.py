@@ -70,7 +70,7 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
         modes = _on_planes(chain, k, tol, method)
         if modes is not None:
             return modes
-        tried = "; multigrid cycles do not converge, for drift dominates on blocks of cells"
+        tried = "; multigrid cycles on blocks of cells did not converge"
     if suits_multigrid(chain) and (method == "davidson" or (method == "auto" and prefers_multigrid(chain))):
         large = multigrid_modes(chain, k, tol)
         return Modes(
@@ -157,7 +157,8 @@ def _reason(chain: Chain, method: str) -> str:
     if method == "dense":
         return f"{chain.size} cells: a full matrix is fastest"
     if method == "davidson":
-        return f"{balance}, {chain.size} cells in two dimensions: multigrid cycles on all modes at once, no factorisation"
+        cells = f"{chain.size} cells in two dimensions"
+        return f"{balance}, {cells}: multigrid cycles on all modes at once, no factorisation"
     return (
         f"{balance}, {chain.size} cells: a sparse factorisation, which also finds modes close to each other"
     )

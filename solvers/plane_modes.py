@@ -27,10 +27,10 @@ _ROUGH = 0.01
 _ROUNDING = 2.0 * np.finfo(float).eps
 _MOST_CYCLES, _PATIENCE = 60, 4
 # Functions grow where there is no mass, which weighted residuals do not see: the largest residual anywhere.
-_TAILS, _TAILS_ROUNDING = 1e-8, 100 * np.finfo(float).eps
+_TAILS, _TAILS_ROUNDING = 1e-7, 100 * np.finfo(float).eps
 # Relative distance of a mode to the value aimed at that is trusted, and that of wanted modes from those not iterated.
 _NEAR, _APART = 0.1, 0.15
-# Functions are iterated in bundles of so many; of them some beyond the wanted ones, and some that begin as noise.
+# Functions are iterated in bundles of so many; of each as many begin as noise, to show what blocks cannot.
 _LANES, NOISE = 8, 1
 # Smaller chains are factored; thinner ones are lines.
 MANY, _NARROW = 20_000, 40
@@ -55,7 +55,7 @@ class Coarse:
 
 @dataclass
 class Found:
-    """An invariant subspace: functions with their rim, A x = x turn, their values, and how many columns converged."""
+    """An invariant subspace: functions with their rim, A x = x turn, their values, and the number of cycles."""
 
     x: np.ndarray
     turn: np.ndarray
@@ -184,9 +184,7 @@ def improved(
         values, rotation, turn = found
         kernels.rotate(x, rotation, mean @ rotation if conserving else np.zeros(len(lanes)), lanes)
         plane.fill_rim(x)
-        sums = kernels.rest(
-            x, turn, plane.rates, plane.killed, plane.outflow, plane.masses, plane.right, lanes
-        )
+        sums = kernels.rest(x, turn, plane.rates, plane.killed, plane.masses, plane.right, lanes)
         size = np.abs(values[:wanted])
         if last:
             size = np.where(size > _ROUNDING * norm, size, size[size > _ROUNDING * norm].min(initial=norm))
@@ -213,7 +211,9 @@ def lanes_for(rates: np.ndarray, zeros: int, wanted: int) -> tuple[int, ...]:
     width = _LANES * -(-(wanted + NOISE) // _LANES)
     for more in (width, width + _LANES):
         others = rates[zeros + more - NOISE :, None]
-        if not others.size or np.all(np.abs(others - rates[zeros : zeros + wanted]) > _APART * np.abs(others)):
+        if not others.size or np.all(
+            np.abs(others - rates[zeros : zeros + wanted]) > _APART * np.abs(others)
+        ):
             return (0,) * more
     return (0,) * (width + _LANES)
 
@@ -240,6 +240,7 @@ def climbed(
 
 
 def add_noise(x: np.ndarray, noise: int) -> None:
+    """Fill the last columns with numbers that are the same every time."""
     m0, m1, width = x.shape
     random = np.random.Generator(np.random.PCG64(20240501))
     for column in range(width - noise, width):
@@ -247,6 +248,7 @@ def add_noise(x: np.ndarray, noise: int) -> None:
 
 
 def started(functions: np.ndarray, plane: Plane) -> np.ndarray:
+    """Functions (columns) on a plane, with a rim and empty columns behind them."""
     x = plane.functions()
     x[1:-1, 1:-1, : functions.shape[1]] = functions.reshape(*plane.shape, -1)
     return x

@@ -1,4 +1,4 @@
-"""The backward operator of a chain on a rectangle of cells, blocks of cells, and multigrid cycles for functions side by side.
+"""The backward operator of a chain on a rectangle of cells, on blocks of cells, and multigrid cycles for both.
 
 Functions of the state are smooth where densities span hundreds of orders of magnitude, so single precision is enough
 for corrections everywhere, tails included, and each cell keeps its own digits.

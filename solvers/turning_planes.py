@@ -13,8 +13,20 @@ from solvers.chain import Chain
 from solvers.coarsening import refined
 from solvers.factorisation import resolvent
 from solvers.plane_modes import (
-    COARSEST, NOISE, SHIFT, Coarse, Found, Slowest, Triple, add_noise, bottom_of, climbed, improved, lanes_for,
-    started, tolerance,
+    COARSEST,
+    NOISE,
+    SHIFT,
+    Coarse,
+    Found,
+    Slowest,
+    Triple,
+    add_noise,
+    bottom_of,
+    climbed,
+    improved,
+    lanes_for,
+    started,
+    tolerance,
 )  # fmt: skip
 from solvers.planes import Plane, chain_of, joined, rates_of, reversed_in_time
 
@@ -110,7 +122,7 @@ def _real_columns(values: np.ndarray, functions: np.ndarray, most: int) -> tuple
 
 
 def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
-    """Ratios of right vectors on the cells, log of the masses they are ratios to, and of the slowest vector everywhere."""
+    """Ratios of right vectors on the cells, log of the masses under them, and of the slowest vector on all planes."""
     plane, widths = planes[-1]
     logs = [log_masses.reshape(plane.shape)]
     ratios = [reversed_in_time(plane, logs[0])]
@@ -121,7 +133,7 @@ def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
     start = logs[0]
     for number in range(len(planes) - 2, -1, -1):
         plane, widths = planes[number]
-        blocks, wider = planes[number + 1]
+        wider = planes[number + 1][1]
         density = logs[0] - np.log(np.multiply.outer(*wider))
         for axis in range(2):
             density = refined(density, axis, plane.shape[axis], plane.wrapped[axis])
