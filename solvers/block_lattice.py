@@ -2,8 +2,8 @@
 
 Arrays of functions have the shape (n0 + 2, n1 + 2, width): a rim of one cell around the rectangle holds what lies
 beyond a wall (any finite value: no rate leads there) or on the other side of a periodic axis. Rates out of a cell are
-kept in the order of `STEPS`, the first four without diagonal neighbours. `lanes` is a tuple as long as the functions are many:
-its length is known when a kernel is compiled, so that loops over functions become vector instructions.
+kept in the order of `STEPS`, the first four without diagonal neighbours. `lanes` is a tuple as long as the functions
+are many: its length is known when a kernel is compiled, so that loops over functions become vector instructions.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _ROUGH = 0.01
 _ROUNDING = 2.0 * np.finfo(float).eps
 _MOST_CYCLES, _PATIENCE = 60, 4
 # Functions grow where there is no mass, which weighted residuals do not see: the largest residual anywhere.
-_TAILS, _TAILS_ROUNDING = 1e-7, 100 * np.finfo(float).eps
+TAILS, _TAILS_ROUNDING = 1e-7, 100 * np.finfo(float).eps
 # Relative distance of a mode to the value aimed at that is trusted, and that of wanted modes from those not iterated.
 _NEAR, _APART = 0.1, 0.15
 # Functions are iterated in bundles of so many; of each as many begin as noise, to show what blocks cannot.
@@ -158,7 +158,7 @@ def improved(
     noise: int,
     tol: float,
     bottom: Bottom,
-    last: bool,
+    tails: float,
     *,
     conserving: bool = False,
     symmetric: bool = False,
@@ -166,7 +166,8 @@ def improved(
     """Iterate functions on a plane until the first `wanted` have converged; None if they do not.
 
     Each step: Ritz values, residuals, and a cycle for (A - value) on each residual (Jacobi-Davidson's correction). The
-    last `noise` columns begin as noise and aim at 0: what blocks cannot see would appear there.
+    last `noise` columns begin as noise and aim at 0: what blocks cannot see would appear there. `tails` is the largest
+    residual anywhere, relative to value and function, or 0 on blocks, where modes need not be accurate.
     """
     plane = planes[number]
     norm = 2.0 * float(plane.outflow.max())
@@ -186,14 +187,14 @@ def improved(
         plane.fill_rim(x)
         sums = kernels.rest(x, turn, plane.rates, plane.killed, plane.masses, plane.right, lanes)
         size = np.abs(values[:wanted])
-        if last:
+        if tails:
             size = np.where(size > _ROUNDING * norm, size, size[size > _ROUNDING * norm].min(initial=norm))
         else:
             size = np.maximum(size, _ROUGH * size.max())
         off = sums[0] / sums[1]
         excess = off[:wanted] / np.maximum(tol * size, _ROUNDING * norm)
-        tails = sums[2] / sums[3] / np.maximum(_TAILS * size.max(), _TAILS_ROUNDING * norm)
-        worst = max(float(excess.max()), float(tails[:wanted].max()) if last else 0.0)
+        far = sums[2] / sums[3] / max(tails * float(size.max()), _TAILS_ROUNDING * norm)
+        worst = max(float(excess.max()), float(far[:wanted].max()) if tails else 0.0)
         if worst <= 1.0:
             return Found(x, turn, values, count)
         waited = 0 if worst < 0.8 * best else waited + 1
@@ -232,7 +233,7 @@ def climbed(
         x = planes[number].interpolated(x, planes[number + 1])
         add_noise(x, noise)
         found = improved(
-            planes, number, x, wanted, noise, tolerance(number, tol), bottom, number == 0, **kind
+            planes, number, x, wanted, noise, tolerance(number, tol), bottom, 0.0 if number else TAILS, **kind
         )
         if found is None:
             return None

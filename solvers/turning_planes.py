@@ -32,6 +32,8 @@ from solvers.planes import Plane, chain_of, joined, rates_of, reversed_in_time
 
 # A ratio to masses interpolated from blocks that is so far from 1 has lost its digits; guesses at most.
 _FAR_OFF, _GUESSES = 1e-3, 8
+# Ratios where there is no mass need not be as accurate as functions.
+_TAILS = 1e-4
 
 
 def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slowest) -> Triple | None:
@@ -142,7 +144,9 @@ def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
         x = here.interpolated(x, ratios[0])
         add_noise(x, noise)
         for _ in range(_GUESSES):
-            found = improved([here, *ratios], 0, x, count, noise, tolerance(number, tol), bottom, number == 0)
+            found = improved(
+                [here, *ratios], 0, x, count, noise, tolerance(number, tol), bottom, 0.0 if number else _TAILS
+            )
             if found is None:
                 return None
             slowest = x[1:-1, 1:-1, 0] / np.sum(here.masses * x[1:-1, 1:-1, 0])
