@@ -5,7 +5,7 @@ occupy an arithmetic unit (moves between memory and registers left out, since th
 and how many path-steps one trip serves. With four vector units, as on Zen 3 and later, no loop can go faster
 than a quarter of a cycle per instruction; what we need beyond that is waiting, loads, and the work between
 loops. Only for Ornstein-Uhlenbeck at 32-bit resolution, where the loops are known: one for the words (of
-2 calls of Threefry-2x64-13, each for 4 normals), one for radii, one for angles, one for the update, one for the
+4 calls of Threefry-2x64-13, each for 4 normals), one for radii, one for angles, one for the update, one for the
 running sums.
 """
 
@@ -29,8 +29,19 @@ class Count(NamedTuple):
     all: float
 
 
-def _loops(assembly: str) -> list[tuple[int, int, int]]:
-    """Of each innermost vector loop: arithmetic instructions, all instructions, step of the index."""
+class Loop(NamedTuple):
+    """An innermost vector loop."""
+
+    arithmetic: int
+    all: int
+    step: int
+    """Of the index."""
+    stored: int
+    """64-bit words that one trip writes."""
+
+
+def _loops(assembly: str) -> list[Loop]:
+    """The innermost vector loops, in the order of the code."""
     lines = [line.strip() for line in assembly.splitlines()]
     places = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.LBB\d+_\d+):", line))}
     found = []
@@ -43,7 +54,13 @@ def _loops(assembly: str) -> list[tuple[int, int, int]]:
         vector = [x for x in body if "%ymm" in x or "%zmm" in x]
         steps = [int(m[1]) for x in body if (m := re.match(r"addq\s+\$(\d+),", x))]
         if len(vector) > 3 and steps:
-            found.append((sum(not x.startswith("vmov") for x in vector), len(body), steps[-1]))
+            stored = sum(
+                8 if x.startswith("zmm") else 4
+                for line in vector
+                if (m := re.match(r"vmov\w+\s+%([yz]mm)\d+, [^%]*\(", line))
+                for x in m.groups()
+            )
+            found.append(Loop(sum(not x.startswith("vmov") for x in vector), len(body), steps[-1], stored))
     return found
 
 
@@ -67,16 +84,15 @@ def counted() -> list[Count]:
     if len(fill) != 3 or len(advance) != 1 or not record:
         return []
     words, radii, angles = fill
-    passes = [
-        ("words", words, 8),  # an index stands for two calls
-        ("radii", radii, 2),
-        ("angles", angles, 2),
-        ("update", advance[0], 1),
-        ("sums", min(record, key=lambda loop: (-loop[0] % 24, loop[1])), 1),
+    sums = min(record, key=lambda loop: (-loop.arithmetic % 24, loop.all))
+    passes = [  # and the path-steps that a trip serves: a word is for two normals
+        ("words", words, 2 * words.stored),
+        ("radii", radii, 2 * radii.step),
+        ("angles", angles, 2 * angles.step),
+        ("update", advance[0], advance[0].step),
+        ("sums", sums, sums.step),
     ]
-    return [
-        Count(name, n / (step * serves), total / (step * serves)) for name, (n, total, step), serves in passes
-    ]
+    return [Count(name, loop.arithmetic / serves, loop.all / serves) for name, loop, serves in passes]
 
 
 def report(counts: list[Count], gigahertz: float | None, measured: float) -> str:

@@ -11,6 +11,8 @@ from scipy.sparse import csgraph
 
 from solvers import chain_kernels
 
+_STARTS = 20  # sums of weights begin anew where the last ones had their maximum, at most so often
+
 
 @dataclass(frozen=True)
 class Place:
@@ -216,25 +218,50 @@ def reversible_weights(
     closed = np.isnan(lift)
     if closed.any():
         weights = _weights_by_search(int(np.prod(shape)), first[~closed], second[~closed], lift[~closed])
+        passed = np.full(weights.shape, float(np.ptp(weights)))
     else:
-        weights = _weights_by_sums(shape, [lift for _, _, lift in faces])
-    mismatch = np.abs(weights[second] - weights[first] - lift)[~closed]
-    # partial sums of N terms round to about eps * sqrt(N) times their size
-    allowed = tolerance * max(1.0, float(np.ptp(weights)) * 1e-3)
-    if mismatch.size and mismatch.max() > allowed:
+        weights, passed = _weights_by_sums(shape, [lift for _, _, lift in faces])
+    mismatch = np.abs(weights[second] - weights[first] - lift)
+    # partial sums of N terms round to about eps * sqrt(N) times the largest of them
+    allowed = tolerance * np.maximum(1.0, 1e-3 * np.maximum(passed[first], passed[second]))
+    if np.any(mismatch[~closed] > allowed[~closed]):
         return None
     return (weights - weights.max()).reshape(shape)
 
 
-def _weights_by_sums(shape: tuple[int, ...], lifts: list[np.ndarray]) -> np.ndarray:
-    """Sum along axis 0 on the line where all other axes are at 0, from there along axis 1, and so on."""
-    weights = np.zeros(shape)
+def _weights_by_sums(shape: tuple[int, ...], lifts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum from the cell of largest weight, along axis 0, from there along axis 1, and so on.
+
+    From a far corner, where weights can be exp(-1e20), rounding would spoil those that matter. Returned with the
+    largest sum passed on the way to each cell.
+    """
+    start: tuple[int, ...] = (0,) * len(shape)
+    weights, passed = _summed_from(start, shape, lifts)
+    for _ in range(_STARTS):
+        peak = tuple(int(i) for i in np.unravel_index(int(np.argmax(weights)), shape))
+        if peak == start:
+            break
+        start = peak
+        weights, passed = _summed_from(start, shape, lifts)
+    return weights.ravel(), passed.ravel()
+
+
+def _summed_from(
+    start: tuple[int, ...], shape: tuple[int, ...], lifts: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    weights, passed = np.zeros(shape), np.zeros(shape)
     for axis, lift in enumerate(lifts):
-        later = len(shape) - axis - 1
-        line = lift[(slice(None),) * axis + (slice(shape[axis] - 1),) + (0,) * later]
-        sums = np.concatenate([np.zeros((*line.shape[:-1], 1)), np.cumsum(line, axis=-1)], axis=-1)
+        at, later = start[axis], len(shape) - axis - 1
+        line = lift[(slice(None),) * axis + (slice(shape[axis] - 1), *start[axis + 1 :])]
+        up = np.cumsum(line[..., at:], axis=-1)
+        down = -np.cumsum(line[..., :at][..., ::-1], axis=-1)[..., ::-1]
+        sums = np.concatenate([down, np.zeros((*line.shape[:-1], 1)), up], axis=-1)
         weights += sums.reshape(sums.shape + (1,) * later)
-    return weights.ravel()
+        size = np.abs(weights[(..., *start[axis + 1 :])])
+        size[..., at:] = np.maximum.accumulate(size[..., at:], axis=-1)
+        size[..., at::-1] = np.maximum.accumulate(size[..., at::-1], axis=-1)
+        passed = np.maximum(passed, size.reshape(sums.shape + (1,) * later))
+    return weights, passed
 
 
 def _weights_by_search(size: int, first: np.ndarray, second: np.ndarray, lift: np.ndarray) -> np.ndarray:

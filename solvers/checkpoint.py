@@ -112,7 +112,7 @@ def _fingerprint(run: Run) -> str:
     sde = request.sde
     digest = hashlib.sha256()
     told = (
-        request.scheme.name, request.resolution, run.source.name, run.source.about,
+        request.scheme.name, request.resolution, run.source.name, run.source.about, run.width,
         request.t0, request.dt, request.first_step,
         request.last_step, request.paths, request.seed, request.statistics, request.save_paths, sde.names,
         sde.convention, sde.noise, tuple(sde.params),

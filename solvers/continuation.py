@@ -14,10 +14,12 @@ from scipy.optimize import linear_sum_assignment
 
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
-from solvers.perturbation import Build, Operator, built, derivatives, vectors
+from solvers.nonreversible import closed_count
+from solvers.perturbation import derivatives
 from solvers.progress import reporting
 from solvers.provenance import provenance
-from solvers.spectrum import eigenmodes
+from solvers.spectral_problem import Build, Operator, built, problem_of
+from solvers.starts import Neighbours
 
 # A mode counts as found again if this much of it is one mode of the next value.
 _FOUND = 0.6
@@ -92,6 +94,10 @@ def continuation(
     ``|<left_i | right_j'> <left_j' | right_i>|``. So modes keep their number through crossings, where their
     order changes. Where less than 0.6 of a mode is found again, the step is halved, up to 6 times. Equal
     eigenvalues, whose vectors are arbitrary, get those nearest to the value before.
+
+    Iterations start from the modes of the two nearest values, continued linearly: a sum of them for Lanczos' and
+    Arnoldi's methods, the block itself for the Davidson and block Krylov ones. LAPACK's methods on lines, which
+    do not iterate, start anew.
     """
     at = _checked_values(values)
     if not (isinstance(name, str) and name.isidentifier()):
@@ -144,6 +150,12 @@ class _Branches:
     overlap: np.ndarray
     derivative: np.ndarray
 
+    def keep(self, modes: slice) -> None:
+        """Only some of the modes."""
+        self.left, self.right = self.left[:, modes], self.right[:, modes]
+        for name in ("eigenvalue", "residual", "rank", "overlap"):
+            setattr(self, name, getattr(self, name)[modes])
+
 
 class _Run:
     """What all values share, and what was counted."""
@@ -152,6 +164,7 @@ class _Run:
         self._build, self._k, self._tol, self._scale = build, k, tol, scale
         self.first = first
         self.solves, self.lost, self.method = 0, [], ""
+        self._neighbours = Neighbours()
 
     def operator(self, value: float) -> Operator:
         operator = built(self._build, value)
@@ -165,7 +178,8 @@ class _Run:
     def next(self, before: _Branches | None, operator: Operator, value: float) -> _Branches:
         """The modes at a value, followed from those before, through values between if need be."""
         if before is None:
-            found = self._solved(operator, self._k, value)
+            found = self._solved(operator, min(self._k + _SPARE, operator.grid.size), value)
+            found.keep(slice(closed_count(found.eigenvalue, self._k)))
         else:
             found = self._followed(before, operator, value, _HALVINGS)
         found.derivative = derivatives(self._build, value, self._scale, found.left, found.right, operator)
@@ -229,17 +243,18 @@ class _Run:
         return all(isinstance(each, FokkerPlanck) and each.reversible for each in (self.first, operator))
 
     def _solved(self, operator: Operator, count: int, value: float) -> _Branches:
-        modes = eigenmodes(operator, count, tol=self._tol)
+        start = self._neighbours.start(value, operator.grid.size)
+        modes = problem_of(operator).modes(count, self._tol, start)
+        self._neighbours.add(value, modes.near())
         self.solves += 1
-        self.method = str(modes.attrs["method"])
-        left, right = vectors(modes, operator)
-        number = modes.sizes["mode"]
+        self.method = modes.method
+        number = len(modes.values)
         return _Branches(
             value,
-            modes["eigenvalue"].values,
-            np.array(left),
-            np.array(right),
-            modes["residual"].values,
+            modes.values,
+            modes.left.copy(),
+            modes.right.copy(),
+            modes.residual,
             np.arange(number),
             np.ones(number),
             np.zeros(0),

@@ -16,6 +16,7 @@ from solvers.multigrid_modes import multigrid_modes, prefers_multigrid, suits_mu
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
 from solvers.plane_modes import MANY, suits_planes
 from solvers.reversible import reversible_modes
+from solvers.starts import Start
 
 # Eigenvalues of an irreversible operator are rounded by eps of its norm, times a modest condition number.
 _ABSOLUTE = 100 * np.finfo(float).eps
@@ -29,7 +30,7 @@ _FILL = 300
 class Modes:
     """Eigenpairs: masses `right` and functions `left`, columns, bi-orthonormal; `norm` is the 1-norm of A.
 
-    `doubts` are sentences about what rounding may have spoilt.
+    `doubts` are sentences about what rounding may have spoilt, `start` has more modes than were asked for.
     """
 
     values: np.ndarray
@@ -41,11 +42,18 @@ class Modes:
     method: str
     doubts: tuple[str, ...] = ()
     reason: str = "asked for"
+    start: Start | None = None
+
+    def near(self) -> Start:
+        """What an eigen-solve of a neighbour can start from."""
+        return Start(self.values, self.right, self.left) if self.start is None else self.start
 
 
 @one_blas_thread
-def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
+def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start | None = None) -> Modes:
     """The k modes of largest real part (k + 1 if that would split a complex pair).
+
+    Iterations begin with the modes of `start`, if there are any.
 
     Raises
     ------
@@ -72,7 +80,7 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
             return modes
         tried = "; multigrid cycles on blocks of cells did not converge"
     if suits_multigrid(chain) and (method == "davidson" or (method == "auto" and prefers_multigrid(chain))):
-        large = multigrid_modes(chain, k, tol)
+        large = multigrid_modes(chain, k, tol, start)
         return Modes(
             large.values,
             large.right,
@@ -82,6 +90,7 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
             large.norm,
             "davidson",
             large.doubts,
+            start=Start(large.values, large.right, large.left, large.spare),
         )
     if method == "davidson":
         raise ConvergenceFailure(
@@ -102,14 +111,15 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float) -> Modes:
             f"a sparse factorisation in three dimensions on {chain.size} cells",
             "use fewer cells" + (", or method='davidson'" if chain.reversible else ""),
         )
-    zeros, doubts = len(chain.closed_classes), ()
+    zeros, doubts, near = len(chain.closed_classes), (), None
     if chain.reversible:
-        values, right, left, doubts = reversible_modes(chain, k, method, tol)
+        values, right, left, doubts = reversible_modes(chain, k, method, tol, start)
     else:
-        values, right, left = nonreversible_modes(chain, k, method, tol)
+        values, right, left, near = nonreversible_modes(chain, k, method, tol, start)
     modes = _measured(chain, values, right, left, zeros, method)
     if asked == "auto":
         modes.reason = _reason(chain, method) + tried
+    modes.start = near
     modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
     return modes
 
@@ -176,8 +186,10 @@ def _irreversible_doubts(modes: Modes) -> tuple[str, ...]:
 
 
 @one_blas_thread
-def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Modes:
-    """The k modes of largest modulus of a (sub)stochastic matrix.
+def transfer_modes(
+    matrix: sps.csr_array, k: int, method: str, tol: float, start: Start | None = None
+) -> Modes:
+    """The k modes of largest modulus of a (sub)stochastic matrix; iterations begin with those of `start`.
 
     Raises
     ------
@@ -190,16 +202,21 @@ def transfer_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Mo
         raise InvalidInput(
             f"method={method!r} is not for transfer operators; choose 'auto', 'arnoldi' or 'dense'"
         )
-    conserving = bool(np.abs(matrix.sum(axis=0) - 1).max() < 1e-12)
+    conserving = conserves(matrix)
     reason = "asked for"
     if method == "auto":
         size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
         method = "dense" if size <= max(_DENSE, 3 * k + 20) else "arnoldi"
         reason = f"a transfer operator on {size} cells"
-    values, right, left = stochastic_modes(matrix, k, method, tol)
+    values, right, left, near = stochastic_modes(matrix, k, method, tol, start)
     modes = _finish(matrix, values, right, left, int(conserving), method)
-    modes.reason, modes.doubts = reason, _transfer_doubts(modes)
+    modes.reason, modes.doubts, modes.start = reason, _transfer_doubts(modes), near
     return modes
+
+
+def conserves(matrix: sps.csr_array) -> bool:
+    """Whether the columns of a stochastic matrix sum to 1."""
+    return bool(np.abs(matrix.sum(axis=0) - 1).max() < 1e-12)
 
 
 def _transfer_doubts(modes: Modes) -> tuple[str, ...]:

@@ -111,7 +111,8 @@ def simulate(
     threads : int, optional
         All cores of the process if not given.
     chunk : int, optional
-        Paths per task, rounded up to blocks of 512; chosen by size if not given. Changes no bit.
+        Paths per task, rounded up to blocks (of 1024; of fewer for many components or at most 64 paths); chosen by
+        size if not given. Changes no bit.
     sweep : mapping of str to array, optional
         Values for named parameters of the model: every variable of the result gets their names as leading
         dimensions (the product of all values). Nothing is compiled again, all points share the threads, and

@@ -40,8 +40,8 @@ def chosen(chain: Chain, dimension: int, longest: float, method: str) -> tuple[s
         raise InvalidInput(f"method={method!r} is unknown; choose one of {', '.join(map(repr, METHODS))}")
     if method == "uniformization" and chain.extra is not None:
         raise InvalidInput(
-            "method='uniformization' needs nonnegative rates, but correlated noise is discretised by central "
-            "differences here; use method='krylov'"
+            "method='uniformization' needs nonnegative rates, which the cross terms of this correlated noise or "
+            "advection='second-order' do not give; use method='krylov'"
         )
     if method != "auto":
         return method, "as asked"

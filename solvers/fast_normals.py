@@ -31,7 +31,7 @@ from solvers.lanes import (
     sqrt_f32,
     xor_u32,
 )
-from solvers.wiener import interleaved_threefry, mixed
+from solvers.wiener import word_filler
 
 FAST = 3
 """Stream of the generator, so that these numbers share no counter with the 53-bit ones."""
@@ -88,27 +88,17 @@ def filler(block: int) -> Any:
     ``z[(parity * components + c) * block + i]`` belongs to path first_path + i; first_path is even. words is
     scratch of `block` unsigned 64-bit integers.
     """
-    half, quarter = block // 2, block // 4
-    two_calls = interleaved_threefry(2)
+    fill_words = word_filler(block // 2)
 
     @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
     def fill(seed, first_path, pair, components, z, words):
         prefer_wide_vectors()
-        counter, key, base = np.uint64(pair), mixed(seed), np.uint64(first_path >> 1)
-        # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
-        a0, a1, b0, b1 = (
-            words[:quarter],
-            words[quarter:half],
-            words[half : half + quarter],
-            words[half + quarter :],
-        )
         halves = words.view(np.uint32)
         radii, angles = halves[:block], halves[block:]
         for c in range(components):
-            stream = mixed((np.uint64(FAST) << np.uint64(32)) | np.uint64(c))
-            for i in range(quarter):
-                path = base + np.uint64(i)
-                a0[i], b0[i], a1[i], b1[i] = two_calls(counter, stream, key, path, path + np.uint64(quarter))
+            use = (np.uint64(FAST) << np.uint64(32)) | np.uint64(c)
+            fill_words(np.uint64(pair), use, seed, np.uint64(first_path >> 1), words)
+            # Slices, because indices offset by a variable get a wrap-around test that stops vectorisation.
             even = z[c * block : (c + 1) * block]
             odd = z[(components + c) * block : (components + c + 1) * block]
             # Two loops, because one needs more constants than there are registers.

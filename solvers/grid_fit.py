@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from solvers import boundary as boundaries
 from solvers.charts import Chart, best_chart
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.grid import Grid
-from solvers.mass_search import initial_axes, search
+from solvers.mass_search import search
 from solvers.request import refuse_other
 from solvers.sde import SDE
+from solvers.search_axes import initial_axes
 from solvers.wide_masses import mass_profile
 
 Box = Mapping[str, tuple[float | None, float | None]]
 
-_MOST_CELLS = {1: 100_000, 2: 1000, 3: 128}
+_MOST_CELLS = {1: 100_000, 2: 1_000_000, 3: 128**3}  # of the grid
 _FEWEST_CELLS = 40
 _TELLING = 3.0  # a warning where the excess diffusion is so many times what was asked for
 
@@ -56,9 +58,18 @@ class AxisFit:
         spacing = {"uniform": "equal cells", "log": "cells in equal ratios"}.get(
             self.chart.kind, f"cells stretched around {self.chart.center:g} at scale {self.chart.scale:.3g}"
         )
+        # as many digits as tell the ends apart
+        digits = max(
+            6,
+            3
+            + int(
+                np.log10(max(abs(self.chart.low), abs(self.chart.high)) / (self.chart.high - self.chart.low))
+            ),
+        )
+        low, high = (f"{end:.{digits}g}" for end in (self.chart.low, self.chart.high))
         excess = "excess diffusion" if self.noisy else "no noise: half a cell is, of the deviation,"
         return (
-            f"{self.name} from {self.chart.low:g} to {self.chart.high:g} in {self.cells} {spacing} (mass below "
+            f"{self.name} from {low} to {high} in {self.cells} {spacing} (mass below "
             f"{self.mass_below:.1g}, above {self.mass_above:.1g}; {excess} {100 * self.excess:.2g} %)"
         )
 
@@ -80,14 +91,22 @@ def propose(
     axes = initial_axes(sde, _checked_box(box, sde.names, walls))
     given = _checked_cells(cells, sde.names)
     masses, fp = search(sde, axes, walls, mass)
-    chosen = []
-    for k, axis in enumerate(axes):
-        profile, most = mass_profile(fp, masses, k), _MOST_CELLS[d]
-        number = given.get(axis.name)
+    profiles = [mass_profile(fp, masses, k) for k in range(d)]
+
+    def fitted(k: int, most: int) -> tuple[Chart, int]:
+        """Chart and number of cells of one axis."""
         chart, needed = best_chart(
-            axis.chart.low, axis.chart.high, axis.singular, profile, excess, number or most
+            axes[k].chart.low, axes[k].chart.high, axes[k].singular, profiles[k], excess, most
         )
-        number = number or max(needed, _FEWEST_CELLS)
+        return chart, given.get(axes[k].name) or max(needed, _FEWEST_CELLS)
+
+    most = _MOST_CELLS[d]
+    wanted = [given.get(axis.name) or fitted(k, most)[1] for k, axis in enumerate(axes)]
+    free = [k for k, axis in enumerate(axes) if axis.name not in given]
+    shared = _shares(wanted, free, most)
+    chosen = []
+    for k, (axis, profile) in enumerate(zip(axes, profiles, strict=True)):
+        chart, number = fitted(k, shared[k])
         reached = profile.excess(chart, number)
         if not profile.noisy:
             reached = 0.5 * float(np.average(chart.width(profile.x), weights=profile.weight)) / number
@@ -102,6 +121,20 @@ def propose(
             )
         chosen.append(AxisFit(axis.name, chart, number, axis.below, axis.above, reached, profile.noisy))
     return Grid(**{fit.name: fit.chart.edges(fit.cells) for fit in chosen}), tuple(chosen)
+
+
+def _shares(wanted: list[int], free: list[int], most: int) -> list[int]:
+    """Cells per axis: as wanted, but the longest of the free axes are shortened until all hold `most` cells."""
+    shares = list(wanted)
+    while math.prod(shares) > most and max((shares[k] for k in free), default=0) > _FEWEST_CELLS:
+        longest = max(shares[k] for k in free)
+        cut = [k for k in free if shares[k] == longest]
+        next_longest = max((shares[k] for k in free if shares[k] < longest), default=_FEWEST_CELLS)
+        fits = (most / math.prod(n for k, n in enumerate(shares) if k not in cut)) ** (1 / len(cut))
+        limit = max(int(fits), min(next_longest, longest - 1), _FEWEST_CELLS)
+        for k in cut:
+            shares[k] = limit // 2 * 2
+    return shares
 
 
 def _checked_box(

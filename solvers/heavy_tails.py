@@ -76,7 +76,7 @@ class StudentT:
             "increments": f"Student t with {nu:g} degrees of freedom, scale {scale:.6g} sqrt(dt)",
         }
         table = np.array([[nu, scale]])
-        return Source("student-t", _student(numbers, width), 1, False, 0, about, table)
+        return Source("student-t", _student(numbers, width), 1, "ready", 0, about, table)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class AlphaStable:
             "increments": f"alpha-stable, alpha {self.alpha:g}, characteristic function exp(-dt |k|^alpha / 2)",
         }
         table = np.array([[float(self.alpha)]])
-        return Source("alpha-stable", _stable(numbers, width), 1, False, 0, about, table)
+        return Source("alpha-stable", _stable(numbers, width), 1, "ready", 0, about, table)
 
 
 @njit(fastmath=_FLAGS, error_model="numpy", forceinline=True)

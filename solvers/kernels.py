@@ -18,18 +18,20 @@ from numba import carray, cfunc, float32, float64, int64, njit, types, uint64
 from solvers.exit_times import CERTAIN, earliest_crossing
 from solvers.lanes import not_finite_probe, prefer_wide_vectors, shifted_product, shifted_sums
 from solvers.observers import OBSERVE
-from solvers.pointers import calling
+from solvers.pointers import borrowed, calling
 from solvers.schemes import FLAGS, Stepper
-from solvers.schemes.algebra import compiled, row, tuples
-from solvers.sources import FILL
+from solvers.schemes.algebra import compiled, row
+from solvers.sources import FILL, Packing
+from solvers.vmath import bits_of
+from solvers.weak_increments import TWO_POINT_STEPS, signed
 
 _FLOATS = types.CPointer(float64)
 ADVANCE = types.void(
     float64,  # t
     float64,  # dt
     _FLOATS,  # x (d * width), in and out
-    _FLOATS,  # random numbers (draws * width), ready
-    types.CPointer(float32),  # or of unit variance in single precision
+    _FLOATS,  # random numbers (draws * width), as doubles
+    types.CPointer(float32),  # or in single precision, see `sources.Packing`
     _FLOATS,  # parameters of the model
     uint64,  # seed
     int64,  # number of the first path
@@ -91,7 +93,8 @@ def mark_diverged(x, d, count, step, diverged):
 
 @njit(nogil=True, fastmath=FLAGS, error_model="numpy")
 def run_blocks(
-    advance, fill, parameters, seed, times, window, noise, saves, x, sums, states, events, observations
+    advance, fill, parameters, seed, times, window, noise, saves, x, sums, states, events, observations,
+    space,
 ):  # fmt: skip
     """Carry the blocks in x from one step to another.
 
@@ -104,7 +107,7 @@ def run_blocks(
     seed : uint64
     times : (t0, dt)
     window : (first path in x, paths in the whole run, first step, last step, first index into saves)
-    noise : (numbers per path and step, depth, words, table)
+    noise : (numbers per path and step, depth, table)
         Of the source.
     saves : int array
         Steps at which results are taken.
@@ -120,20 +123,21 @@ def run_blocks(
         0: no observers, 1: at saved steps, 2: at every step. For each observer the address of its pass, of
         its carried rows (with the bytes per block and the number of rows), of its sums (bytes per block,
         rows, columns), of its counts (rows, columns) and of its settings (rows, columns).
+    space : (numbers (depth * numbers * width), the same in single precision, words, padded (d * width))
+        To work in; `words` as the source wants it.
     """
+    # The caller holds the arrays.
+    parameters, saves, x, states = borrowed(parameters), borrowed(saves), borrowed(x), borrowed(states)
     t0, dt = times
     first_path, paths, first_step, last_step, first_save = window
-    numbers, depth, scratch, table = noise
-    pairs, mean, second = sums
+    numbers, depth, table = noise
+    pairs, mean, second = sums[0], borrowed(sums[1]), borrowed(sums[2])
     diverged, exits, gaps, gap_components = events
+    diverged, exits = borrowed(diverged), borrowed(exits)
     watched, observers = observations
+    z, unit, words, padded = borrowed(space[0]), borrowed(space[1]), borrowed(space[2]), borrowed(space[3])
     d = mean.shape[2]
     width = x.shape[1] // d
-    # A source fills one of the two; both have the full size, since neither is told here which.
-    z = np.empty(depth * numbers * width)
-    unit = np.empty(depth * numbers * width, np.float32)
-    words = np.empty(scratch, np.uint64)
-    padded = np.empty(d * width)
     for b in range(x.shape[0]):
         block = x[b]
         start = first_path + b * width
@@ -178,10 +182,18 @@ def run_blocks(
                 save += 1
 
 
-def _loading(draws: int, width: int, single: bool) -> Any:
+_LOADED: dict[Packing, str] = {
+    "ready": "ready[{0} + i]",
+    "single": "unit[{0} + i] * root",
+    "signs": "signed(root, bits_of(ready[{0} + i]), bit)",
+}
+
+
+def _loading(draws: int, width: int, packing: Packing) -> Any:
     """Compiled code from the random numbers of a block to the tuple for one path."""
-    place = "single[{0} + i] * root" if single else "ready[{0} + i]"
-    return tuples("ready, single, root, i", (place.format(k * width) for k in range(draws)))
+    entries = row(_LOADED[packing].format(k * width) for k in range(draws))
+    source = f"def load(ready, unit, root, bit, i):\n    return {entries}\n"
+    return compiled(source, signed=signed, bits_of=bits_of)
 
 
 def unpacking(kind: type, count: int) -> Any:
@@ -192,30 +204,30 @@ def unpacking(kind: type, count: int) -> Any:
 
 
 @lru_cache(maxsize=256)
-def advancing(stepper: Stepper, kind: type, count: int, width: int, single: bool) -> Any:
+def advancing(stepper: Stepper, kind: type, count: int, width: int, packing: Packing) -> Any:
     """The pass that moves all paths of a block by one step.
 
     `kind` is the type of the model's parameters and `count` how many; the stepper is for blocks of `width`;
-    `single` is the source's.
+    `packing` is the source's.
     """
     step, ops, d, numbers = stepper.step, stepper.ops, stepper.model.d, sum(stepper.draws)
-    load, store, load_noise = ops.load, ops.store, _loading(numbers, width, single)
+    load, store, load_noise = ops.load, ops.store, _loading(numbers, width, packing)
     unpack = unpacking(kind, count)
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
-    def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, _number, _exits, _gaps, _of, _g):
+    def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, number, _exits, _gaps, _of, _g):
         prefer_wide_vectors()
         x, p = carray(at_x, (d * width,)), unpack(carray(at_p, (count,)))
         ready, unit = carray(at_ready, (numbers * width,)), carray(at_unit, (numbers * width,))
-        root = math.sqrt(dt)
+        root, bit = math.sqrt(dt), number % TWO_POINT_STEPS
         for i in range(width):
-            store(x, i, step(p, t, dt, load(x, i), load_noise(ready, unit, root, i)))
+            store(x, i, step(p, t, dt, load(x, i), load_noise(ready, unit, root, bit, i)))
 
     return advance
 
 
 @lru_cache(maxsize=256)
-def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single: bool, stop: Any) -> Any:
+def advancing_until(stepper: Stepper, kind: type, count: int, width: int, packing: Packing, stop: Any) -> Any:
     """The pass that moves the paths of a block that have not met the stop condition, and looks for exits.
 
     With gaps (the stop condition is a set of levels) the exit is sought inside the step by a Brownian bridge
@@ -227,7 +239,7 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
     step, ops, d = stepper.step, stepper.ops, stepper.model.d
     numbers, diffusion = sum(stepper.draws), stepper.model.diffusion
     load, store, variances = ops.load, ops.store, ops.variances
-    load_noise = _loading(numbers, width, single)
+    load_noise = _loading(numbers, width, packing)
     unpack = unpacking(kind, count)
     settle = settling(d, width)
 
@@ -237,17 +249,17 @@ def advancing_until(stepper: Stepper, kind: type, count: int, width: int, single
         x, p = carray(at_x, (d * width,)), unpack(carray(at_p, (count,)))
         ready, unit = carray(at_ready, (numbers * width,)), carray(at_unit, (numbers * width,))
         exits, gaps, components = carray(at_exits, (width,)), carray(at_gaps, (g, 2)), carray(at_of, (g,))
-        root = math.sqrt(dt)
+        root, bit = math.sqrt(dt), number % TWO_POINT_STEPS
         new, spread, flags = np.empty(d * width), np.empty(d * width), np.zeros(width)
         if g == 0:
             for i in range(width):
-                after = step(p, t, dt, load(x, i), load_noise(ready, unit, root, i))
+                after = step(p, t, dt, load(x, i), load_noise(ready, unit, root, bit, i))
                 store(new, i, after)
                 flags[i] = 1.0 if stop(t + dt, after, p) else 0.0
         else:
             for i in range(width):
                 y = load(x, i)
-                store(new, i, step(p, t, dt, y, load_noise(ready, unit, root, i)))
+                store(new, i, step(p, t, dt, y, load_noise(ready, unit, root, bit, i)))
                 store(spread, i, variances(diffusion(t, y, p)))
         settle(t, dt, x, new, spread, flags, exits, gaps, components, seed, start, number)
 

@@ -123,8 +123,10 @@ class SampleNoise:
     def __post_init__(self):
         table = np.asarray(self.table, dtype=float)
         table = table[:, None] if table.ndim == 1 else table
-        if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
-            raise InvalidInput(f"table has shape {table.shape}; give finite numbers of shape (n,) or (n, d)")
+        if table.ndim != 2 or 0 in table.shape:
+            raise InvalidInput(f"table has shape {table.shape}; give numbers of shape (n,) or (n, d)")
+        if not np.isfinite(table).all():
+            raise InvalidInput(f"table contains {table[~np.isfinite(table)][0]}; give finite numbers")
         weights = np.ones(len(table)) if self.weights is None else np.asarray(self.weights, dtype=float)
         if weights.shape != (len(table),) or not np.isfinite(weights).all() or weights.min() < 0:
             raise InvalidInput(f"weights have shape {weights.shape}; give {len(table)} numbers >= 0")

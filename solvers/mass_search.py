@@ -2,82 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csgraph, csr_array
 
 from solvers.charts import Chart, best_chart
+from solvers.clean_boxes import clean_box
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
 from solvers.sde import SDE
+from solvers.search_axes import REACH, SEARCH_CELLS, Axis
 from solvers.wide_masses import Masses, mass_profile, noisy, search_masses, search_operator
 
-# by dimension: cells per axis of a search grid, more of them where an axis has no noise, and its half width
-_SEARCH_CELLS = {1: 4000, 2: 80, 3: 20}
+# by dimension: cells per axis of a search grid where an axis has no noise
 _MORE_CELLS = {1: 4000, 2: 200, 3: 26}
-_REACH = {1: 1e12, 2: 1e8, 3: 1e5}
 # cells and half width of further looks at a model that seems to escape
 _CLOSER_LOOKS = {1: [], 2: [(160, 1e4), (260, 1e2)], 3: [(26, 1e2)]}
-# how many times further tails are followed: beyond R a tail of mass R^-a keeps the share `further`^-a unseen
-_FURTHER = {1: 300.0, 2: 3.0, 3: 1.0}
 # the box has settled when its ends move by less than these shares of it; a search cell is 0.09 of it in 3-D
 _SETTLED = {1: 0.1, 2: 0.1, 3: 0.2}
 _ROUNDS, _ROBUST_ROUNDS = 25, 4
 _INFLATED_MASS = 1e-4  # left outside on a side while the noise is inflated
-_LARGEST = 1e100  # drift or diffusion beyond this is out of reach
-
-
-@dataclass
-class Axis:
-    """State of the search along one axis."""
-
-    name: str
-    chart: Chart
-    fixed: tuple[bool, bool]
-    singular: tuple[float, float] | None = None  # an end where the noise vanishes, next to no mass within
-    below: float = 0.0
-    above: float = 0.0
-
-    def wider(self, d: int) -> Chart:
-        """A box that reaches further on the free sides, by decades where cells grow with the distance."""
-        chart = self.chart
-        low, high, more = chart.low, chart.high, 0.35 * (chart.high - chart.low)
-        below, above = low - more, high + more
-        if chart.kind == "sinh":
-            further = _FURTHER[d]
-            below = min(below, chart.center - further * (chart.center - low))
-            above = max(above, chart.center + further * (high - chart.center))
-        return Chart(
-            chart.kind,
-            low if self.fixed[0] else below,
-            high if self.fixed[1] else above,
-            chart.center,
-            chart.scale,
-        )
 
 
 def search(
     sde: SDE, axes: list[Axis], walls: dict[str, tuple[Any, Any]], mass: float
 ) -> tuple[np.ndarray, FokkerPlanck]:
-    """Shrink a wide box onto the mass, first with robust inflated noise, then with the operator itself."""
+    """Shrink a wide box onto the mass, first with robust inflated noise, then with the operator itself.
+
+    Where an axis has no noise, the inflated noise can hide the mass in any box. Then boxes are looked at with the
+    operator itself before a refusal is believed.
+    """
     d = len(axes)
-    side = mass / (2 * d)
-    masses, fp = _first_look(sde, axes, walls, side)
+    starts, side = [replace(axis) for axis in axes], mass / (2 * d)
+    try:
+        masses, fp = _first_look(sde, axes, walls, side)
+        return _settle(sde, axes, walls, side, masses, noise=noisy(fp), robust=d > 1)
+    except (InvalidInput, ConvergenceFailure):
+        charts = clean_box(sde, starts, walls) if d == 2 else None
+        if charts is None:
+            raise
+    for axis, start, chart in zip(axes, starts, charts, strict=True):
+        axis.chart, axis.singular, axis.below, axis.above = chart, start.singular, 0.0, 0.0
+    return _settle(sde, axes, walls, side, None, noise=False, robust=False)
+
+
+def _settle(
+    sde: SDE,
+    axes: list[Axis],
+    walls: dict[str, tuple[Any, Any]],
+    side: float,
+    masses: Masses | None,
+    *,
+    noise: bool,
+    robust: bool,
+) -> tuple[np.ndarray, FokkerPlanck]:
+    """Fit the box to the mass in rounds, until it moves no more."""
+    d = len(axes)
     largest = max(axis.chart.high - axis.chart.low for axis in axes)
     # without noise on an axis upwind diffusion is all there is, and more cells are needed to see past it
-    patience, cells = (_ROBUST_ROUNDS, _SEARCH_CELLS[d]) if noisy(fp) else (_ROUNDS - 5, _MORE_CELLS[d])
-    robust = d > 1
+    patience, cells = (_ROBUST_ROUNDS, SEARCH_CELLS[d]) if noise else (_ROUNDS - 5, _MORE_CELLS[d])
     for number in range(_ROUNDS):
         grid = Grid(**{a.name: a.wider(d).edges(cells) for a in axes})
         fp = search_operator(sde, grid, walls, second_order=not robust)
         masses = search_masses(fp, robust, masses)
         settled = [_shrink(axis, fp, masses.sizes, k, side, robust) for k, axis in enumerate(axes)]
         for axis in axes:
-            if axis.chart.high - axis.chart.low > max(_REACH[d], 10 * largest):
-                _refuse_tail(axis, max(axis.below, axis.above), side)
+            if axis.chart.high - axis.chart.low > max(REACH[d], 10 * largest):
+                _refuse_tail(axis, max(axis.below, axis.above), side, noise)
         if all(settled) and not robust:
             return masses.sizes, fp
         robust = robust and not all(settled) and number < patience
@@ -95,12 +89,11 @@ def _first_look(
     so an escape is believed only when finer cells in a smaller box see it too.
     """
     d = len(axes)
-    looks = [(_SEARCH_CELLS[d], _REACH[d]), *_CLOSER_LOOKS[d]]
-    starts = [axis.chart for axis in axes]
+    looks = [(SEARCH_CELLS[d], REACH[d]), *_CLOSER_LOOKS[d]]
     escape: InvalidInput | None = None
     for cells, reach in looks:
-        for axis, start in zip(axes, starts, strict=True):
-            axis.chart = _within(axis, start, reach)
+        for axis in axes:
+            axis.chart = axis.within(reach)
         fp = search_operator(
             sde, Grid(**{a.name: a.chart.edges(cells) for a in axes}), walls, second_order=False
         )
@@ -113,13 +106,6 @@ def _first_look(
             return masses, fp
     assert escape is not None
     raise escape
-
-
-def _within(axis: Axis, chart: Chart, reach: float) -> Chart:
-    """The chart cut to a distance from its center on its free sides."""
-    low = chart.low if axis.fixed[0] else max(chart.low, chart.center - reach)
-    high = chart.high if axis.fixed[1] else min(chart.high, chart.center + reach)
-    return Chart(chart.kind, low, high, chart.center, chart.scale)
 
 
 def _shrink(axis: Axis, fp: FokkerPlanck, masses: np.ndarray, k: int, side: float, robust: bool) -> bool:
@@ -150,7 +136,7 @@ def _shrink(axis: Axis, fp: FokkerPlanck, masses: np.ndarray, k: int, side: floa
         axis.chart = Chart("log", ends[0], ends[1], *axis.singular)
     elif noisy(fp):
         profile = mass_profile(fp, masses, k)
-        axis.chart, _ = best_chart(ends[0], ends[1], None, profile, 1e-3, _SEARCH_CELLS[grid.d])
+        axis.chart, _ = best_chart(ends[0], ends[1], None, profile, 1e-3, SEARCH_CELLS[grid.d])
     else:
         # on cells that grow outwards, errors of transport without noise feed a tail of their own
         axis.chart = Chart("uniform", *ends)
@@ -179,62 +165,6 @@ def _singular_end(axis: Axis, marginal: np.ndarray, edges: np.ndarray, side: flo
     return end, float(distance[max(int(np.searchsorted(inside, side, side="right")) - 1, 0)])
 
 
-def initial_axes(sde: SDE, box: dict[str, tuple[float | None, float | None]]) -> list[Axis]:
-    """Axes as wide as the model's functions allow, on the sides that the box leaves free."""
-    reach = _REACH[sde.dimension]
-    while True:
-        axes = [_initial_axis(name, *box[name], reach) for name in sde.names]
-        mesh = np.meshgrid(*(_middles(axis.chart) for axis in axes), indexing="ij")
-        with np.errstate(all="ignore"):
-            rows = sde.diffusion_at(0.0, tuple(mesh))
-            values = [*sde.drift_at(0.0, tuple(mesh)), *np.reshape(rows, (-1, *mesh[0].shape))]
-        usable = np.all(np.abs(values) < _LARGEST, axis=0)
-        if usable.all():
-            break
-        if reach < 20:
-            worst = int(np.argmin(usable))
-            place = ", ".join(f"{n}={c.flat[worst]:.4g}" for n, c in zip(sde.names, mesh, strict=True))
-            raise InvalidInput(
-                f"drift or diffusion is not a number of moderate size at {place}; say where the model ends, for "
-                f"example box={{{sde.names[0]!r}: (0, None)}}"
-            )
-        reach /= 10.0
-    for k, axis in enumerate(axes):
-        _mark_singular(sde, axes, k, axis)
-    return axes
-
-
-def _middles(chart: Chart) -> np.ndarray:
-    edges = chart.edges(20)
-    return 0.5 * (edges[1:] + edges[:-1])
-
-
-def _initial_axis(name: str, low: float | None, high: float | None, reach: float) -> Axis:
-    fixed = (low is not None, high is not None)
-    if low is not None and high is not None:
-        return Axis(name, Chart("uniform", low, high), fixed)
-    center = low if low is not None else high if high is not None else 0.0
-    first = center if low is not None else center - reach
-    last = center if high is not None else center + reach
-    return Axis(name, Chart("sinh", first, last, center, 1.0), fixed)
-
-
-def _mark_singular(sde: SDE, axes: list[Axis], k: int, axis: Axis) -> None:
-    """Note a given end at which an axis's noise vanishes, and look at it on a logarithmic scale."""
-    if all(axis.fixed) or not any(axis.fixed):
-        return
-    low_end = axis.fixed[0]
-    end = axis.chart.low if low_end else axis.chart.high
-    others = [_middles(a.chart) for a in axes]
-    others[k] = np.array([end])
-    with np.errstate(all="ignore"):
-        row = sde.diffusion_at(0.0, tuple(np.meshgrid(*others, indexing="ij")))[k]
-    if np.any(np.asarray(row) != 0):
-        return
-    axis.singular = end, 1.0 / (axis.chart.high - axis.chart.low)
-    axis.chart = Chart("log", axis.chart.low, axis.chart.high, *axis.singular)
-
-
 def _escape(grid: Grid, masses: np.ndarray, axes: list[Axis], side: float) -> InvalidInput | None:
     """Whether mass lies at the far ends of a wide box, as the refusal to be raised."""
     for k, axis in enumerate(axes):
@@ -247,7 +177,7 @@ def _escape(grid: Grid, masses: np.ndarray, axes: list[Axis], side: float) -> In
         ):
             if fixed or amount <= (0.01 if grid.d == 1 else 0.2):
                 if not fixed and grid.d == 1 and amount > side:
-                    _refuse_tail(axis, amount, side)
+                    _refuse_tail(axis, amount, side, noise=True)
                 continue
             return InvalidInput(
                 f"there is no stationary density: however wide the box, {100 * amount:.0f} % of the mass lies "
@@ -256,11 +186,18 @@ def _escape(grid: Grid, masses: np.ndarray, axes: list[Axis], side: float) -> In
     return None
 
 
-def _refuse_tail(axis: Axis, amount: float, side: float) -> None:
+def _refuse_tail(axis: Axis, amount: float, side: float, noise: bool) -> None:
+    size = max(abs(axis.chart.low), abs(axis.chart.high))
+    if not noise:
+        raise InvalidInput(
+            f"no box was found: on grids as wide as {axis.name}={size:.2g} transport along the axis without noise "
+            f"still spreads {amount:.2g} of the mass to the wall, as where it turns often before it is damped; give "
+            f"box={{{axis.name!r}: (low, high)}}"
+        )
     raise InvalidInput(
-        f"the tail along {axis.name} is too heavy for any box: at {axis.name} of size "
-        f"{max(abs(axis.chart.low), abs(axis.chart.high)):.2g} it still holds {amount:.2g} of the stationary mass, "
-        f"more than {side:.2g} a side; give a larger mass, or box={{{axis.name!r}: (low, high)}}"
+        f"the tail along {axis.name} is too heavy for any box: at {axis.name} of size {size:.2g} it still holds "
+        f"{amount:.2g} of the stationary mass, more than {side:.2g} a side; give a larger mass, or "
+        f"box={{{axis.name!r}: (low, high)}}"
     )
 
 

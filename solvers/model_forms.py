@@ -15,6 +15,7 @@ from solvers.exit_times import StopRule, met_at_start, stop_rule
 from solvers.kernels import advancing, advancing_until
 from solvers.schemes import Draws, Scheme, structure
 from solvers.sde import SDE
+from solvers.sources import Packing
 from solvers.vector_form import VectorSDE
 from solvers.vector_request import (
     refuse_beyond_vector_form,
@@ -64,8 +65,8 @@ class ModelForm(Protocol):
         """The parameters as the kernels take them."""
         ...
 
-    def advance(self, scheme: Scheme, sde: Any, stop: StopRule | None, width: int, single: bool) -> Any:
-        """The compiled pass that moves a block of that width by one step; `single` is the source's."""
+    def advance(self, scheme: Scheme, sde: Any, stop: StopRule | None, width: int, packing: Packing) -> Any:
+        """The compiled pass that moves a block of that width by one step; `packing` is the source's."""
         ...
 
     def follow(self, scheme: Scheme, sde: Any) -> Callable[..., None]:
@@ -101,8 +102,8 @@ class _ComponentForm:
     def flat_parameters(self, sde: SDE) -> NDArray[np.float64]:
         return np.array(sde.params, dtype=float)
 
-    def advance(self, scheme: Scheme, sde: SDE, stop: StopRule | None, width: int, single: bool) -> Any:
-        model = (schemes.stepper(scheme, sde, width), type(sde.params), len(sde.params), width, single)
+    def advance(self, scheme: Scheme, sde: SDE, stop: StopRule | None, width: int, packing: Packing) -> Any:
+        model = (schemes.stepper(scheme, sde, width), type(sde.params), len(sde.params), width, packing)
         return advancing(*model) if stop is None else advancing_until(*model, stop.condition)
 
     def follow(self, scheme: Scheme, sde: SDE) -> Callable[..., None]:
@@ -136,8 +137,10 @@ class _VectorForm:
     def flat_parameters(self, sde: VectorSDE) -> NDArray[np.float64]:
         return sde.flat_parameters
 
-    def advance(self, scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: int, single: bool) -> Any:
-        return vector_pass(scheme, sde, stop, width, single)
+    def advance(
+        self, scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: int, packing: Packing
+    ) -> Any:
+        return vector_pass(scheme, sde, stop, width, packing)
 
     def follow(self, scheme: Scheme, sde: VectorSDE) -> Callable[..., None]:
         compiled = vector_follower(scheme, sde)

@@ -18,6 +18,7 @@ from solvers.chain import Chain
 from solvers.davidson import davidson
 from solvers.errors import ConvergenceFailure
 from solvers.multigrid import Level, Multigrid, dense_matrix, has_lattice, operator, spread
+from solvers.starts import Start
 
 # Vectors beyond the wanted ones, so that the next mode is not far from the start space.
 _SPARE = 2
@@ -29,6 +30,9 @@ _LARGE = 20000
 _BYTES, _BYTES_PER_MODE = 350, 60
 # Where both are below this fraction of their largest, psi / sqrt(pi) has too few digits.
 _RELIABLE = 1e-6
+_TINY_WEIGHT = 1e-100
+# A mode of a coarse lattice that lies in the start by less than this is new.
+_FOUND = 0.5
 # A quotient of sums of squares is rounded by eps^2 of the norm, times a factor measured up to 1e2.
 _QUOTIENT = 1e6 * np.finfo(float).eps ** 2
 
@@ -54,10 +58,11 @@ class LargeModes:
     zeros: int
     norm: float
     doubts: tuple[str, ...]
+    spare: np.ndarray
 
 
-def multigrid_modes(chain: Chain, k: int, tol: float) -> LargeModes:
-    """The k slowest modes of a reversible chain on a grid.
+def multigrid_modes(chain: Chain, k: int, tol: float, start: Start | None = None) -> LargeModes:
+    """The k slowest modes of a reversible chain on a grid, from those of a neighbour if there is one.
 
     Raises
     ------
@@ -74,7 +79,7 @@ def multigrid_modes(chain: Chain, k: int, tol: float) -> LargeModes:
     )
     null = _null_rows(chain)
     zeros = len(null)
-    found = slowest_symmetric(chain, k - zeros, null, tol) if k > zeros else None
+    found = slowest_symmetric(chain, k - zeros, null, tol, start) if k > zeros else None
     rates, psi, residuals = np.zeros(0), np.zeros((0, chain.size)), np.zeros(0)
     norm = 2.0 * float(chain.outflow.max())
     if found is not None:
@@ -101,7 +106,17 @@ def multigrid_modes(chain: Chain, k: int, tol: float) -> LargeModes:
         zeros,
         norm,
         doubts,
+        _as_functions(chain, found),
     )
+
+
+def _as_functions(chain: Chain, found: SymmetricModes | None) -> np.ndarray:
+    """The spare vectors over sqrt(pi), columns, where there is mass: to start from."""
+    if found is None:
+        return np.zeros((chain.size, 0))
+    assert chain.log_weights is not None
+    weight = np.exp(0.5 * (chain.log_weights - chain.log_weights.max()))
+    return np.where(weight > _TINY_WEIGHT, found.spare / np.maximum(weight, _TINY_WEIGHT), 0.0).T
 
 
 def _null_rows(chain: Chain) -> np.ndarray:
@@ -157,6 +172,7 @@ class SymmetricModes:
     """Decay rates and orthonormal vectors psi (rows) of the symmetrised generator, without the known null ones.
 
     `residuals` are |S psi + rate psi| / |psi| in the 1-norm weighted by sqrt(pi): those of right and left vectors.
+    `spare` are approximate vectors of the next modes.
     """
 
     rates: np.ndarray
@@ -164,10 +180,13 @@ class SymmetricModes:
     residuals: np.ndarray
     cycles: int
     steps: int
+    spare: np.ndarray
 
 
 @one_blas_thread
-def slowest_symmetric(chain: Chain, wanted: int, null: np.ndarray, tol: float) -> SymmetricModes:
+def slowest_symmetric(
+    chain: Chain, wanted: int, null: np.ndarray, tol: float, start: Start | None = None
+) -> SymmetricModes:
     """The slowest decaying modes of a reversible chain with a lattice.
 
     The modes of a lattice small enough for dense algebra are interpolated to the next finer one, corrected
@@ -181,6 +200,8 @@ def slowest_symmetric(chain: Chain, wanted: int, null: np.ndarray, tol: float) -
         Orthonormal null vectors of the symmetrised generator, as rows; deflated.
     tol : float
         Residual relative to the decay rate.
+    start : Start, optional
+        Modes of a neighbour, in place of those of coarser lattices.
 
     Raises
     ------
@@ -194,16 +215,33 @@ def slowest_symmetric(chain: Chain, wanted: int, null: np.ndarray, tol: float) -
     weight = np.exp(0.5 * (chain.log_weights - chain.log_weights.max()))
     weight /= np.linalg.norm(weight)
     norm = 2.0 * float(fine.diagonal.max())
-    start = _nested_start(grid, wanted, len(null))
-    if chain.cells is not None:
-        start = start[:, chain.cells]
+    rows = _neighbours(start, wanted, len(null), weight)
+    if rows is None or not _represented(_nested_start(grid, wanted, len(null), 2, chain.cells), rows, null):
+        rows = _nested_start(grid, wanted, len(null), 1, chain.cells)
     apply = _on_states(fine, chain.cells)
-    pairs = davidson(apply, grid, start, wanted=wanted, tol=tol, norm=norm, known=null, weight=weight)
-    del grid, start
+    pairs = davidson(apply, grid, rows, wanted=wanted, tol=tol, norm=norm, known=null, weight=weight)
+    del grid, rows
     rates, vectors = _dirichlet_ritz(chain, pairs.vectors)
     rests = [np.abs(apply(row) - rate * row) for rate, row in zip(rates, vectors, strict=True)]
     residuals = [weight @ rest / (weight @ np.abs(row)) for rest, row in zip(rests, vectors, strict=True)]
-    return SymmetricModes(rates, vectors, np.array(residuals), pairs.corrections, pairs.steps)
+    return SymmetricModes(rates, vectors, np.array(residuals), pairs.corrections, pairs.steps, pairs.spare)
+
+
+def _neighbours(start: Start | None, wanted: int, zeros: int, weight: np.ndarray) -> np.ndarray | None:
+    """Symmetric vectors of a start, rows; None if there are too few."""
+    if start is None:
+        return None
+    functions = start.functions(zeros)[:, : wanted + _SPARE].T
+    if len(functions) < wanted or functions.shape[1] != len(weight):
+        return None
+    return functions * weight
+
+
+def _represented(coarse: np.ndarray, rows: np.ndarray, null: np.ndarray) -> bool:
+    """Whether more than half of each mode of a coarse lattice lies in the span of rows and null vectors."""
+    basis = np.linalg.qr(np.vstack([null, rows]).T)[0]
+    shares = np.sum((coarse @ basis) ** 2, axis=1) / np.sum(coarse**2, axis=1)
+    return bool(shares[: len(shares) - _SPARE].min(initial=1.0) > _FOUND)
 
 
 def _on_states(level: Level, cells: np.ndarray | None):
@@ -220,8 +258,10 @@ def _on_states(level: Level, cells: np.ndarray | None):
     return apply
 
 
-def _nested_start(grid: Multigrid, wanted: int, zeros: int) -> np.ndarray:
-    """Approximate modes of the finest lattice, rows: null ones first, a few more than wanted."""
+def _nested_start(
+    grid: Multigrid, wanted: int, zeros: int, finest: int, cells: np.ndarray | None
+) -> np.ndarray:
+    """Approximate modes on the states, rows: null ones first, a few more than wanted; from lattice `finest` on up."""
     count, last = zeros + wanted, len(grid.levels) - 1
     random = np.random.Generator(np.random.PCG64(20240501))
     start = np.zeros((0, grid.levels[last].diagonal.size))
@@ -236,7 +276,7 @@ def _nested_start(grid: Multigrid, wanted: int, zeros: int) -> np.ndarray:
         target = min(count, size // 4)
         if len(start) + len(fresh) > size // 2:
             start = _dense_modes(level, alive, count + _SPARE)
-        else:
+        elif number >= finest:
             found = davidson(
                 _on_states(level, None), lambda x, at=number: grid.cycle(x, at), np.vstack([start, fresh]),
                 wanted=target, tol=_COARSE_TOL, norm=2.0 * float(level.diagonal.max()), common_scale=True,
@@ -250,7 +290,7 @@ def _nested_start(grid: Multigrid, wanted: int, zeros: int) -> np.ndarray:
     if last == 0:
         level = operator(grid.rates[0], "symmetric", float)
         start = _dense_modes(level, grid.rates[0].alive, count + _SPARE)
-    return start
+    return start if cells is None else start[:, cells]
 
 
 def _dense_modes(level: Level, alive: np.ndarray | None, count: int) -> np.ndarray:

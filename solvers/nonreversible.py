@@ -17,6 +17,7 @@ from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import TransposedFactors, arpack, factor, on_fronts, resolvent, start_vector
 from solvers.graded_modes import TwoSided, nearest_modes, two_levels
 from solvers.reversible import RELIABLE, extend_left
+from solvers.starts import Start
 from solvers.turning_planes import nonreversible_functions
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -24,11 +25,13 @@ Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 _GRADED = 1e-120
 # Up to so many states Arnoldi's method with SuperLU is faster than blocks of vectors (1e5 cells: 7.6 against 17 s).
 _BLOCKS = 300_000
+# Modes beyond the wanted ones that a neighbour starts from: it must search beyond the wanted ones too.
+_MORE = 3
 
 
 @one_blas_thread
-def stationary_masses(chain: Chain) -> np.ndarray:
-    """The one stationary distribution.
+def stationary_masses(chain: Chain, near: np.ndarray | None = None) -> np.ndarray:
+    """The one stationary distribution; `near`, another one like it, saves a factorisation.
 
     Raises
     ------
@@ -52,14 +55,8 @@ def stationary_masses(chain: Chain) -> np.ndarray:
         result, flow = stationary_by_cycles(chain)
         return _determined(result, flow)
     generator = chain.generator
-    # A few resolvent steps find a state that carries mass; pinned there, the rest solves an M-matrix system.
-    shift = 1e-3 * chain.rate_scale
-    masses = np.full(chain.size, 1.0 / chain.size)
-    lu = resolvent(chain, shift)
-    for _ in range(20):
-        masses = lu.solve(masses)
-        masses /= masses.sum()
-    del lu
+    # Pinned at a state that carries mass, the rest solves an M-matrix system.
+    masses = _where_mass_is(chain) if near is None or len(near) != chain.size else near
     pin = int(classes[0][np.argmax(masses[classes[0]])])
     rest = np.delete(np.arange(chain.size), pin)
     system = sps.csc_array(generator[rest][:, rest])
@@ -77,6 +74,15 @@ def stationary_masses(chain: Chain) -> np.ndarray:
     return _determined(result, flow)
 
 
+def _where_mass_is(chain: Chain) -> np.ndarray:
+    """A few resolvent steps towards the stationary distribution."""
+    lu, masses = resolvent(chain, 1e-3 * chain.rate_scale), np.full(chain.size, 1.0 / chain.size)
+    for _ in range(20):
+        masses = lu.solve(masses)
+        masses /= masses.sum()
+    return masses
+
+
 def _determined(masses: np.ndarray, flow: float) -> np.ndarray:
     if not flow < 1e-6:
         raise ConvergenceFailure(
@@ -85,8 +91,12 @@ def _determined(masses: np.ndarray, flow: float) -> np.ndarray:
     return masses
 
 
-def nonreversible_modes(chain: Chain, k: int, method: str, tol: float) -> Triple:
+def nonreversible_modes(
+    chain: Chain, k: int, method: str, tol: float, start: Start | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Start | None]:
     """Eigenvalues, right masses and left functions; k modes, or k + 1 so as not to split a complex pair.
+
+    Beside them a start for a neighbour, with a few modes more, where iterations can use one.
 
     The generator is first scaled by sqrt(right / left) of its slowest mode. That is the symmetrisation of a
     reversible chain; for others it brings the matrix close to normal, without which Arnoldi would return
@@ -100,37 +110,43 @@ def nonreversible_modes(chain: Chain, k: int, method: str, tol: float) -> Triple
     ):
         found = _graded_modes(chain, k, tol)
         if found is not None:
-            return found
+            return *found, None
+    if start is not None and len(start.left) != chain.size:
+        start = None
     generator, n = chain.generator, chain.size
     balance, null_right = np.ones(n), None
     if len(chain.closed_classes) == 1:
-        null_right = stationary_masses(chain)
+        null_right = stationary_masses(chain, None if start is None else start.right[:, 0].real)
         balance = _balance(_positive(chain, null_right), np.ones(n))
     elif not chain.closed_classes:
-        right, left = _slowest_pair(chain)
+        right, left = _slowest_pair(chain) if start is None else start.slowest_pair()
         balance = _balance(_positive(chain, right), _positive(chain, left))
     matrix = sps.csc_array(sps.diags_array(1 / balance) @ generator @ sps.diags_array(balance))
+    spare = None
     if method == "dense":
         values, y, z = _dense(matrix, _slowest_first)
     else:
         projector = None if null_right is None else (null_right / balance, balance)
-        values, y, z = _arnoldi(matrix, k, chain.rate_scale, projector, tol)
+        near = None if start is None else start.scaled(len(chain.closed_classes), balance)
+        values, y, z = _arnoldi(matrix, k, chain.rate_scale, projector, tol, near)
+        more = closed_count(values, k + _MORE, cluster=False)
+        spare = Start(values[:more], y[:, :more] * balance[:, None], z[:, :more] / balance[:, None])
     values, y, z = _selected(values, y, z, k)
     right, left = y * balance[:, None], _left(sps.csr_array(generator.T), values, z, balance)
     values[: len(chain.closed_classes)] = 0.0
     if null_right is not None:
         right[:, 0], left[:, 0] = null_right, 1.0
-    return values, right, left
+    return values, right, left, spare
 
 
 def modes_on_planes(chain: Chain, k: int, tol: float) -> Triple | None:
     """The same for all cells of a large rectangle without a factorisation; None if that does not converge."""
     found = nonreversible_functions(
-        chain, k, tol, lambda blocks, count: nonreversible_modes(blocks, count, "shift-invert", 1e-6)
+        chain, k, tol, lambda blocks, count: nonreversible_modes(blocks, count, "shift-invert", 1e-6)[:3]
     )
     if found is None:
         return None
-    shown = _closed_count(found[0], k, cluster=False)
+    shown = closed_count(found[0], k, cluster=False)
     return found[0][:shown], found[1][:, :shown], found[2][:, :shown]
 
 
@@ -153,7 +169,7 @@ def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
     blocks, zeros = levels[-1].chain, int(conserving)
     if len(blocks.closed_classes) != zeros:
         return None
-    coarse = nonreversible_modes(blocks, k + 3, "shift-invert", 1e-6)
+    coarse = nonreversible_modes(blocks, k + 3, "shift-invert", 1e-6)[:3]
     if len(coarse[0]) > 3 * k + 10:
         return None
     two_sided = TwoSided(solver, right, balance, conserving)
@@ -162,7 +178,7 @@ def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
     order, order_left = _slowest_first(values), _slowest_first(values_left)
     values, values_left = values[order], values_left[order_left]
     y, z = found[2][:, order], found[3][:, order_left]
-    kept = _closed_count(values, k - zeros, cluster=True)
+    kept = closed_count(values, k - zeros, cluster=True)
     if k - zeros == 0 or not _settle(values, values_left, kept, shift):
         return None
     if conserving:
@@ -176,7 +192,7 @@ def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
     if conserving:
         z -= balance[:, None] * ((right / balance) @ z)
     z = _biorthonormal(y, z)
-    shown = _closed_count(values, k - zeros, cluster=False)
+    shown = closed_count(values, k - zeros, cluster=False)
     values, z = values[:shown], z[:, :shown]
     right_modes, left_modes = y[:, :shown] * balance[:, None], z / balance[:, None]
     reliable = balance > _GRADED
@@ -217,9 +233,9 @@ def _dense(matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray
 
 def _selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Triple:
     """The first k modes, made bi-orthonormal together with the cluster that the cut would split."""
-    kept = _closed_count(values, k, cluster=True)
+    kept = closed_count(values, k, cluster=True)
     z = _biorthonormal(y[:, :kept], z[:, :kept])
-    shown = _closed_count(values, k, cluster=False)
+    shown = closed_count(values, k, cluster=False)
     return values[:shown].astype(complex), y[:, :shown].astype(complex), z[:, :shown].astype(complex)
 
 
@@ -266,12 +282,14 @@ def _arnoldi(
     rate_scale: float,
     projector: tuple[np.ndarray, np.ndarray] | None,
     tol: float,
+    near: tuple[np.ndarray, np.ndarray, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Modes of largest real part by Arnoldi on (shift - M)^-1, which finds those nearest the shift.
 
     Nearness is not slowness: a fast rotation has a small real part far from the origin. So more modes than
     wanted are computed, until the disc that was searched contains every eigenvalue as slow as the k-th
-    within the sector |Im| <= t |Re| spanned by the modes found.
+    within the sector |Im| <= t |Re| spanned by the modes found. `near` are sums of right and left vectors like
+    those sought, and their number.
     """
     n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
     shift = 1e-3 * rate_scale
@@ -293,13 +311,15 @@ def _arnoldi(
 
         return spl.LinearOperator((n, n), matvec=matvec, dtype=float)  # pyright: ignore[reportCallIssue]
 
-    count = 2 * k + 10
+    count, first = 2 * k + 10, (start_vector(n), start_vector(n))
+    if near is not None and k < near[2] <= count:
+        count, first = near[2], near[:2]
     while True:
         count = min(count, n - 2)
         found = []
         for transpose in (False, True):
             nu, vectors = arpack(
-                spl.eigs, solver(transpose), k=count, which="LM", v0=start_vector(n), tol=0.01 * tol,
+                spl.eigs, solver(transpose), k=count, which="LM", v0=first[transpose], tol=0.01 * tol,
                 ncv=min(2 * count + 10, n),
             )  # fmt: skip
             lam = shift - 1 / nu
@@ -308,7 +328,7 @@ def _arnoldi(
         (values, y), (values_left, z) = found
         # Arnoldi orders by distance; of equally distant pairs one may be cut, so the rim is not trusted
         radius = float(np.abs(values - shift).max()) * (1 - 1e-6)
-        kept = _closed_count(values, k, cluster=True)
+        kept = closed_count(values, k, cluster=True)
         slow = values[: min(kept, len(values))]
         sector = float(np.max(np.abs(slow.imag) / np.maximum(-slow.real, 1e-300)))
         reach = float(-slow[-1].real) * np.hypot(1.0, sector)
@@ -338,7 +358,7 @@ def _slowest_first(values: np.ndarray) -> np.ndarray:
     )
 
 
-def _closed_count(values: np.ndarray, k: int, cluster: bool) -> int:
+def closed_count(values: np.ndarray, k: int, cluster: bool = False) -> int:
     """The smallest count >= k that splits no complex pair (nor, if asked, a cluster of eigenvalues)."""
     count = min(k, len(values))
     while count < len(values):
@@ -364,8 +384,12 @@ def _biorthonormal(y: np.ndarray, z: np.ndarray) -> np.ndarray:
     return (z / z_size) @ np.linalg.inv(gram).T / y_size
 
 
-def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> Triple:
+def stochastic_modes(
+    matrix: sps.csr_array, k: int, method: str, tol: float, start: Start | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Start | None]:
     """The k eigenvalues of largest modulus of a (sub)stochastic matrix, columns summing to at most 1.
+
+    Beside them a start for a neighbour, as from `nonreversible_modes`.
 
     Raises
     ------
@@ -373,7 +397,10 @@ def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> 
         If left and right iterations disagree, or modes are at rounding level.
     """
     n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    right, left, transposed = np.full(n, 1.0 / n), np.ones(n), sps.csr_array(matrix.T)
+    transposed = sps.csr_array(matrix.T)
+    if start is not None and len(start.left) != n:
+        start = None
+    right, left = (np.full(n, 1.0 / n), np.ones(n)) if start is None else start.slowest_pair()
     for _ in range(300):  # only to balance the matrix: need not converge
         before = right, left
         right, left = matrix @ right, transposed @ left
@@ -382,15 +409,18 @@ def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> 
             break
     balance = _balance(right, left)
     scaled = sps.csr_array(sps.diags_array(1 / balance) @ matrix @ sps.diags_array(balance))
+    spare = None
     if method == "dense":
         values, y, z = _dense(scaled, _largest_first)
     else:
-        count = min(2 * k + 10, n - 2)
-        settings = {"k": count, "which": "LM", "v0": start_vector(n), "tol": 0.01 * tol}
-        settings["ncv"] = min(2 * count + 10, n)
+        count, first = min(2 * k + 10, n - 2), (start_vector(n), start_vector(n))
+        near = None if start is None else start.scaled(0, balance)
+        if near is not None and k < near[2] <= count:
+            count, first = near[2], near[:2]
+        settings = {"k": count, "which": "LM", "tol": 0.01 * tol, "ncv": min(2 * count + 10, n)}
         found = []
-        for operator in (scaled, sps.csr_array(scaled.T)):
-            nu, vectors = arpack(spl.eigs, operator, **settings)
+        for operator, vector in zip((scaled, sps.csr_array(scaled.T)), first, strict=True):
+            nu, vectors = arpack(spl.eigs, operator, v0=vector, **settings)
             order = _largest_first(nu)
             found.append((nu[order], vectors[:, order]))
         (values, y), (values_left, z) = found
@@ -398,6 +428,8 @@ def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> 
             raise ConvergenceFailure(
                 "left and right Arnoldi runs disagree; use fewer modes or method='dense'"
             )
+        more = closed_count(values, k + _MORE, cluster=False)
+        spare = Start(values[:more], y[:, :more] * balance[:, None], z[:, :more] / balance[:, None])
     resolved = int(np.sum(np.abs(values[:k]) > 1e-11 * np.abs(values[0])))
     if resolved < k:
         raise ConvergenceFailure(
@@ -406,7 +438,7 @@ def stochastic_modes(matrix: sps.csr_array, k: int, method: str, tol: float) -> 
         )
     values, y, z = _selected(values, y, z, k)
     adjoint = sps.csr_array(matrix.T)
-    return values, y * balance[:, None], _left(adjoint, values, z, balance)
+    return values, y * balance[:, None], _left(adjoint, values, z, balance), spare
 
 
 def _settled(now: np.ndarray, then: np.ndarray) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,11 @@ import xarray as xr
 
 from solvers.chain import Chain
 from solvers.errors import InvalidInput
-from solvers.fokker_planck import FokkerPlanck
 from solvers.provenance import provenance
+from solvers.regions import Region
+from solvers.spectral_problem import Build, Operator, built, problem_of
 from solvers.spectrum import eigenmodes
-from solvers.transfer import TransferOperator
 
-Operator = FokkerPlanck | TransferOperator
-Build = Callable[[float], Operator]
 # Central differences: rounding eps / h against truncation h^2 / 6, both relative, h in units of the scale.
 _STEP = float(np.cbrt(3 * np.finfo(float).eps))
 
@@ -86,9 +83,28 @@ def eigenvalue_derivative(
 
 
 def derivatives(
-    build: Build, value: float, scale: float, left: np.ndarray, right: np.ndarray, operator: Operator
+    build: Build,
+    value: float,
+    scale: float,
+    left: np.ndarray,
+    right: np.ndarray,
+    operator: Operator,
+    absorbed: Region | None = None,
 ) -> np.ndarray:
-    """<left_i | dL/dp | right_i> for bi-orthonormal columns of functions and masses."""
+    """<left_i | dL/dp | right_i> for bi-orthonormal columns of functions and masses, outside the absorbed region."""
+    return rounded_derivatives(build, value, scale, left, right, operator, absorbed)[0]
+
+
+def rounded_derivatives(
+    build: Build,
+    value: float,
+    scale: float,
+    left: np.ndarray,
+    right: np.ndarray,
+    operator: Operator,
+    absorbed: Region | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `derivatives`, and what the rounding of `left` makes of them, which spoils those of tiny eigenvalues."""
     above, below = value + _STEP * scale, value - _STEP * scale
     pair = [built(build, at) for at in (above, below)]
     for at, other in zip((above, below), pair, strict=True):
@@ -97,29 +113,36 @@ def derivatives(
                 f"build returns another grid or kind of operator at {at:.9g} than at {value:.9g}; use the same "
                 "grid for every value"
             )
-    high, low = pair
-    if isinstance(high, FokkerPlanck) and isinstance(low, FokkerPlanck):
-        change = _between(high.chain, low.chain, left, right)
+    high, low = (problem_of(each, absorbed) for each in pair)
+    if high.chain is not None and low.chain is not None:
+        change, size = _between(high.chain, low.chain, left, right)
     else:
-        change = np.sum(left * ((high.matrix - low.matrix) @ right), axis=0)  # type: ignore[union-attr]
-    return change / (above - below)
+        moved = (high.matrix - low.matrix) @ right  # type: ignore[union-attr]
+        change, size = _sums(left, moved)
+    return change / (above - below), np.finfo(float).eps * size / (above - below)
 
 
-def _between(high: Chain, low: Chain, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """<left | L_high - L_low | right>, summed by parts over pairs of states."""
+def _sums(left: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scalar products of columns, and the sums of their absolute terms."""
+    return np.sum(left * moved, axis=0), np.sum(np.abs(left) * np.abs(moved), axis=0)
+
+
+def _between(high: Chain, low: Chain, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """<left | L_high - L_low | right>, summed by parts over pairs of states; and its terms before differences."""
     if not (np.array_equal(high.first, low.first) and np.array_equal(high.second, low.second)):
         # correlated noise changed the sign of a diagonal jump
-        return np.sum(left * ((high.generator - low.generator) @ right), axis=0)
+        return _sums(left, (high.generator - low.generator) @ right)
     forward, backward = high.forward - low.forward, high.backward - low.backward
-    result = np.sum(
-        (left[high.second] - left[high.first])
-        * (forward[:, None] * right[high.first] - backward[:, None] * right[high.second]),
-        axis=0,
-    )
-    result -= np.sum((high.loss - low.loss)[:, None] * left * right, axis=0)
+    above, below = left[high.second], left[high.first]
+    moved = forward[:, None] * right[high.first] - backward[:, None] * right[high.second]
+    result = np.sum((above - below) * moved, axis=0)
+    size = np.sum((np.abs(above) + np.abs(below)) * np.abs(moved), axis=0)
+    lost = (high.loss - low.loss)[:, None] * right
+    result -= np.sum(lost * left, axis=0)
     if high.extra is not None and low.extra is not None:
-        result = result + np.sum(left * ((high.extra - low.extra) @ right), axis=0)
-    return result
+        extra, more = _sums(left, (high.extra - low.extra) @ right)
+        result, size = result + extra, size + more
+    return result, size
 
 
 def vectors(modes: xr.Dataset, operator: Operator) -> tuple[np.ndarray, np.ndarray]:
@@ -127,25 +150,6 @@ def vectors(modes: xr.Dataset, operator: Operator) -> tuple[np.ndarray, np.ndarr
     count, size = modes.sizes["mode"], operator.grid.size
     right = modes["right"].values * operator.grid.volumes
     return modes["left"].values.reshape(count, size).T, right.reshape(count, size).T
-
-
-def built(build: Build, value: float) -> Operator:
-    """The operator at a value.
-
-    Raises
-    ------
-    InvalidInput
-        If build is no function, or returns something else.
-    """
-    if not callable(build):
-        raise InvalidInput(f"build={build!r} is not callable; give a function that returns a FokkerPlanck")
-    operator = build(value)
-    if not isinstance(operator, (FokkerPlanck, TransferOperator)):
-        raise InvalidInput(
-            f"build returned a {type(operator).__name__} at {value:g}; it must return a FokkerPlanck or a "
-            "TransferOperator"
-        )
-    return operator
 
 
 def checked_number(name: str, value: Any) -> float:

@@ -37,7 +37,7 @@ class Plane:
     rates: np.ndarray
     killed: np.ndarray
     masses: np.ndarray
-    wrapped: tuple[bool, bool]
+    wrapped: tuple[bool, ...]
 
     def __post_init__(self) -> None:
         self.outflow = self.rates.sum(axis=2) + self.killed
@@ -113,9 +113,7 @@ def rates_of(chain: Chain) -> np.ndarray | None:
     return None
 
 
-def joined(
-    plane: Plane, widths: tuple[np.ndarray, np.ndarray]
-) -> tuple[Plane, tuple[np.ndarray, np.ndarray]]:
+def joined(plane: Plane, widths: tuple[np.ndarray, ...]) -> tuple[Plane, tuple[np.ndarray, ...]]:
     """The same diffusion on blocks of two by two cells, without masses yet, and the widths of the blocks."""
     shape = tuple(-(-n // 2) for n in plane.shape)
     rates, killed = np.empty((*shape, plane.rates.shape[2])), np.empty(shape)

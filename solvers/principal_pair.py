@@ -9,13 +9,22 @@ import numpy as np
 import scipy.linalg as sl
 import scipy.sparse as sps
 
+from solvers import memory
 from solvers.angular_harmonics import TiltedGenerator, tilted_generator
 from solvers.blas_threads import one_blas_thread
 from solvers.errors import ConvergenceFailure
 from solvers.factorisation import factor
 from solvers.whitening import whitened
 
-_HARMONICS = {2: (16, 32, 64, 128, 256, 512, 1024, 2048, 4096), 3: (4, 8, 12, 18, 27, 40, 60, 90)}
+_HARMONICS = {2: (16, 32, 64, 128, 256, 512, 1024, 2048, 4096), 3: (4, 8, 12, 18, 27, 40, 60, 90, 135, 200)}
+_COSTLY = 100
+"""In three dimensions more harmonics than these cost seconds and gigabytes, and are tried only while the series of the
+eigenfunctions still converges: never where the density is singular."""
+_CONVERGES = 1 / 3
+"""Ratio of what is left out with half again as many harmonics, below which a series converges; one that falls like
+their inverse square, as for a density on a curve, has 0.44."""
+_BYTES = 350.0
+"""Of the factors, over the cube of the harmonics."""
 _SETTLED = 1e-10
 """Change of a rate from one truncation to the next, relative to the range of rates, that ends the iteration."""
 _RESOLVED = 1e-6
@@ -111,6 +120,14 @@ class Direction:
         levels: list[_Level] = []
         error, all_harmonics = np.inf, _HARMONICS[len(self._drift)]
         for harmonics in all_harmonics:
+            if len(self._drift) == 3 and harmonics > _COSTLY:
+                if levels[-1].tail > _CONVERGES * levels[-2].tail:
+                    break
+                memory.require(
+                    int(_BYTES * harmonics**3),
+                    f"{what} with {harmonics} harmonics",
+                    "use method='simulation'",
+                )
             now = compute(self._generator(harmonics), harmonics, levels[-1].start if levels else None)
             levels.append(now)
             error = _remaining([level.value for level in levels[-3:]])
@@ -119,7 +136,7 @@ class Direction:
                 return Estimate(now.value, max(error, _ROUNDING * self.scale), now.slope)
         if not (error <= _ACCEPTED * self.scale and _is_measure(levels[-1].moments)):
             raise ConvergenceFailure(
-                f"{what} has not settled with {all_harmonics[-1]} harmonics of the direction (to within "
+                f"{what} has not settled with {all_harmonics[len(levels) - 1]} harmonics of the direction (to within "
                 f"{error:.2g}, beside rates of {self.scale:.2g}): the noise does not spread the direction over all "
                 "others, so that its density is singular; use method='simulation'"
             )

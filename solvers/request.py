@@ -45,6 +45,27 @@ class Before(NamedTuple):
         return self._replace(diverged=self.diverged[:count], exits=exits)
 
 
+# variables of a run beside those that no axis of a grid may be named after
+_RUN_NAMES = frozenset(
+    [
+        "autocorrelation",
+        "autocorrelation_stderr",
+        "autocovariance",
+        "autocovariance_stderr",
+        "kurtosis",
+        "lag",
+    ]
+    + ["maximum", "mean_stderr", "minimum", "q", "quantile", "quantile_error", "skewness"]
+    + [
+        f"{mean}step_{end}imum{error}"
+        for mean in ("", "mean_")
+        for end in ("max", "min")
+        for error in ("", "_stderr")
+    ]
+    + [f"mean_{end}imum{error}" for end in ("max", "min") for error in ("", "_stderr")]
+)
+
+
 @dataclass(frozen=True)
 class Request:
     """The checked arguments of `simulate`.
@@ -185,6 +206,12 @@ def checked(
     if histogram is not None and tuple(histogram.names) != sde.names:
         raise InvalidInput(
             f"histogram has axes {tuple(histogram.names)}, but the SDE has components {sde.names}"
+        )
+    if histogram is not None and not _RUN_NAMES.isdisjoint(histogram.names):
+        taken = next(name for name in histogram.names if name in _RUN_NAMES)
+        raise InvalidInput(
+            f"axis {taken!r} of the histogram has the name of a variable of a run, which a dataset cannot hold beside "
+            f"it; call the component something else"
         )
     if not allow_unstable_step:
         refuse_unstable_step(sde, start[: form.probes], t0, dt, found)

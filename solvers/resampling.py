@@ -86,7 +86,7 @@ class Resampled:
             "increments": f"means of {self.batch_size} of {len(self._centred)} rows {how} replacement, centred",
         }
         fill = _resampled(numbers, width, int(self.batch_size), bool(self.replacement))
-        return Source("resampled", fill, 1, False, 0, about, self._centred)
+        return Source("resampled", fill, 1, "ready", 0, about, self._centred)
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from solvers import memory
 from solvers.collecting import blocks_per_task, in_kernel, observers
 from solvers.errors import InvalidInput, PerformanceNotice
 from solvers.kernels import run_blocks
@@ -20,7 +21,7 @@ from solvers.model_forms import form_of
 from solvers.moments import Moments
 from solvers.request import Request
 from solvers.sde import SDE
-from solvers.sources import block_width, source
+from solvers.sources import NARROWEST, block_width, source
 from solvers.vectorisation import explain
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Run:
         form = form_of(sde)
         draws = form.draws(request.scheme, sde)
         self.numbers = sum(draws)
-        self.width = block_width(max(d, self.numbers))
+        self.width = block_width(max(d, self.numbers), request.paths)
         if request.increments is None:
             self.source = source(draws, request.resolution, self.width)
         else:
@@ -74,8 +75,9 @@ class Run:
                 f"{request.before.increments or 'Gaussian'!r}; give the same"
             )
         self.parameters = form.flat_parameters(sde)
-        self.advance = form.advance(request.scheme, sde, request.stop, self.width, self.source.single)
-        if request.stop is None and isinstance(sde, SDE):  # the notice tells how to write a component form
+        self.advance = form.advance(request.scheme, sde, request.stop, self.width, self.source.packing)
+        # The notice tells how to write a component form; it is read from a loop, and LLVM unrolls short ones.
+        if request.stop is None and isinstance(sde, SDE) and self.width > NARROWEST:
             _notice_once(self.advance)
         before = request.before
         self.final = np.empty((request.paths, d))
@@ -137,7 +139,7 @@ class Run:
         states = np.empty((count, times, d)) if request.to_store else self.states[here]
         carried, sums, counts = self._observed(blocks, first)
         observations = self._watched(), self._passes(carried, sums, counts)
-        source = self.source
+        source, space = self.source, self._space()
         leg = max(1, _WORK // (blocks * self.width * d))
         leg += leg % 2  # even: normals come in pairs of steps
         for step in range(request.first_step, request.last_step, leg):
@@ -158,19 +160,28 @@ class Run:
                     min(step + leg, request.last_step),
                     int(np.searchsorted(request.saves, step, side=side)),
                 ),
-                (self.numbers, source.depth, source.words, source.table),
+                (self.numbers, source.depth, source.table),
                 request.saves,
                 x,
                 (request.pairs, mean, second),
                 states,
                 (diverged, exits, gaps, gap_components),
                 observations,
+                space,
             )
         self.final[here] = x.reshape(blocks, d, self.width).transpose(0, 2, 1).reshape(-1, d)[:count]
         self.diverged[here] = diverged[:count]
         if self.exits is not None:
             self.exits[here] = exits[:count]
         return Part(first, count, mean, second, carried, sums, counts, states)
+
+    def _space(self) -> tuple[np.ndarray, ...]:
+        """What the kernel works in: random numbers in two precisions, the source's words, a padded block."""
+        numbers = self.source.depth * self.numbers * self.width
+        # A source fills one of the two; both have the full size, since the kernel is not told which.
+        made = memory.aligned(numbers), memory.aligned(numbers, np.float32)
+        padded = self.request.sde.dimension * self.width
+        return *made, memory.aligned(self.source.words, np.uint64), memory.aligned(padded)
 
     def _watched(self) -> int:
         """0: no observers, 1: some at saved steps, 2: some at every step."""
@@ -281,4 +292,6 @@ def _blocks(start: np.ndarray, first: int, count: int, blocks: int, width: int) 
     d = start.shape[1]
     rows = np.minimum(np.arange(blocks * width), count - 1) + first
     state = start[rows] if len(start) > 1 else np.broadcast_to(start, (blocks * width, d))
-    return np.ascontiguousarray(state.reshape(blocks, width, d).transpose(0, 2, 1)).reshape(blocks, d * width)
+    made = memory.aligned((blocks, d, width))
+    made[:] = state.reshape(blocks, width, d).transpose(0, 2, 1)
+    return made.reshape(blocks, d * width)

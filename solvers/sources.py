@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numba import carray, cfunc, float32, float64, int64, types, uint64
@@ -18,6 +18,7 @@ from solvers import fast_normals, weak_increments, wiener
 from solvers.errors import InvalidInput
 from solvers.lanes import prefer_wide_vectors
 from solvers.schemes import Draws
+from solvers.vmath import double_of
 from solvers.weak_increments import THREE_POINT_STEPS, TWO_POINT_STEPS
 from solvers.wiener import ROUNDS
 
@@ -27,8 +28,8 @@ FILL = types.void(
     int64,  # number of the step
     int64,  # not 0 when nothing is left in the scratch from the step before
     float64,  # dt
-    types.CPointer(float64),  # numbers (depth * sum(draws) * width), unless the source is single
-    types.CPointer(float32),  # the same in single precision, if it is
+    types.CPointer(float64),  # numbers (depth * sum(draws) * width), unless they are packed as "single"
+    types.CPointer(float32),  # the same in single precision, if they are
     types.CPointer(uint64),  # scratch that lives while one block is carried from step to step
     types.CPointer(float64),  # table of the source
     int64,  # its rows
@@ -36,18 +37,27 @@ FILL = types.void(
 )
 """Signature of the pass that fills a block with random numbers."""
 
+Packing = Literal["ready", "single", "signs"]
+"""How the step finds its numbers: as doubles; as normals of unit variance in single precision; or as words of
+64 signs each, stored as doubles, of which bit ``step % 64`` is the step's: 1 means +sqrt(dt), 0 -sqrt(dt)."""
+
 _NO_TABLE = np.empty((0, 0))
-WIDEST, _NARROWEST = 512, 64
+WIDEST, NARROWEST = 1024, 64
 
 
-def block_width(numbers: int) -> int:
-    """Paths per block for a model with that many components or random numbers per path, a power of two.
+def block_width(numbers: int, paths: int) -> int:
+    """Paths per block, a power of two, in an ensemble of so many.
 
-    Per path and number the state takes 8 bytes and the random numbers of two steps 8 (in single precision),
-    per path the words behind them 8: together at most 28 KiB, so that a block stays in a first-level cache.
+    `numbers` is the larger of the components and the random numbers per path. Per path and number the state
+    takes 8 bytes and the random numbers of two steps 8 (in single precision), per path the words behind them 8:
+    together at most 44 KiB, so that a block stays about in a first-level cache; a wider one spends less on what
+    is done once per step. A few paths get a narrow block, since blocks are always computed in full; there are
+    no widths between, because each is compiled for itself.
     """
-    fitting = 28 * 1024 // (16 * numbers + 8)
-    return min(WIDEST, max(_NARROWEST, 1 << (fitting.bit_length() - 1)))
+    if paths <= NARROWEST:
+        return NARROWEST
+    fitting = 44 * 1024 // (16 * numbers + 8)
+    return min(WIDEST, max(NARROWEST, 1 << (fitting.bit_length() - 1)))
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,8 @@ class Source:
         number k of path i at step s lies at ``[((s % depth) * sum(draws) + k) * width + i]``.
     depth : int
         Steps per call.
-    single : bool
-        Numbers are float32 of unit variance, scaled by sqrt(dt) when used; else float64 and ready.
+    packing : {"ready", "single", "signs"}
+        See `Packing`; what is not ready is scaled and widened where the step uses it.
     words : int
         Size of the scratch.
     about : dict
@@ -75,7 +85,7 @@ class Source:
     name: str
     fill: Any
     depth: int
-    single: bool
+    packing: Packing
     words: int
     about: dict[str, Any]
     table: np.ndarray = field(default_factory=lambda: _NO_TABLE)
@@ -94,13 +104,15 @@ def source(draws: Draws, resolution: int, width: int) -> Source:
     if draws.three_point or draws.two_point:
         if draws.gaussian:
             raise NotImplementedError("no source has both Gaussian and weak numbers; no scheme takes both")
+        about = {"generator": f"{engine}, weak increments"}
+        if not draws.three_point:
+            return Source("two-point", _signs(draws.two_point, width), 1, "signs", 0, about)
         words = width * (2 * draws.three_point + draws.two_point)
-        fill = _weak(draws.three_point, draws.two_point, width)
-        return Source("weak", fill, 1, False, words, {"generator": f"{engine}, weak increments"})
+        return Source("weak", _weak(draws.three_point, draws.two_point, width), 1, "ready", words, about)
     about = {"generator": f"{engine}, Box-Muller", "normal_resolution_bits": resolution}
     if resolution == 32:
-        return Source("gaussian-32", _gaussian_32(draws.gaussian, width), 2, True, width, about)
-    return Source("gaussian-53", _gaussian_53(draws.gaussian, width), 2, False, 2 * width, about)
+        return Source("gaussian-32", _gaussian_32(draws.gaussian, width), 2, "single", width, about)
+    return Source("gaussian-53", _gaussian_53(draws.gaussian, width), 2, "ready", 2 * width, about)
 
 
 def checked_increments(increments: Any, scheme: str, convention: str) -> str:
@@ -147,6 +159,24 @@ def _gaussian_53(components: int, width: int) -> Any:
         prefer_wide_vectors()
         z, words = carray(at_z, (2 * components * width,)), carray(at_words, (2 * width,))
         fill_pair(seed, start, step // 2, components, math.sqrt(dt), z, words)
+
+    return fill
+
+
+@lru_cache(maxsize=64)
+def _signs(components: int, width: int) -> Any:
+    """Two-point numbers as they come: one word for 64 steps."""
+    two_point_word, steps = weak_increments.two_point_word, TWO_POINT_STEPS
+
+    @cfunc(FILL, error_model="numpy")
+    def fill(seed, start, step, fresh, _dt, at_z, _unit, _words, _table, _rows, _columns):
+        prefer_wide_vectors()
+        z = carray(at_z, (components * width,))
+        if fresh or step % steps == 0:
+            for c in range(components):
+                held = z[c * width : (c + 1) * width]
+                for i in range(width):
+                    held[i] = double_of(two_point_word(seed, start + i, step // steps, c))
 
     return fill
 

@@ -110,7 +110,7 @@ def eigenmodes(
         gap = _transfer_gap(operator, modes, method, tol)
         for doubt in modes.doubts:
             warnings.warn(AccuracyWarning(doubt), stacklevel=2)
-    _verify(modes, tol, units)
+    verify(modes, tol, relative=isinstance(operator, TransferOperator))
     result = _dataset(operator, modes, gap, units, eigenvalue_name)
     if richardson and isinstance(operator, FokkerPlanck):
         return _with_errors(result, operator, modes, method, tol)
@@ -182,10 +182,16 @@ def _transfer_gap(operator: TransferOperator, modes: Modes, method: str, tol: fl
     return float(-np.log(np.abs(modes.values[modes.zeros])) / operator.step)
 
 
-def _verify(modes: Modes, tol: float, units: str) -> None:
-    """Refuse modes whose residual, computed afresh, is neither small beside them nor at rounding level."""
+def verify(modes: Modes, tol: float, *, relative: bool) -> None:
+    """Refuse modes whose residual, computed afresh, is neither small beside them nor at rounding level.
+
+    Raises
+    ------
+    ConvergenceFailure
+        With the residual of the worst; `relative` says that it is measured against 1, as for a stochastic matrix.
+    """
     nonzero = np.abs(modes.values[modes.zeros :])
-    smallest = float(nonzero.min()) if nonzero.size and units != "1" else 1.0
+    smallest = float(nonzero.min()) if nonzero.size and not relative else 1.0
     scale = np.maximum(np.abs(modes.values), smallest)
     rounding = 2000 * np.finfo(float).eps * modes.norm
     error = modes.residual * modes.norm

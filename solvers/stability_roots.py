@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import toms748
 
 from solvers.angular_spectrum import GrowthRates
 from solvers.errors import InvalidInput
 from solvers.linearisation import linearised
 from solvers.provenance import provenance
+from solvers.root_search import Point, Quantity, checked_bracket, root_by_values
 
 _FARTHEST = 64.0
 _NEWTON = 30
@@ -133,7 +133,7 @@ def stability_threshold(
     -----
     The root of Lambda(p)/p, which tends to the exponent as p -> 0, by Alefeld, Potra and Shi's algorithm 748.
     """
-    low, high = _checked_bracket(bracket)
+    ends = checked_bracket(bracket)
     if not callable(build):
         raise InvalidInput(
             f"build={build!r} is not callable; give a function of the value that returns the SDE"
@@ -142,52 +142,29 @@ def stability_threshold(
         raise InvalidInput(f"p={p!r}; give a finite number")
     if not (isinstance(tolerance, (int, float, np.number)) and 0 < tolerance < 1):
         raise InvalidInput(f"tolerance={tolerance!r}; give a fraction of the bracket between 0 and 1")
-    seen: dict[float, tuple[float, float]] = {}
     conventions: list[str] = []
+    order = float(p)
 
-    def rate(value: float) -> float:
-        if value not in seen:
-            sde = build(value)
-            point: Any = at(value) if callable(at) else at
-            rates = GrowthRates(*linearised(sde, point))
-            found = rates.exponent() if p == 0 else rates.moment(float(p))
-            seen[value] = (found.value / (p or 1.0), found.error / abs(p or 1.0))
-            conventions.append(sde.convention)
-        return seen[value][0]
+    def rate(value: float) -> Point:
+        sde = build(value)
+        point: Any = at(value) if callable(at) else at
+        rates = GrowthRates(*linearised(sde, point))
+        found = rates.moment(order) if order else rates.exponent()
+        conventions.append(sde.convention)
+        per = order or 1.0
+        return Point(value, found.value / per, found.value, error=found.error / abs(per))
 
-    ends = rate(low), rate(high)
-    what = f"Lambda({p:g})" if p else "the Lyapunov exponent"
-    if ends[0] * ends[1] > 0:
-        raise InvalidInput(
-            f"{what} does not cross 0 in bracket={(low, high)}: it is {ends[0] * (p or 1):.4g} and "
-            f"{ends[1] * (p or 1):.4g} at the ends; widen or move the bracket"
-        )
-    width = high - low
-    if 0 in ends:
-        root = low if ends[0] == 0 else high
-    else:
-        found: Any = toms748(rate, low, high, xtol=tolerance * width, rtol=4 * np.finfo(float).eps)
-        root = float(found)
-    rate(root)
-    # the slope from the two values seen that enclose the root most closely, but not within rounding
-    others = sorted((v for v in seen if abs(v - root) > 1e-4 * width), key=lambda v: abs(v - root))
-    slope = (seen[others[0]][0] - seen[root][0]) / (others[0] - root)
-    error = math.hypot(tolerance * width, seen[root][1] / abs(slope)) if slope else math.inf
+    what = f"Lambda({order:g})" if order else "the Lyapunov exponent"
+    root = root_by_values(rate, ends, Quantity(what, 0.0), tol=tolerance)
     return xr.Dataset(
         {
-            "value": ((), root, {"units": "1", "long_name": f"parameter at which {what} is 0"}),
-            "error": ((), error, {"units": "1", "long_name": "estimated error"}),
-            "slope": ((), slope * (p or 1.0), {"units": "1/time", "long_name": f"change of {what} with it"}),
+            "value": ((), root.value, {"units": "1", "long_name": f"parameter at which {what} is 0"}),
+            "error": ((), root.error, {"units": "1", "long_name": "estimated error"}),
+            "slope": (
+                (),
+                root.slope * (order or 1.0),
+                {"units": "1/time", "long_name": f"change of {what} with it"},
+            ),
         },
-        attrs=provenance(convention=conventions[0], method="spectral", evaluations=len(seen)),
+        attrs=provenance(convention=conventions[0], method="spectral", evaluations=len(root.points)),
     )
-
-
-def _checked_bracket(bracket: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(end) for end in bracket)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"bracket={bracket!r} is not a pair of numbers (low, high)") from error
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InvalidInput(f"bracket={(low, high)}; give finite low < high")
-    return low, high

@@ -82,14 +82,16 @@ def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slow
     return _joined_sides(planes[0][0], x, y, start, log_masses[0], zeros, count)
 
 
-def _blocks(chain: Chain) -> list[tuple[Plane, tuple[np.ndarray, np.ndarray]]] | None:
+def _blocks(chain: Chain) -> list[tuple[Plane, tuple[np.ndarray, ...]]] | None:
     assert chain.place is not None
     rates = rates_of(chain)
     if rates is None:
         return None
     shape = chain.place.shape
     widths = tuple(chain.widths) or tuple(np.ones(n) for n in shape)
-    planes = [(Plane(rates, chain.loss.reshape(shape), np.zeros(shape), chain.place.wrapped), widths)]
+    planes: list[tuple[Plane, tuple[np.ndarray, ...]]] = [
+        (Plane(rates, chain.loss.reshape(shape), np.zeros(shape), chain.place.wrapped), widths)
+    ]
     planes[0][0].find_absorbing_walls()
     while planes[-1][0].killed.size > COARSEST:
         planes.append(joined(*planes[-1]))

@@ -18,9 +18,12 @@ from solvers.kernels import ADVANCE, settling
 from solvers.lanes import prefer_wide_vectors
 from solvers.matrix_product import apply_matrix
 from solvers.schemes import FLAGS
+from solvers.sources import Packing
 from solvers.transposition import transpose
 from solvers.vector_parameters import count, frozen, unpacking, window
 from solvers.vector_reading import VectorModel, calling
+from solvers.vmath import bits_of
+from solvers.weak_increments import TWO_POINT_STEPS, signed
 
 _TOGETHER = 8
 """Single paths that are copied together: one cache line of every component."""
@@ -233,28 +236,46 @@ def _blockwise(model: VectorModel, width: int) -> tuple[Any, int]:
     return evaluate, (d * m + d) * n if general and not additive else 0
 
 
+def _unpacked(packing: Packing, numbers: int) -> Any:
+    """``unpacked(numbers, dt, step)``: increments from signs; numbers that are packed otherwise as they are."""
+    signs = packing == "signs"
+
+    @njit(fastmath=FLAGS, error_model="numpy")
+    def unpacked(ready, dt, step):
+        if not signs:
+            return ready
+        root, bit = math.sqrt(dt), step % TWO_POINT_STEPS
+        increments = np.empty(numbers)
+        for q in range(numbers):
+            increments[q] = signed(root, bits_of(ready[q]), bit)
+        return increments
+
+    return unpacked
+
+
 @lru_cache(maxsize=256)
-def vector_advancing(heun: bool, model: VectorModel, width: int, single: bool) -> Any:
-    """The pass that moves all paths of a block by one step; `single` is the source's."""
-    mover, unpack = moving(heun, model, width, single), unpacking(model.kind, model.shapes)
-    move, scratch = mover.move, mover.scratch
+def vector_advancing(heun: bool, model: VectorModel, width: int, packing: Packing) -> Any:
+    """The pass that moves all paths of a block by one step; `packing` is the source's."""
+    mover, unpack = moving(heun, model, width, packing == "single"), unpacking(model.kind, model.shapes)
+    move, scratch, unpacked = mover.move, mover.scratch, _unpacked(packing, model.m * width)
     whole, held, numbers = model.d * width, count(model.shapes), model.m * width
 
     @cfunc(ADVANCE, fastmath=FLAGS, error_model="numpy")
-    def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, _number, _exits, _gaps, _of, _g):
+    def advance(t, dt, at_x, at_ready, at_unit, at_p, _seed, _start, number, _exits, _gaps, _of, _g):
         prefer_wide_vectors()
         x, p = carray(at_x, (whole,)), unpack(carray(at_p, (held,)))
         space = np.zeros(scratch)  # zeros: what a function leaves unwritten is then the same in any thread
-        move(t, dt, x, carray(at_ready, (numbers,)), carray(at_unit, (numbers,)), p, space)
+        ready, unit = unpacked(carray(at_ready, (numbers,)), dt, number), carray(at_unit, (numbers,))
+        move(t, dt, x, ready, unit, p, space)
 
     return advance
 
 
 @lru_cache(maxsize=256)
-def vector_advancing_until(heun: bool, model: VectorModel, width: int, single: bool, stop: Any) -> Any:
+def vector_advancing_until(heun: bool, model: VectorModel, width: int, packing: Packing, stop: Any) -> Any:
     """The same for paths that may meet a stop condition; as `solvers.kernels.advancing_until`."""
-    mover, unpack = moving(heun, model, width, single), unpacking(model.kind, model.shapes)
-    move, scratch = mover.move, mover.scratch
+    mover, unpack = moving(heun, model, width, packing == "single"), unpacking(model.kind, model.shapes)
+    move, scratch, unpacked = mover.move, mover.scratch, _unpacked(packing, model.m * width)
     spread_of, spread_size = spreading(model, width)
     d, whole, held, numbers = model.d, model.d * width, count(model.shapes), model.m * width
     settle = settling(d, width)
@@ -268,7 +289,8 @@ def vector_advancing_until(heun: bool, model: VectorModel, width: int, single: b
         new, spread, flags, y = x.copy(), np.empty(whole), np.zeros(width), np.empty(d)
         if g > 0:
             spread_of(t, x, p, spread, space)
-        move(t, dt, new, carray(at_ready, (numbers,)), carray(at_unit, (numbers,)), p, space)
+        ready, unit = unpacked(carray(at_ready, (numbers,)), dt, number), carray(at_unit, (numbers,))
+        move(t, dt, new, ready, unit, p, space)
         if g == 0:
             for i in range(width):
                 for j in range(d):

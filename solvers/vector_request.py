@@ -16,6 +16,7 @@ from solvers.errors import InvalidInput
 from solvers.exit_times import StopRule, gaps_of, never, on_levels, refuse_arity, traced_condition
 from solvers.purity import plain_function, purity_key
 from solvers.schemes import Draws, Scheme
+from solvers.sources import Packing
 from solvers.vector_form import VectorSDE
 from solvers.vector_kernels import vector_advancing, vector_advancing_until, vector_following
 from solvers.vector_parameters import frozen, shapes_of, unpacking
@@ -54,12 +55,12 @@ def vector_draws(scheme: Scheme, sde: VectorSDE) -> Draws:
     return scheme.draws(sde.noise_dimension, "general")
 
 
-def vector_pass(scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: int, single: bool) -> Any:
+def vector_pass(scheme: Scheme, sde: VectorSDE, stop: StopRule | None, width: int, packing: Packing) -> Any:
     """The compiled pass that moves a block by one step."""
     heun = scheme.name == "heun"
     if stop is None:
-        return vector_advancing(heun, sde.compiled(), width, single)
-    return vector_advancing_until(heun, sde.compiled(), width, single, stop.condition)
+        return vector_advancing(heun, sde.compiled(), width, packing)
+    return vector_advancing_until(heun, sde.compiled(), width, packing, stop.condition)
 
 
 def vector_follower(scheme: Scheme, sde: VectorSDE) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from solvers import wiener
+from solvers.vmath import bits_of, double_of
 from solvers.wiener import filled, threefry2x64
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ TWO_POINT_STEPS, THREE_POINT_STEPS = 64, 4
 _TWO, _THREE = np.uint64(STREAM << 32), np.uint64((STREAM << 32) | (1 << 31))
 _LOW, _HIGH = np.uint64(715827883), np.uint64(2**32 - 715827883)
 _PIECE, _HALF, _ONE = np.uint64(2**32 - 1), np.uint64(32), np.uint64(1)
+_63, _SIGN = np.uint64(63), np.uint64(1 << 63)
 _ROOT3 = math.sqrt(3.0)
 
 
@@ -46,6 +48,12 @@ def two_point_word(seed, path, group, component):
 def two_point_of(word, bit):
     """+1.0 or -1.0 by a bit of the word, 0 <= bit < 64."""
     return 2.0 * float((word >> np.uint64(bit)) & _ONE) - 1.0
+
+
+@njit(forceinline=True)
+def signed(size, word, bit):
+    """+size or -size by a bit of the word, 0 <= bit < 64; the same as ``size * two_point_of(word, bit)``."""
+    return double_of(bits_of(-size) ^ ((word << (_63 - np.uint64(bit))) & _SIGN))
 
 
 @njit(forceinline=True)

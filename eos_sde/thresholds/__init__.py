@@ -12,11 +12,13 @@ from eos_sde.thresholds.closed_forms import (
     pitchfork_p_bifurcation,
     sharpness_plateau,
 )
-from eos_sde.thresholds.crossing import MARGINAL_RATIO, locate
+from eos_sde.thresholds.crossing import locate
 from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square, sgd_sufficient_bound
+from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
 from eos_sde.thresholds.power_law import power_law_escape, power_law_escape_rate, power_law_exponent
 from eos_sde.thresholds.result import Threshold
+from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 
 __all__ = [
     "MARGINAL_RATIO",
@@ -38,6 +40,7 @@ __all__ = [
     "scalar_almost_sure",
     "sgd_almost_sure",
     "sgd_mean_square",
+    "sgd_moment_exponents",
     "sgd_sufficient_bound",
     "sharpness_plateau",
     "stochastic_edge",

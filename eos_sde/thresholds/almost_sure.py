@@ -7,24 +7,24 @@ the mean-square threshold. Between the two almost every run converges while E|w|
 from __future__ import annotations
 
 import math
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
-from scipy.integrate import quad
 from scipy.optimize import brentq
-from scipy.special import dawsn
 
 from eos_sde.models.arguments import count, non_negative, positive
+from eos_sde.thresholds.batch_products import CHUNK, CopyGrowth, Sampling
+from eos_sde.thresholds.map_exponents import mean_log_shifted_normal
 from eos_sde.thresholds.mean_square import _prepare, sgd_mean_square
 from eos_sde.thresholds.result import Threshold
-from solvers import memory
-from solvers.errors import ConvergenceFailure
+from solvers.errors import AccuracyWarning, ConvergenceFailure
 
 _SOURCE = "Furstenberg and Kesten 1960, Ann. Math. Statist. 31, 457"
 _BURN_IN = 0.2
 _RATIO = 1.05
 _MOST_STEPS_UP = 400
+_FIRST_STEPS = 1000
 
 
 def scalar_almost_sure(mean: float, variance: float) -> Threshold:
@@ -54,12 +54,8 @@ def scalar_almost_sure(mean: float, variance: float) -> Threshold:
         return Threshold(2 / h, 0.0, "almost-sure", "2/h, no noise", _SOURCE)
 
     def exponent(u: float) -> float:  # eta = u / h
-        # E log|a + N| = -(gamma + log 2)/2 + int_0^a sqrt(2) Dawson(v/sqrt 2) dv, the derivative being the
-        # principal value of E 1/(a + N)
         size = u * spread
-        a = abs(1 - u) / size
-        integral = quad(lambda v: math.sqrt(2) * dawsn(v / math.sqrt(2)), 0, a, epsabs=1e-13, epsrel=1e-13)[0]
-        return math.log(size) - (np.euler_gamma + math.log(2)) / 2 + integral
+        return math.log(size) + mean_log_shifted_normal(abs(1 - u) / size)
 
     low = 2 / (1 + spread**2)  # mean-square threshold, where the exponent is negative by Jensen's inequality
     high = low * _RATIO
@@ -78,14 +74,17 @@ def sgd_almost_sure(
     seed: int,
     weights: Any = None,
     replacement: bool = False,
-    steps: int = 4000,
+    rtol: float = 0.005,
+    steps: int | None = None,
+    max_steps: int = 128_000,
     copies: int = 32,
 ) -> Threshold:
     """Learning rate at which a typical run of SGD at an interpolating minimum stops converging.
 
     The top Lyapunov exponent of the product of I - eta H_batch on the range of H, by simulation of
     independent copies with the same batches at every learning rate, is followed upwards from the
-    mean-square threshold, below which it is negative, to its zero.
+    mean-square threshold, below which it is negative, to its zero. The number of steps is doubled until the
+    sampling error of that zero and its change by the last doubling are together below the tolerance.
 
     Parameters
     ----------
@@ -93,15 +92,23 @@ def sgd_almost_sure(
         As for `sgd_mean_square`.
     seed : int
         Of the batches.
-    steps, copies : int
-        SGD steps (the first fifth is discarded) and independent copies, at least 10 and 4.
+    rtol : float
+        Relative error to reach, in (0, 1).
+    steps : int, optional
+        SGD steps, at least 100, instead of the stopping rule; rounded up to a multiple of 100. The first fifth
+        is discarded. The error is then that of sampling alone.
+    max_steps : int
+        Where doubling ends.
+    copies : int
+        Independent copies, at least 4.
 
     Returns
     -------
     Threshold
         In the units of the learning rate; criterion "almost-sure". Its stderr is the sampling error of the
-        exponent over its slope above the threshold; where slow directions make the exponent nearly flat below
-        it, the true value can lie lower by about 1/(steps * slope).
+        exponent over its slope above the threshold and, under the stopping rule, the change by the last
+        doubling: slow directions make the exponent nearly flat below the threshold, and a finite run then finds
+        a zero that is too high by about 1/(steps * slope).
 
     Raises
     ------
@@ -109,26 +116,68 @@ def sgd_almost_sure(
         As for `sgd_mean_square`, or if a count is too small or the batches would not fit in memory.
     ConvergenceFailure
         If no sign change is found.
+
+    Warns
+    -----
+    AccuracyWarning
+        If `max_steps` are not enough for `rtol`; the error that was reached is the stderr.
     """
-    steps, copies = count("steps", steps, least=10), count("copies", copies, least=4)
-    seed = count("seed", seed, least=0)
+    if steps is not None:
+        steps = count("steps", steps, least=100)
+    max_steps = count("max_steps", max_steps, least=_FIRST_STEPS)
+    copies, seed = count("copies", copies, least=4), count("seed", seed, least=0)
+    rtol = positive("rtol", rtol)
     factors, p = _prepare(jacobian, weights, batch_size, replacement)
     if p == 0:
         edge = 2 / float(factors.curvatures[-1])
         return Threshold(edge, 1e-14 * edge, "almost-sure", "2/lambda_max, a batch is the whole set", _SOURCE)
     lowest = float(sgd_mean_square(jacobian, batch_size=batch_size, weights=weights, replacement=replacement))
-    batches = _batches(len(factors.rows), int(batch_size), replacement, seed, (copies, steps))
-    start = np.random.Generator(np.random.Philox(key=[seed, 1])).standard_normal(
-        (copies, len(factors.curvatures))
-    )
+    growth = CopyGrowth(factors.rows, Sampling(int(batch_size), replacement, seed), copies)
+    if steps is not None:
+        zero = _zero(growth, lowest, math.ceil(steps / CHUNK))
+        return _threshold(zero, zero.sampling, copies, steps, "sampling")
+    used = _FIRST_STEPS
+    zero = _zero(growth, lowest, used // CHUNK)
+    while True:
+        used *= 2
+        before, zero = zero, _zero(growth, zero.eta, used // CHUNK)
+        change = abs(zero.eta - before.eta)
+        error = math.hypot(zero.sampling, change)
+        if error <= rtol * zero.eta:
+            break
+        if 2 * used > max_steps:
+            warnings.warn(
+                f"the almost-sure threshold is known to {error / zero.eta:.1%} after {used} steps, not to "
+                f"rtol={rtol:g}; raise max_steps or copies",
+                AccuracyWarning,
+                stacklevel=2,
+            )
+            break
+    return _threshold(zero, error, copies, used, "sampling and change by the last doubling of the steps")
+
+
+def _threshold(zero: _Zero, error: float, copies: int, steps: int, what: str) -> Threshold:
+    method = f"zero of the Lyapunov exponent of {copies} copies over {steps} steps; error: {what}"
+    return Threshold(zero.eta, error, "almost-sure", method, _SOURCE)
+
+
+class _Zero(NamedTuple):
+    """Where the exponent of a number of steps is zero, and the sampling error of that."""
+
+    eta: float
+    sampling: float
+
+
+def _zero(growth: CopyGrowth, guess: float, chunks: int) -> _Zero:
+    burn = int(_BURN_IN * chunks)
 
     def exponents(eta: float) -> np.ndarray:
-        return _growth_rates(factors.rows, batches, start, eta, int(_BURN_IN * steps))
+        return growth.rates(eta, chunks, burn)
 
     def mean(eta: float) -> float:
         return float(np.mean(exponents(eta)))
 
-    low, high = lowest / _RATIO, lowest * _RATIO
+    low, high = guess / _RATIO, guess * _RATIO
     for _ in range(_MOST_STEPS_UP):
         if mean(high) > 0:
             break
@@ -143,81 +192,9 @@ def sgd_almost_sure(
         low, high = low / _RATIO, low
     else:
         raise ConvergenceFailure(f"the Lyapunov exponent is not negative at eta={low:.3g}; raise steps")
-    root = float(brentq(mean, low, high, xtol=1e-5 * lowest))  # pyright: ignore[reportArgumentType]
+    root = float(brentq(mean, low, high, xtol=1e-5 * guess))  # pyright: ignore[reportArgumentType]
     here = exponents(root)
     step = 0.02 * root
     slope = (mean(root + step) - float(np.mean(here))) / step
-    sampling = float(np.std(here, ddof=1)) / math.sqrt(copies)
-    stderr = math.hypot(sampling / slope, 1e-5 * lowest) if slope > 0 else math.inf
-    method = f"zero of the Lyapunov exponent of {copies} copies over {steps} steps; error: sampling"
-    return Threshold(root, stderr, "almost-sure", method, _SOURCE)
-
-
-def _batches(n: int, size: int, replacement: bool, seed: int, shape: tuple[int, int]) -> np.ndarray:
-    """Indices (copies, steps, size) of the examples in each batch."""
-    copies, steps = shape
-    memory.require(
-        8 * copies * steps * size, f"batches of {size} for {copies} copies", "lower steps or copies"
-    )
-    generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    if replacement or size == 1:
-        return generator.integers(n, size=(copies, steps, size))
-    chosen = np.empty((copies, steps, size), dtype=np.int64)
-    for copy in range(copies):
-        _choose(chosen[copy], generator.random((steps, size)), n)
-    return chosen
-
-
-@njit
-def _choose(chosen, uniforms, n):
-    """Draw without replacement, Floyd's way, one batch per row."""
-    steps, size = chosen.shape
-    for k in range(steps):
-        for i in range(size):
-            last = n - size + i
-            pick = min(int(uniforms[k, i] * (last + 1)), last)
-            for j in range(i):
-                if chosen[k, j] == pick:
-                    pick = last
-                    break
-            chosen[k, i] = pick
-
-
-@njit
-def _advance(rows, batches, w, eta, burn):
-    """Mean log growth per step of one copy after the burn-in."""
-    steps, size = batches.shape
-    _, c, r = rows.shape
-    projections = np.empty((size, c))
-    total = 0.0
-    for k in range(steps):
-        for b in range(size):
-            for o in range(c):
-                value = 0.0
-                for i in range(r):
-                    value += rows[batches[k, b], o, i] * w[i]
-                projections[b, o] = value * eta / size
-        for b in range(size):
-            for o in range(c):
-                for i in range(r):
-                    w[i] -= projections[b, o] * rows[batches[k, b], o, i]
-        norm = 0.0
-        for i in range(r):
-            norm += w[i] * w[i]
-        norm = math.sqrt(norm)
-        if norm == 0.0:
-            return -np.inf
-        if k >= burn:
-            total += math.log(norm)
-        for i in range(r):
-            w[i] /= norm
-    return total / (steps - burn)
-
-
-def _growth_rates(
-    rows: np.ndarray, batches: np.ndarray, start: np.ndarray, eta: float, burn: int
-) -> np.ndarray:
-    rows = np.ascontiguousarray(rows)
-    return np.array(
-        [_advance(rows, batch, w.copy(), eta, burn) for batch, w in zip(batches, start, strict=True)]
-    )
+    sampling = float(np.std(here, ddof=1)) / math.sqrt(len(here))
+    return _Zero(root, math.hypot(sampling / slope, 1e-5 * guess) if slope > 0 else math.inf)

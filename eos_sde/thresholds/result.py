@@ -29,6 +29,8 @@ class Threshold:
         How it was computed, with what `stderr` contains.
     source : str
         Paper and equation, or ``""``.
+    evaluations : int, optional
+        Eigen-solves, densities or simulations that it took, where they were counted.
 
     Raises
     ------
@@ -41,6 +43,7 @@ class Threshold:
     criterion: str
     method: str
     source: str
+    evaluations: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("value", "stderr"):

@@ -1,5 +1,7 @@
 """Values of a parameter at which a decay rate takes a given value."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -24,6 +26,10 @@ def _ou(k):
 
 def _well(D):
     return FokkerPlanck(double_well(D, potential=True), Grid.uniform(x=(-2.2, 2.2, 400)))
+
+
+def _narrow_well(D):
+    return FokkerPlanck(double_well(D, potential=True), Grid.uniform(x=(-1.6, 1.6, 800)))
 
 
 def _killed(D):
@@ -85,6 +91,42 @@ def test_the_marginal_quartic_well_is_the_onset_of_metastability():
     assert abs(float(found.root)) < 2e-4
 
 
+@pytest.mark.parametrize("target", [1e-14, 1e-30])
+def test_rates_whose_slopes_are_rounding(target):
+    """Eigenvectors are rounded by 1e-16: slopes of smaller rates are told by the rates, which keep their digits."""
+    for settings in ({"mode": 1}, {"mode": 0, "absorbed": lambda x: x > 0.5}):
+        found = eigenvalue_root(_narrow_well, (0.003, 0.05), target=target, **settings)
+        root, tol = float(found.root), 1e-8 * 0.047
+        assert float(found.error) <= tol
+        assert found.sizes["solve"] <= 18
+        operator = _narrow_well(root)
+        if settings["mode"]:
+            rate = float(eigenmodes(operator, 2).gap)
+        else:
+            rate = float(escape_rate(operator, target=settings["absorbed"]).rate)
+        slope = 0.25 / root**2  # d log(rate) / dD of Arrhenius' law, up to a percent
+        assert abs(math.log(rate / target)) <= 1.1 * slope * float(found.error) + 1e-9
+
+
+def test_named_modes_and_absorbed_regions():
+    """Names count from the slowest mode that decays; a region is removed as by `escape_rate`."""
+    by_number = eigenvalue_root(_quartic, (-0.1, 0.2), target=3.5, mode=(2, 1))
+    by_name = eigenvalue_root(_quartic, (-0.1, 0.2), target=3.5, mode="gap-ratio")
+    assert float(by_name.root) == float(by_number.root)
+    slowest = eigenvalue_root(_killed, (0.05, 0.5), target=1e-2, mode="gap")
+    assert float(slowest.root) == float(eigenvalue_root(_killed, (0.05, 0.5), target=1e-2, mode=0).root)
+    beyond = {"absorbed": lambda x: x > 0.313}  # between two centres
+    found = eigenvalue_root(_well, (0.03, 0.2), target=1e-3, mode=0, **beyond)
+    rate = escape_rate(_well(float(found.root)), target=beyond["absorbed"]).rate
+    # a root to 1e-8 of 0.17, and d log(rate)/dD of about 0.25 / D^2 = 100
+    assert float(rate) == pytest.approx(1e-3, rel=1e-6)
+    # its slope is that of the killed operator
+    step = 1e-5
+    ends = [float(escape_rate(_well(0.1 + s), target=beyond["absorbed"]).rate) for s in (-step, step)]
+    first = eigenvalue_root(_well, (0.1, 0.2), target=float(found.rate[0] * 0 + 2e-2), mode=0, **beyond)
+    assert float(first.rate_derivative[0]) == pytest.approx((ends[1] - ends[0]) / (2 * step), rel=1e-5)
+
+
 def test_negative_targets_are_eigenvalues_and_ends_count():
     by_rate = eigenvalue_root(_ou, (0.5, 3.0), target=1.3)
     by_eigenvalue = eigenvalue_root(_ou, (0.5, 3.0), target=-1.3)
@@ -141,13 +183,15 @@ def test_unusable_input_is_refused():
         (
             (0.5, 1.0),
             {"target": 2.0},
-            r"not crossed in bracket=\(0.5, 1.0\): it is 0.49\d+ at 0.5 and 0.99\d+ at 1",
+            r"not cross 2 in bracket=\(0.5, 1.0\): it is 0.49\d+ at 0.5 and 0.99\d+ at 1",
         ),
         ((0.5, 1.0), {"target": 0.0}, "never crossed"),
         ((0.5, 1.0), {"target": -2.0, "mode": (2, 1)}, "or a ratio"),
         ((0.5, 1.0), {"target": np.inf}, "target=inf"),
-        ((1.0, 0.5), {"target": 1.0}, "not increasing"),
-        (0.5, {"target": 1.0}, "not a pair"),
+        ((1.0, 0.5), {"target": 1.0}, "low < high"),
+        (0.5, {"target": 1.0}, "bracket=0.5"),
+        ((0.5, 1.0), {"target": 0.7, "mode": "slowest"}, "mode='slowest'"),
+        ((0.5, 1.0), {"target": 0.7, "absorbed": 3}, "absorbed=3"),
         ((0.5, 1.0), {"target": 0.7, "mode": (1, 1)}, "a pair of different ones"),
         ((0.5, 1.0), {"target": 0.7, "mode": -1}, "number from 0"),
         ((0.5, 1.0), {"target": 0.7, "tol": 2.0}, "tol=2"),
@@ -157,5 +201,5 @@ def test_unusable_input_is_refused():
     ]:
         with pytest.raises(InvalidInput, match=words):
             eigenvalue_root(_ou, bracket, **settings)
-    with pytest.raises(ConvergenceFailure, match="3 eigen-solves left the root between"):
+    with pytest.raises(ConvergenceFailure, match="3 evaluations left the root between"):
         eigenvalue_root(_well, (0.01, 0.2), target=1e-6, max_solves=3)

@@ -118,7 +118,7 @@ def test_bits_do_not_depend_on_threads_or_chunks(stop):
             [0.1, 0.2],
             t1=0.31,
             dt=0.01,
-            paths=1003,
+            paths=2003,
             seed=2**63 + 1,
             statistics=("mean", "variance", "covariance"),
             histogram=Grid.uniform(x=(-1, 1, 5), z=(-1, 2, 7)),
@@ -130,7 +130,7 @@ def test_bits_do_not_depend_on_threads_or_chunks(stop):
 
     expected = run(1, None)
     for threads in (1, 2):
-        for chunk in (1, 100, 1000):
+        for chunk in (1, 100, 2000):
             assert run(threads, chunk).identical(expected)
 
 
@@ -138,7 +138,7 @@ def test_bits_do_not_depend_on_the_length_of_a_call(monkeypatch):
     from solvers import running
 
     expected = simulate(OU.sde, 2.0, t1=0.51, dt=0.01, paths=300, seed=1, save_at=[0.0, 0.02, 0.06, 0.51])
-    monkeypatch.setattr(running, "_WORK", 1024)  # two steps per call
+    monkeypatch.setattr(running, "_WORK", 2048)  # two steps per call
     again = simulate(OU.sde, 2.0, t1=0.51, dt=0.01, paths=300, seed=1, save_at=[0.0, 0.02, 0.06, 0.51])
     assert again.identical(expected)
 
@@ -341,7 +341,7 @@ def test_diverged_paths_are_reported_and_not_hidden():
 
 def test_progress_ends_at_one_and_an_interrupt_leaves_no_thread():
     seen = []
-    simulate(OU.sde, 0.0, t1=1.0, dt=0.1, paths=1000, seed=0, chunk=256, threads=2, progress=seen.append)
+    simulate(OU.sde, 0.0, t1=1.0, dt=0.1, paths=4000, seed=0, chunk=1024, threads=2, progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     before = threading.active_count()
@@ -462,5 +462,5 @@ def test_weak_schemes_tell_nothing_of_single_paths():
 def test_a_slow_model_is_told_once_and_what_to_write():
     slow = SDE(lambda t, y, p, xp: (-y[0] * abs(y[0]) ** 1.7,), lambda t, y, p, xp: (1.0,), convention="ito")
     with pytest.warns(PerformanceNotice, match="pow"):
-        simulate(slow, 0.0, t1=0.2, dt=0.1, paths=5, seed=0)
-    simulate(slow, 0.0, t1=0.2, dt=0.1, paths=5, seed=0)  # pytest turns warnings into errors
+        simulate(slow, 0.0, t1=0.2, dt=0.1, paths=100, seed=0)
+    simulate(slow, 0.0, t1=0.2, dt=0.1, paths=100, seed=0)  # pytest turns warnings into errors

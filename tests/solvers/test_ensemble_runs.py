@@ -8,7 +8,7 @@ from solvers import SDE, AccuracyWarning, Grid, InvalidInput, simulate
 from tests import problems
 
 OU = problems.ornstein_uhlenbeck()
-SETTINGS = {"dt": 0.01, "paths": 1300, "seed": 5}
+SETTINGS = {"dt": 0.01, "paths": 2600, "seed": 5}
 
 
 def test_a_sweep_has_the_bits_of_single_runs():
@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     file = tmp_path / "run.npz"
     arguments = SETTINGS | {
         "t1": 0.2,
-        "chunk": 512,
+        "chunk": 1024,
         "histogram": Grid.uniform(x=(-4, 4, 20)),
         "save_paths": True,
         "stop": lambda t, y, p, xp: y[0] < 1.0,
@@ -147,10 +147,10 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         running.Run, "work", lambda run, first, *rest: worked.append(first) or work(run, first, *rest)
     )
     resumed = simulate(OU.sde, 2.0, checkpoint=file, threads=1, **arguments)
-    assert worked == [512, 1024]  # the first part was not done again
+    assert worked == [1024, 2048]  # the first part was not done again
     xr.testing.assert_identical(resumed.drop_attrs(), whole.drop_attrs())
     again = simulate(OU.sde, 2.0, checkpoint=file, threads=1, **arguments)
-    assert worked == [512, 1024]  # nothing was left to do
+    assert worked == [1024, 2048]  # nothing was left to do
     xr.testing.assert_identical(again, resumed)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers import Grid, InvalidInput
+from solvers import SDE, Grid, InvalidInput, simulate
 from solvers.boundary import walls
 
 
@@ -83,22 +83,33 @@ def test_no_result_uses_a_name_that_an_axis_may_have():
     from solvers import (
         FokkerPlanck,
         TransferOperator,
+        committor,
+        continuation,
+        effective_potential,
         eigenmodes,
         entropy_production,
         escape_rate,
         evolve,
+        evolve_backward,
+        mean_first_passage_time,
         metastable_sets,
         probability_current,
         reaction_rate,
-        simulate,
     )
+    from solvers.collecting import STATISTICS
     from solvers.grid import _TAKEN
+    from solvers.request import _RUN_NAMES
     from tests.operators import ornstein_uhlenbeck
 
     sde, grid = ornstein_uhlenbeck(1, 0.5), Grid.uniform(x=(-4, 4, 50))
     fp = FokkerPlanck(sde, grid)
     results = [
-        eigenmodes(fp, 2),
+        eigenmodes(fp, 2, richardson=True),
+        continuation(lambda D: FokkerPlanck(sde.replace(D=D), grid), [0.5, 0.51], k=2, name="D"),
+        effective_potential(fp).to_dataset(),
+        mean_first_passage_time(fp, lambda x: x > 1).to_dataset(),
+        committor(fp, lambda x: x < -1, lambda x: x > 1).to_dataset(),
+        evolve_backward(fp, lambda x: x, [1.0]).to_dataset(),
         eigenmodes(TransferOperator(sde, grid, step=0.2), 2),
         escape_rate(fp, target=lambda x: x > 1),
         evolve(fp, np.ones(50), [1.0]).to_dataset(),
@@ -114,5 +125,14 @@ def test_no_result_uses_a_name_that_an_axis_may_have():
     ]  # fmt: skip
     for result in results:
         # names made of the axis's own cannot be another axis but by intent
-        own = {"x", "x_edge", "face_current_x", "reactive_face_current_x"}
+        own = {"x", "x_edge", "face_current_x", "reactive_face_current_x", "D"}
         assert set(result.variables) <= _TAKEN | own
+    assert set(STATISTICS) <= _TAKEN | _RUN_NAMES
+
+
+def test_a_histogram_over_a_name_of_a_run_is_refused():
+    sde = SDE(lambda t, y, p, xp: (-y[0],), lambda t, y, p, xp: (1.0,), names=("q",), convention="ito")
+    with pytest.raises(InvalidInput, match="axis 'q' of the histogram"):
+        simulate(
+            sde, 0.0, t1=1.0, dt=0.1, paths=2, seed=0, histogram=Grid.uniform(q=(-1, 1, 4)), quantiles=(0.5,)
+        )

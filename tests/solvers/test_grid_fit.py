@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import linalg, special, stats
 
-from solvers import SDE, AccuracyWarning, FokkerPlanck, Grid, InvalidInput, eigenmodes, simulate
+from solvers import (
+    SDE,
+    AccuracyWarning,
+    FokkerPlanck,
+    Grid,
+    InvalidInput,
+    eigenmodes,
+    from_potential,
+    simulate,
+)
 from tests.operators import double_well, multiplicative, ornstein_uhlenbeck, separable_wells, tilted_cosine
 
 
@@ -162,6 +171,88 @@ def test_an_axis_without_noise():
     assert [fit.noisy for fit in grid.fitted] == [False, True]
 
 
+def _outside(grid, density, wide):
+    """Share of a density on a wide, fine lattice that lies outside a grid."""
+    x, y = np.meshgrid(*wide, indexing="ij")
+    values = density(x, y)
+    inside = np.ones(x.shape, bool)
+    for name, coordinate in zip(grid.names, (x, y), strict=True):
+        inside &= (grid.edges[name][0] <= coordinate) & (coordinate <= grid.edges[name][-1])
+    return 1 - values[inside].sum() / values.sum()
+
+
+@pytest.mark.parametrize("center", [0.0, 30.0])
+def test_a_double_well_with_inertia(center):
+    """Upwind diffusion hides its mass in every wide box; the density is exp(-(v^2 + x^4/2 - x^2) / 0.25)."""
+    sde = SDE(
+        lambda t, y, p, xp: (y[1], (y[0] - p.c) - (y[0] - p.c) ** 3 - 0.5 * y[1]),
+        _constant(0.0, 0.5),
+        params={"c": center},
+        names=("x", "v"),
+        convention="ito",
+    )
+    grid = Grid.fit(sde, mass=1e-6)
+    wide = center + np.linspace(-4, 4, 2001), np.linspace(-5, 5, 2001)
+    left = _outside(grid, lambda x, v: np.exp(-4 * (v**2 + (x - center) ** 4 / 2 - (x - center) ** 2)), wide)
+    # sides may move by a tenth of the box once it counts as settled, where the mass falls by e^4 or more
+    assert left < 2e-6
+    # 2.5e-7 a side is 2.0 in x and 2.5 in v
+    assert np.all(np.array([np.ptp(grid.edges[n]) for n in grid.names]) < 1.2 * 2 * np.array([2.0, 2.5]))
+
+
+def test_a_well_over_a_barrier_with_inertia_has_no_stationary_density():
+    sde = SDE(
+        lambda t, y, p, xp: (y[1], y[0] ** 2 - y[0] - 0.5 * y[1]),
+        _constant(0.0, 0.2),
+        names=("x", "v"),
+        convention="ito",
+    )
+    with pytest.raises(InvalidInput, match="no stationary density"):
+        Grid.fit(sde)
+
+
+def test_a_potential_that_overflows_far_out():
+    """Mueller and Brown's potential, scaled: exp of squares, finite only near the wells."""
+    terms = (
+        (-2, -1, 0, -10, 1, 0),
+        (-1, -1, 0, -10, 0, 0.5),
+        (-1.7, -6.5, 11, -6.5, -0.5, 1.5),
+        (0.15, 0.7, 0.6, 0.7, -1, 1),
+    )
+
+    def potential(x, y, exp):
+        return sum(
+            h * exp(a * (x - u) ** 2 + b * (x - u) * (y - v) + c * (y - v) ** 2) for h, a, b, c, u, v in terms
+        )
+
+    sde = from_potential(
+        lambda t, y, p, xp: potential(y[0], y[1], xp.exp),
+        _constant(0.6, 0.6),
+        names=("x", "y"),
+        convention="ito",
+    )
+    grid = Grid.fit(sde)
+    wide = np.linspace(-4, 3, 1401), np.linspace(-3, 5, 1601)
+    left = _outside(grid, lambda x, y: np.exp(-np.minimum(potential(x, y, np.exp), 100.0) / 0.18), wide)
+    assert left < 1e-8
+    assert max(np.ptp(grid.edges[n]) for n in grid.names) < 5
+
+
+def test_a_narrow_box_far_out_is_told_to_enough_digits():
+    sde = SDE(lambda t, y, p, xp: (1e6 - y[0],), _constant(1e-3), convention="ito")
+    low, high = str(Grid.fit(sde, cells=50).fitted[0]).split(" in ")[0].split(" from ")[1].split(" to ")
+    # 5e-9 a side is 5.7 deviations of 7e-4
+    assert 2 * 5.7 * 7e-4 < float(high) - float(low) < 2 * 6.1 * 7.1e-4
+
+
+def test_cells_an_axis_does_not_need_serve_the_other():
+    """A thin, cold well: 1e6 cells in all are enough for an excess that 1000 per axis are not."""
+    grid = Grid.fit(separable_wells(1e-3))
+    assert grid.shape[0] > 1000
+    assert grid.size <= 1_000_000
+    assert max(fit.excess for fit in grid.fitted) <= 1e-3
+
+
 @pytest.mark.slow
 def test_self_stabilization():
     from eos_sde.models import self_stabilization
@@ -271,7 +362,7 @@ def test_given_walls_and_cells_are_kept():
 
 
 def test_a_limit_on_cells_that_spoils_the_resolution_is_reported():
-    with pytest.warns(AccuracyWarning, match=r"1000 cells along x, .* excess diffusion of \d"):
+    with pytest.warns(AccuracyWarning, match=r"cells along x, as many as .* excess diffusion of \d"):
         grid = Grid.fit(separable_wells(1e-3), excess=1e-5)
-    assert grid.shape[0] == 1000
+    assert 990_000 < grid.size <= 1_000_000
     assert grid.fitted[0].excess > 1e-5

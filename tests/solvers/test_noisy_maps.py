@@ -335,7 +335,8 @@ PLANE = Grid.uniform(x=(-1, 1, 8), y=(-1, 1, 8))
         (lambda: HistogramNoise([0, 1, 2], [1.0]), "give one for each"),
         (lambda: HistogramNoise([1, 0], [1.0]), "not finite and increasing"),
         (lambda: HistogramNoise([0, 1], [0.0]), "all 0"),
-        (lambda: SampleNoise([np.nan]), "table has shape"),
+        (lambda: SampleNoise([np.nan]), "table contains nan"),
+        (lambda: SampleNoise(np.zeros((0, 2))), "table has shape"),
         (lambda: SampleNoise([1.0, 2.0], [1.0]), "weights have shape"),
         (lambda: SampleNoise([1.0], [0.0]), "weights are all 0"),
         (

@@ -12,9 +12,9 @@ LINEAR = problems.correlated_linear()
 
 
 def test_paths_in_a_store_are_those_in_memory(tmp_path):
-    arguments = {"t1": 0.3, "dt": 0.01, "paths": 1300, "seed": 5}
+    arguments = {"t1": 0.3, "dt": 0.01, "paths": 2600, "seed": 5}
     kept = simulate(LINEAR.sde, [0.3, 0.1], save_paths=True, **arguments)
-    for threads, chunk in ((1, 512), (2, 1024)):
+    for threads, chunk in ((1, 1024), (2, 2048)):
         place = tmp_path / f"paths{threads}.zarr"
         result = simulate(LINEAR.sde, [0.3, 0.1], save_paths=place, threads=threads, chunk=chunk, **arguments)
         assert not result["state"].variable._in_memory
@@ -29,7 +29,7 @@ def test_paths_in_a_store_are_those_in_memory(tmp_path):
 
 
 def test_a_broken_run_leaves_no_store(tmp_path):
-    arguments = {"t1": 0.1, "dt": 0.01, "paths": 1300, "seed": 5, "chunk": 512, "threads": 1}
+    arguments = {"t1": 0.1, "dt": 0.01, "paths": 2600, "seed": 5, "chunk": 1024, "threads": 1}
 
     def interrupt(fraction):
         raise KeyboardInterrupt
@@ -44,7 +44,7 @@ def test_a_store_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_INTERVAL", 0.0)
     place, file = tmp_path / "a.zarr", tmp_path / "run.npz"
-    arguments = {"t1": 0.1, "dt": 0.01, "paths": 1300, "seed": 5}
+    arguments = {"t1": 0.1, "dt": 0.01, "paths": 2600, "seed": 5}
     kept = simulate(OU.sde, 2.0, save_paths=True, **arguments)
 
     def run(**more):
@@ -54,11 +54,11 @@ def test_a_store_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(chunk=512, progress=interrupt)
+        run(chunk=1024, progress=interrupt)
     assert not place.exists()
     assert place.with_name("a.zarr.part").exists()
     for _ in range(2):  # the second time nothing is left to do
-        np.testing.assert_array_equal(run(chunk=1024)["state"], kept["state"])
+        np.testing.assert_array_equal(run(chunk=2048)["state"], kept["state"])
     assert not place.with_name("a.zarr.part").exists()
     place.rename(tmp_path / "elsewhere.zarr")
     with pytest.raises(InvalidInput, match="remove the checkpoint"):

@@ -27,12 +27,12 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def everything():
-    """Two components, a partial last block (1003 = 512 + 491), every statistic and the paths."""
+    """Two components, a partial last block (2003 = 1024 + 979), every statistic and the paths."""
     return _everything(threads=1)
 
 
 def _everything(**settings):
-    arguments = {"t1": 0.3, "dt": 0.01, "paths": 1003, "seed": 2**63 + 9, "save_every": 3, **EVERYTHING}
+    arguments = {"t1": 0.3, "dt": 0.01, "paths": 2003, "seed": 2**63 + 9, "save_every": 3, **EVERYTHING}
     return simulate(LINEAR.sde, [0.3, 0.1], **(arguments | settings))
 
 
@@ -45,14 +45,14 @@ def stored():
 
 
 def test_bits_do_not_depend_on_threads_or_chunks(everything):
-    for threads, chunk in ((1, 512), (2, 512), (2, 1024), (2, None)):
+    for threads, chunk in ((1, 1024), (2, 1024), (2, 2048), (2, None)):
         assert _everything(threads=threads, chunk=chunk).identical(everything)
 
 
 def test_bits_do_not_depend_on_the_length_of_a_call(everything, monkeypatch):
     from solvers import running
 
-    monkeypatch.setattr(running, "_WORK", 4096)  # four steps per call
+    monkeypatch.setattr(running, "_WORK", 8192)  # four steps per call
     assert _everything().identical(everything)
 
 
@@ -68,7 +68,7 @@ def test_shapes_are_those_of_the_paths(everything, stored):
     )
     assert np.isnan(everything["skewness"][0]).all()  # all paths start at one point
     np.testing.assert_allclose(
-        everything["mean_stderr"], saved.std(axis=0, ddof=1) / np.sqrt(1003), atol=1e-15
+        everything["mean_stderr"], saved.std(axis=0, ddof=1) / np.sqrt(2003), atol=1e-15
     )
 
 
@@ -138,7 +138,7 @@ def test_extremes_over_the_steps_are_those_of_the_paths(everything, stored):
     np.testing.assert_array_equal(everything["step_minimum"], stored.min(axis=1))
     running = np.maximum.accumulate(stored, axis=1)[:, ::3]
     np.testing.assert_allclose(everything["mean_step_maximum"], running.mean(axis=0), rtol=1e-12)
-    stderr = running.std(axis=0, ddof=1) / np.sqrt(1003)
+    stderr = running.std(axis=0, ddof=1) / np.sqrt(2003)
     np.testing.assert_allclose(everything["mean_step_maximum_stderr"], stderr, rtol=1e-9, atol=1e-15)
     assert (everything["maximum"] >= everything["step_maximum"]).all()
     assert (everything["minimum"] <= everything["step_minimum"]).all()
@@ -316,9 +316,9 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(everything, tmp_path, mo
 
     file = tmp_path / "run.npz"
     with pytest.raises(KeyboardInterrupt):
-        _everything(checkpoint=file, chunk=512, threads=1, progress=interrupt)
+        _everything(checkpoint=file, chunk=1024, threads=1, progress=interrupt)
     assert file.exists()
-    assert _everything(checkpoint=file, chunk=512).identical(everything)
+    assert _everything(checkpoint=file, chunk=1024).identical(everything)
 
 
 @pytest.mark.parametrize(

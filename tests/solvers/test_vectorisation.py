@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc, float64, types
 
 from solvers import SDE, schemes
@@ -153,7 +154,7 @@ def test_other_instruction_sets_agree(cpu, extra):
         "from solvers import kernels, schemes, sources\n"
         "sde = here['FAST']['ornstein-uhlenbeck']\n"
         "stepper = schemes.stepper(schemes.find('euler-maruyama'), sde, 512)\n"
-        "passes = [kernels.advancing(stepper, type(sde.params), len(sde.params), 512, True)]\n"
+        "passes = [kernels.advancing(stepper, type(sde.params), len(sde.params), 512, 'single')]\n"
         "passes += [sources.source(schemes.Draws(1, 0, 0), bits, 512).fill for bits in (32, 53)]\n"
         "print(*['zmm' in p._library.get_asm_str() for p in passes])\n"
     )
@@ -167,3 +168,46 @@ def test_other_instruction_sets_agree(cpu, extra):
     )
     wide = "avx512" in cpu
     assert done.stdout == f"\n\n{wide} {wide} {wide}\n"
+
+
+_BITS = """
+import hashlib
+import numpy as np
+from solvers import SDE, simulate
+
+def cubic(t, y, p, xp):
+    return (y[0] - y[0] ** 3 + 0.1 * xp.sin(y[1]), -y[1] * y[0])
+
+def sizes(t, y, p, xp):
+    return (0.5 * xp.sqrt(1.0 + 0.1 * y[0] ** 2), 0.3)
+
+sde = SDE(cubic, sizes, names=("x", "z"), convention="ito")
+for options in (
+    {}, {"resolution": 53}, {"scheme": "milstein"}, {"scheme": "weak-euler"}, {"scheme": "weak-platen"},
+    {"statistics": ("mean", "variance", "skewness", "kurtosis", "covariance")},
+):
+    run = simulate(sde, [1.0, 0.3], t1=1.0, dt=0.01, paths=3000, seed=5, threads=1, **options)
+    values = b"".join(np.ascontiguousarray(run[name].values).tobytes() for name in sorted(run.data_vars))
+    print(hashlib.sha256(values).hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not get_host_cpu_features().get("avx512f", False), reason="this processor cannot run AVX-512 code"
+)
+def test_bits_are_those_of_other_vector_widths():
+    """The same bits from code with registers of 512 bits and from code for AVX2 on the same processor."""
+    host = get_host_cpu_features()
+    narrow = ",".join(
+        ("+" if on and not name.startswith(("avx512", "avx10", "evex512")) else "-") + name
+        for name, on in host.items()
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", _BITS], env=os.environ | extra, capture_output=True, text=True, check=True
+        ).stdout
+        for extra in ({}, {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": narrow})
+    ]
+    assert len(said[0].split()) == 6
+    assert said[0] == said[1]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from eos_sde import thresholds
-from eos_sde.thresholds.almost_sure import _batches
-from solvers import InvalidInput
+from eos_sde.thresholds.batch_products import Sampling, drawn_batches
+from solvers import AccuracyWarning, InvalidInput
 
 
 def test_gaussian_curvature_reference(reference):
@@ -24,13 +24,34 @@ def test_two_examples_and_one_weight(replacement):
     # Curvatures 1 and 3, batch 1: log|1 - eta| + log|1 - 3 eta| = 0 first at eta = 4/3; mean-square at 0.8.
     jacobian = np.sqrt([[1.0], [3.0]])
     settings = {"batch_size": 1, "replacement": replacement}
-    threshold = thresholds.sgd_almost_sure(jacobian, seed=2, **settings)
+    threshold = thresholds.sgd_almost_sure(jacobian, seed=2, steps=4000, **settings)
     assert abs(float(threshold) - 4 / 3) < 4 * threshold.stderr  # false-alarm rate 6e-5
     # Sampling error by hand: the logs +-log 3 at the root, over 0.8 * 4000 * 32 steps, over the slope 2.
     slope = 0.5 * (1 / (4 / 3 - 1) + 3 / (4 - 1))
     assert threshold.stderr == pytest.approx(math.log(3) / math.sqrt(3200 * 32) / slope, rel=0.4)
     assert float(thresholds.sgd_mean_square(jacobian, **settings)) == pytest.approx(0.8)
     assert threshold.stderr < 0.1 * (4 / 3 - 0.8)  # the mean-square threshold would be rejected
+
+
+def test_steps_are_doubled_until_the_tolerance_holds():
+    jacobian = np.sqrt([[1.0], [3.0]])
+    loose, tight = (
+        thresholds.sgd_almost_sure(jacobian, batch_size=1, replacement=True, seed=3, rtol=rtol)
+        for rtol in (0.01, 0.002)
+    )
+    for threshold, rtol in ((loose, 0.01), (tight, 0.002)):
+        assert 0 < threshold.stderr <= rtol * float(threshold)
+        assert abs(float(threshold) - 4 / 3) < 4 * threshold.stderr  # false-alarm rate below 6e-5
+    # The error falls with the root of the steps: log 3 / sqrt(3), over slope 2, needs 32000 copy-steps for 0.002.
+    assert "2000 steps" in loose.method
+    assert int(tight.method.split(" steps")[0].split()[-1]) >= 4000
+
+
+def test_a_tolerance_out_of_reach_is_told():
+    jacobian = np.sqrt([[1.0], [3.0]])
+    with pytest.warns(AccuracyWarning, match="not to rtol=1e-05"):
+        threshold = thresholds.sgd_almost_sure(jacobian, batch_size=1, seed=3, rtol=1e-5, max_steps=2000)
+    assert threshold.stderr > 1e-5 * float(threshold)
 
 
 def test_above_the_mean_square_threshold_and_reproducible():
@@ -50,7 +71,9 @@ def test_full_batch_is_the_deterministic_edge():
 
 def test_batches_without_replacement_are_uniform_subsets():
     # 10 subsets of 3 out of 5, 20000 draws: chi-square with 9 degrees of freedom, 27.9 at false-alarm 1e-3.
-    drawn = np.sort(_batches(5, 3, False, 4, (2, 10_000)).reshape(-1, 3), axis=1)
+    drawn = np.sort(
+        drawn_batches(5, Sampling(3, False, 4), np.random.default_rng(4), (2, 10_000)).reshape(-1, 3), axis=1
+    )
     tallies = [np.sum(np.all(drawn == subset, axis=1)) for subset in itertools.combinations(range(5), 3)]
     assert sum(tallies) == 20_000
     assert np.sum((np.array(tallies) - 2000) ** 2 / 2000) < 27.9
@@ -62,8 +85,10 @@ def test_batches_without_replacement_are_uniform_subsets():
         ({"batch_size": 9}, "batch_size=9"),
         ({"batch_size": 1, "seed": -1}, "seed=-1"),
         ({"batch_size": 1, "steps": 3}, "steps=3"),
+        ({"batch_size": 1, "max_steps": 10}, "max_steps=10"),
+        ({"batch_size": 1, "rtol": 0.0}, "rtol=0"),
         ({"batch_size": 1, "copies": 1}, "copies=1"),
-        ({"batch_size": 1, "steps": 10**15}, "lower steps or copies"),
+        ({"batch_size": 1, "copies": 10**12}, "lower copies"),
     ],
 )
 def test_refusals(settings, sentence):

@@ -180,11 +180,20 @@ def flip(mu):
         ({"criterion": "gap", "grid": GRID, "ratio": 0.0}, "ratio=0.0"),
         ({"criterion": "gap", "grid": (-1, 1, 10)}, "grid is a tuple"),
         ({"criterion": "escape", "grid": GRID, "horizon": -1.0}, "horizon=-1.0"),
-        ({"criterion": "gap", "grid": GRID, "bracket": (-0.2, -0.1)}, "does not change sign"),
-        ({"criterion": "gap", "grid": GRID, "bracket": (0.2, 0.1)}, "not increasing"),
-        ({"criterion": "gap", "grid": GRID, "bracket": (0.2, math.nan)}, "not finite"),
-        ({"criterion": "gap", "grid": GRID, "bracket": 0.2}, "not a pair"),
+        (
+            {"criterion": "gap", "grid": GRID, "bracket": (-0.2, -0.1)},
+            r"does not cross 3.25\d+ in bracket=\(-0.2, -0.1\)",
+        ),
+        ({"criterion": "gap", "grid": GRID, "bracket": (0.2, 0.1)}, "low < high"),
+        ({"criterion": "gap", "grid": GRID, "bracket": (0.2, math.nan)}, r"bracket=\(0.2, nan\)"),
+        ({"criterion": "gap", "grid": GRID, "bracket": 0.2}, "bracket=0.2"),
         ({"criterion": "gap", "grid": GRID, "tolerance": 0.0}, "tolerance=0.0"),
+        ({"criterion": "gap", "grid": GRID, "tolerance": 2.0}, "tolerance=2"),
+        ({"criterion": "gap", "grid": lambda mu: 3}, r"grid\(-0.1\) returned a int"),
+        ({"criterion": "escape", "grid": GRID, "horizon": 1.0, "boundary": "reflecting"}, "nothing removes"),
+        ({"criterion": "escape", "grid": GRID, "horizon": 1.0, "target": 3}, "absorbed=3"),
+        ({"criterion": "density_shape", "grid": GRID, "bracket": (-0.1, -0.05)}, "1 modes at both ends"),
+        ({"criterion": "density_shape", "grid": GRID, "horizon": 1.0}, "no setting 'horizon'"),
         ({"criterion": "moment", "at": 0.0, "p": 0}, "p=0.0"),
         ({"criterion": "almost_sure", "at": 0.0}, "fixed point|not 0"),
     ],
@@ -194,9 +203,11 @@ def test_refusals(arguments, sentence):
         locate(flip, **{"bracket": (-0.1, 0.2), **arguments})
 
 
-def test_exponents_need_an_sde():
-    with pytest.raises(InvalidInput, match="needs an SDE"):
-        locate(lambda h: maps.quadratic_map(1.0, h, 0.0), bracket=(0.5, 2.5), criterion="almost_sure", at=0.0)
+def test_exponents_need_a_model():
+    with pytest.raises(
+        InvalidInput, match="returned a float; criterion 'almost_sure' needs an SDE or a NoisyMap"
+    ):
+        locate(lambda h: h, bracket=(0.5, 2.5), criterion="almost_sure", at=0.0)
 
 
 def test_no_sign_change_gives_both_ends():
