@@ -86,7 +86,7 @@ class Plane:
 
     def fill_rim(self, x: np.ndarray) -> None:
         """Set the rim from the cells."""
-        kernels.fill_rim(x, *self.wrapped, self.signs, self.lanes)
+        kernels.fill_rim(x, self.wrapped[0], self.wrapped[1], self.signs, self.lanes)
 
     def interpolated(self, coarse: np.ndarray, blocks: Plane) -> np.ndarray:
         """Functions on the blocks of this plane at its cells."""
@@ -117,7 +117,8 @@ def joined(plane: Plane, widths: tuple[np.ndarray, ...]) -> tuple[Plane, tuple[n
     """The same diffusion on blocks of two by two cells, without masses yet, and the widths of the blocks."""
     shape = tuple(-(-n // 2) for n in plane.shape)
     rates, killed = np.empty((*shape, plane.rates.shape[2])), np.empty(shape)
-    kernels.join(plane.rates, plane.killed, *widths, *plane.wrapped, rates, killed)
+    around0, around1 = plane.wrapped
+    kernels.join(plane.rates, plane.killed, widths[0], widths[1], around0, around1, rates, killed)
     blocks = Plane(rates, killed, np.zeros(shape), plane.wrapped)
     blocks.signs = plane.signs
     wider = tuple(np.add.reduceat(w, np.arange(0, len(w), 2)) for w in widths)
@@ -127,7 +128,7 @@ def joined(plane: Plane, widths: tuple[np.ndarray, ...]) -> tuple[Plane, tuple[n
 def reversed_in_time(plane: Plane, log_masses: np.ndarray) -> Plane:
     """The operator on ratios of masses to the given ones; where these are not stationary, it kills a little."""
     rates = np.empty_like(plane.rates)
-    kernels.against(plane.rates, log_masses, *plane.wrapped, rates)
+    kernels.against(plane.rates, log_masses, plane.wrapped[0], plane.wrapped[1], rates)
     return Plane(rates, plane.outflow - rates.sum(axis=2), plane.masses, plane.wrapped)
 
 
