@@ -1,6 +1,10 @@
 """Fokker-Planck spectra: `eigenmodes` beside SciPy called by hand on the same generator.
 
     python benchmarks/fokker_planck.py [--large] [--only NAME ...]
+    python benchmarks/fokker_planck.py --growth [--only NAME ...]
+
+The second form measures time and peak memory of the whole call, assembly included, in a fresh process for each size
+and method, and how they grow with the number of cells.
 
 CPU time of the call on one thread (assembly included for neither, compilation left out) and relative error of the
 first decay rates against values computed independently; "wrong" counts eigenvalues off by more than 1 percent. Ours
@@ -17,6 +21,9 @@ for _name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -131,11 +138,123 @@ def judge(values, exact):
     return max(near), sum(v > 0.01 for v in near)
 
 
+# ---- growth: time and memory of the whole call -----------------------------------------------------------
+
+
+def _line(cells):
+    return FokkerPlanck(double_well(0.1), Grid.uniform(x=(-3, 3, cells)))
+
+
+def _wells(cells):
+    side = round(cells**0.5)
+    model = from_potential(
+        lambda t, y, p, xp: (y[0] ** 2 - 1) ** 2 + y[1] ** 2,
+        lambda t, y, p, xp: (0.4**0.5, 0.4**0.5),
+        names=("x", "y"),
+        convention="ito",
+    )
+    return FokkerPlanck(model, Grid.uniform(x=(-2.2, 2.2, side), y=(-2.5, 2.5, side)))
+
+
+def _turning_wells(cells):
+    side = round(cells**0.5)
+    model = SDE(
+        lambda t, y, p, xp: (-4 * y[0] * (y[0] ** 2 - 1) - 1.5 * y[1], -2 * y[1] + 1.5 * y[0]),
+        lambda t, y, p, xp: (0.4**0.5, 0.4**0.5),
+        names=("x", "y"),
+        convention="ito",
+    )
+    return FokkerPlanck(model, Grid.uniform(x=(-2.2, 2.2, side), y=(-2.5, 2.5, side)))
+
+
+def _wells_in_space(cells):
+    side = round(cells ** (1 / 3))
+    model = from_potential(
+        lambda t, y, p, xp: (y[0] ** 2 - 1) ** 2 + y[1] ** 2 + 1.5 * y[2] ** 2,
+        lambda t, y, p, xp: (0.4**0.5,) * 3,
+        names=("x", "y", "z"),
+        convention="ito",
+    )
+    return FokkerPlanck(model, Grid.uniform(x=(-2.2, 2.2, side), y=(-2.5, 2.5, side), z=(-2.2, 2.2, side)))
+
+
+# name: build, number of modes, cells, methods
+GROWTH = {
+    "1-D": (_line, 6, (100_000, 1_000_000), ("eigenmodes", "MMD_AT_PLUS_A by hand")),
+    "2-D": (_wells, 6, (100_000, 1_000_000), ("eigenmodes", "MMD_AT_PLUS_A by hand", "PRIMME and pyamg")),
+    "2-D, turning": (_turning_wells, 6, (100_000, 1_000_000), ("eigenmodes", "MMD_AT_PLUS_A by hand")),
+    "3-D": (_wells_in_space, 4, (64**3, 128**3), ("eigenmodes", "PRIMME and pyamg")),
+}
+
+
+def by_primme(fp, k):
+    """Generalised Davidson with a Ruge-Stuben cycle, where both packages are installed."""
+    import primme
+    import pyamg
+
+    if not fp.reversible:
+        return None
+    matrix = sps.csr_array(-_symmetrised(fp))
+    cycle = pyamg.ruge_stuben_solver(sps.csr_matrix(matrix), max_coarse=500).aspreconditioner()
+    start = np.exp(0.5 * fp.chain.log_weights)[:, None]
+    return -primme.eigsh(matrix, k, which="SA", OPinv=cycle, tol=1e-10, v0=start)[0]
+
+
+def one(case, cells, method):
+    """The whole call once, after a small one has compiled; prints seconds, gigabytes and the slowest values."""
+    build, k, _, _ = GROWTH[case]
+    solve = {**METHODS, "PRIMME and pyamg": by_primme}[method]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)
+        solve(build({"1-D": 20_000, "3-D": 30_000}.get(case, 40_000)), k)
+        start = time.process_time()
+        values = solve(build(cells), k)
+    seconds = time.process_time() - start
+    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps([seconds, gigabytes, len(values)]))
+
+
+def growth(only):
+    print(f"{'case':16s}{'method':24s}{'cells':>10s}{'CPU s':>9s}{'GB':>7s}{'exponent':>10s}")
+    for case, (_, _, sizes, methods) in GROWTH.items():
+        for method in methods:
+            if only and not any(method.startswith(chosen) for chosen in only):
+                continue
+            before = None
+            for cells in sizes:
+                command = [sys.executable, __file__, "--one", case, str(cells), method]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                    print(f"{case:16s}{method:24s}{cells:10d}  {reason[:60]}")
+                    break
+                seconds, gigabytes, _ = json.loads(done.stdout.splitlines()[-1])
+                power = (
+                    "" if before is None else f"{np.log(seconds / before) / np.log(cells / sizes[0]):10.2f}"
+                )
+                print(f"{case:16s}{method:24s}{cells:10d}{seconds:9.2f}{gigabytes:7.2f}{power}", flush=True)
+                before = seconds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="also 2e5 cells in 1-D and 1e6 in 2-D")
     parser.add_argument("--only", nargs="*", help="methods whose name begins so")
+    parser.add_argument(
+        "--growth", action="store_true", help="time and memory from 1e5 to 1e6 cells, 64^3 to 128^3"
+    )
+    parser.add_argument("--one", nargs=3, metavar=("CASE", "CELLS", "METHOD"), help="one row of --growth")
     options = parser.parse_args()
+    if options.one:
+        one(options.one[0], int(options.one[1]), options.one[2])
+    elif options.growth:
+        growth(options.only)
+    else:
+        compare(options)
+
+
+def compare(options):
+    """Accuracy and time of every method on every case."""
     print(f"{'case':24s}{'method':24s}{'CPU s':>9s}{'error':>11s}{'wrong':>7s}")
     compiled = set()
     for name, fp, exact in cases(options.large):

@@ -105,10 +105,17 @@ def block_krylov(
         if first >= wanted and np.all(residual[:wanted] <= tol):
             kept = max(wanted, int(np.sum(residual[:first] < _USEFUL)))
             return RitzPairs(values, _combination(basis, improved[:, :kept]), residual)
-        real = improved if symmetric else np.hstack([improved.real, improved.imag])
-        directions, sizes, _ = np.linalg.svd(real / np.linalg.norm(real, axis=0).max(), full_matrices=False)
-        kept = min(width, int(np.sum(sizes > 1e-10)))
-        block, length = _combination(basis, directions[:, :kept]), np.ones(kept)
+        if symmetric:
+            # in their order: mixed with a vector of a much larger value, others would drown in its rounding
+            directions, triangle = np.linalg.qr(improved / np.linalg.norm(improved, axis=0))
+            directions = directions[:, np.abs(np.diag(triangle)) > 1e-10]
+        else:
+            real = np.hstack([improved.real, improved.imag])
+            scale = np.linalg.norm(real, axis=0).max()
+            directions, sizes, _ = np.linalg.svd(real / scale, full_matrices=False)
+            directions = directions[:, :width][:, sizes[:width] > 1e-10]
+        kept = directions.shape[1]
+        block, length = _combination(basis, directions), np.ones(kept)
     raise ConvergenceFailure(
         f"{wanted} modes did not converge: a residual is {residual[:wanted].max():.2g}, allowed {tol:.2g}; ask "
         "for another number of modes, or use a coarser grid"
@@ -136,7 +143,7 @@ def _add_combination(block: np.ndarray, basis: list[np.ndarray], small: np.ndarr
     """Add columns of the basis to a block, in place; arrays in C order are their transposes to BLAS."""
     at = 0
     for old in basis:
-        if old.shape[1]:
+        if old.shape[1] and block.shape[1]:
             part = small[at : at + old.shape[1]]
             blas.dgemm(1.0, part.T, old.T, beta=1.0, c=block.T, overwrite_c=1)
         at += old.shape[1]
@@ -154,4 +161,6 @@ def _orthonormal(block: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.
     kept = values > _DEPENDENT
     turn, root = turn[:, kept], np.sqrt(values[kept])
     back = np.where(np.isfinite(size), size, 0.0)
+    if kept.all():  # nearest to the block itself, which may be of vectors of very different values
+        return block @ ((turn / root) @ turn.T / size[:, None]), (turn * root) @ turn.T * back
     return block @ (turn / size[:, None] / root), root[:, None] * turn.T * back

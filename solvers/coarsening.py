@@ -36,12 +36,12 @@ class Coarse:
             values[coarse.cells_of(self.chain.size)] = functions[:, column]
             values = values.reshape(coarse.shape)
             for axis, sides in enumerate(fine.shape):
-                values = _refined(values, axis, sides, fine.wrapped[axis])
+                values = refined(values, axis, sides, fine.wrapped[axis])
             result[:, column] = values.ravel()[fine.cells_of(self._fine.size)]
         return result
 
 
-def _refined(values: np.ndarray, axis: int, sides: int, wrapped: bool) -> np.ndarray:
+def refined(values: np.ndarray, axis: int, sides: int, wrapped: bool) -> np.ndarray:
     """Twice as many cells along an axis; beside a missing neighbour or a wall the values go on."""
     values = np.moveaxis(values, axis, 0)
     below, above = np.roll(values, 1, axis=0), np.roll(values, -1, axis=0)

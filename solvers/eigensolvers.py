@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sps
 
-from solvers import memory
+from solvers import memory, nonreversible, reversible
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.chain_kernels import residuals
-from solvers.errors import InvalidInput
+from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.lattice_modes import lattice_modes, suits_lattice_modes
 from solvers.multigrid_modes import QUOTIENT, multigrid_modes, prefers_multigrid, suits_multigrid
 from solvers.nonreversible import nonreversible_modes, stochastic_modes
+from solvers.plane_modes import MANY, suits_planes
 from solvers.reversible import reversible_modes
 from solvers.starts import Start
 
@@ -67,12 +68,19 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
             f"method={method!r} is not for generators; choose 'auto', 'tridiagonal', 'shift-invert', 'davidson', "
             "'dense'"
         )
-    if method == "davidson" and not (suits_multigrid(chain) or suits_lattice_modes(chain)):
+    planes, lattice = suits_planes(chain), suits_lattice_modes(chain)
+    if method == "davidson" and not (planes or lattice or suits_multigrid(chain)):
         raise InvalidInput(
-            "method='davidson' needs a reversible operator in at most three dimensions, or one on more than 20 000 "
-            "cells in three, without signed or diagonal exchange; use 'auto'"
+            "method='davidson' needs a reversible operator in at most three dimensions, or one on more than "
+            f"{MANY} cells in two or three, without signed or diagonal exchange; use 'auto'"
         )
-    if (method == "davidson" and chain.reversible) or (method == "auto" and prefers_multigrid(chain)):
+    tried = ""
+    if planes and method in {"auto", "davidson"}:
+        modes = _on_planes(chain, k, tol, method)
+        if modes is not None:
+            return modes
+        tried = "; multigrid cycles on blocks of cells did not converge"
+    if (method == "davidson" and suits_multigrid(chain)) or (method == "auto" and prefers_multigrid(chain)):
         large = multigrid_modes(chain, k, tol, start)
         return Modes(
             large.values,
@@ -85,8 +93,12 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
             large.doubts,
             start=Start(large.values, large.right, large.left, large.spare),
         )
+    if method == "davidson" and not lattice:
+        raise ConvergenceFailure(
+            f"method='davidson'{tried}; use method='auto', which then factors the operator"
+        )
     asked = method
-    if method == "auto" and suits_lattice_modes(chain):
+    if method == "auto" and lattice:
         method = "davidson"
     tridiagonal = chain.linear and chain.reversible
     if method == "tridiagonal" and not tridiagonal:
@@ -109,24 +121,52 @@ def generator_modes(chain: Chain, k: int, method: str, tol: float, start: Start 
         values, right, left = lattice_modes(chain, k, tol)
     else:
         values, right, left, near = nonreversible_modes(chain, k, method, tol, start)
-    if chain.extra is None:
-        _normalise(right, left)
-        pairs = chain.first, chain.second, chain.forward, chain.backward
-        weight = _weight(right, zeros)
-        one_by_one = [
-            residuals(*pairs, chain.outflow, values[a : a + 1], right[:, [a]], left[:, [a]], weight)
-            for a in range(len(values))
-        ]
-        sums = np.concatenate(one_by_one, axis=1)
-        norm = float((2.0 * chain.outflow - chain.loss).max())
-        modes = Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
-    else:
-        modes = _finish(chain.generator, values, right, left, zeros, method)
+    modes = _measured(chain, values, right, left, zeros, method)
     if asked == "auto":
-        modes.reason = _reason(chain, method)
+        modes.reason = _reason(chain, method) + tried
     modes.start = near
-    modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes)
+    modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes, quotients=method == "davidson")
     return modes
+
+
+def _on_planes(chain: Chain, k: int, tol: float, method: str) -> Modes | None:
+    """Modes by nested iteration with multigrid cycles, in two dimensions; None if it does not converge."""
+    zeros, doubts = len(chain.closed_classes), ()
+    if zeros > 1 or k <= zeros:
+        return None
+    if chain.reversible:
+        found = reversible.modes_on_planes(chain, k, tol)
+        if found is None:
+            return None
+        values, right, left, doubts = found
+    else:
+        triple = nonreversible.modes_on_planes(chain, k, tol)
+        if triple is None:
+            return None
+        values, right, left = triple
+    modes = _measured(chain, values, right, left, zeros, "davidson")
+    if method == "auto":
+        modes.reason = _reason(chain, "davidson")
+    modes.doubts = doubts if chain.reversible else _irreversible_doubts(modes, quotients=False)
+    return modes
+
+
+def _measured(
+    chain: Chain, values: np.ndarray, right: np.ndarray, left: np.ndarray, zeros: int, method: str
+) -> Modes:
+    """Normalised modes and their residuals, from the rates where these are all there is."""
+    if chain.extra is not None:
+        return _finish(chain.generator, values, right, left, zeros, method)
+    _normalise(right, left)
+    pairs = chain.first, chain.second, chain.forward, chain.backward
+    weight = _weight(right, zeros)
+    one_by_one = [  # less memory than all at once
+        residuals(*pairs, chain.outflow, values[a : a + 1], right[:, [a]], left[:, [a]], weight)
+        for a in range(len(values))
+    ]
+    sums = np.concatenate(one_by_one, axis=1)
+    norm = float((2.0 * chain.outflow - chain.loss).max())
+    return Modes(values, right, left, _backward_error(sums, norm), zeros, norm, method)
 
 
 def _reason(chain: Chain, method: str) -> str:
@@ -137,16 +177,17 @@ def _reason(chain: Chain, method: str) -> str:
     if method == "dense":
         return f"{chain.size} cells: a full matrix is fastest"
     if method == "davidson":
-        return f"{balance}, {chain.size} cells in three dimensions: a factorisation would fill in"
+        cells = f"{chain.size} cells in {'three' if len(chain.widths) == 3 else 'two'} dimensions"
+        return f"{balance}, {cells}: multigrid cycles on all modes at once, no factorisation"
     return (
         f"{balance}, {chain.size} cells: a sparse factorisation, which also finds modes close to each other"
     )
 
 
-def _irreversible_doubts(modes: Modes) -> tuple[str, ...]:
+def _irreversible_doubts(modes: Modes, *, quotients: bool) -> tuple[str, ...]:
     floor, size = _ABSOLUTE * modes.norm, np.abs(modes.values[modes.zeros :])
     # of a single slow mode the quotient of flows has as many digits as a sum of squares
-    if modes.method == "davidson" and np.sum(size < floor) < 2:
+    if quotients and np.sum(size < floor) < 2:
         floor = QUOTIENT * modes.norm
     lost = modes.values[modes.zeros :][size < floor]
     if not lost.size:

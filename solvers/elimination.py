@@ -84,7 +84,7 @@ def _ordering(chain: Chain) -> np.ndarray:
     return factor(dominant, symmetric=True).perm_c.astype(np.int64)
 
 
-@njit
+@njit(cache=True)
 def _fill(indptr, indices, n):
     """Which later states each state is joined to when its turn comes."""
     starts = np.zeros(n + 1, np.int64)
@@ -123,7 +123,7 @@ def _fill(indptr, indices, n):
     return starts, later[:used].copy()
 
 
-@njit(error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _eliminate(starts, later, indptr, indices, rates, killed):
     """Rates up (k -> later) and down (later -> k, divided by the rate of leaving k), and of leaving."""
     n = len(killed)
@@ -157,7 +157,7 @@ def _eliminate(starts, later, indptr, indices, rates, killed):
     return up, down, leave
 
 
-@njit(error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _solve(starts, later, up, down, leave, x):
     n = len(x)
     for k in range(n):
@@ -173,7 +173,7 @@ def _solve(starts, later, up, down, leave, x):
     return x
 
 
-@njit(error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _solve_transposed(starts, later, up, down, leave, x):
     n = len(x)
     for k in range(n):

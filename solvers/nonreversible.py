@@ -20,6 +20,7 @@ from solvers.lattice_operator import prefers_cycles
 from solvers.mode_order import biorthonormal, closed_count, slowest_first
 from solvers.reversible import RELIABLE, extend_left
 from solvers.starts import Start
+from solvers.turning_planes import nonreversible_functions
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Scalings below this leave the left vectors to a solve: products with them would underflow.
@@ -138,6 +139,17 @@ def nonreversible_modes(
     if null_right is not None:
         right[:, 0], left[:, 0] = null_right, 1.0
     return values, right, left, spare
+
+
+def modes_on_planes(chain: Chain, k: int, tol: float) -> Triple | None:
+    """The same for all cells of a large rectangle without a factorisation; None if that does not converge."""
+    found = nonreversible_functions(
+        chain, k, tol, lambda blocks, count: nonreversible_modes(blocks, count, "shift-invert", 1e-6)[:3]
+    )
+    if found is None:
+        return None
+    shown = closed_count(found[0], k, cluster=False)
+    return found[0][:shown], found[1][:, :shown], found[2][:, :shown]
 
 
 def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:

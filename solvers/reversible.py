@@ -17,6 +17,7 @@ from solvers.coarsening import coarsened
 from solvers.errors import ConvergenceFailure
 from solvers.factorisation import arpack, factor, on_fronts, start_vector, symmetric_resolvent
 from solvers.multifrontal import Factors
+from solvers.plane_modes import reversible_functions
 from solvers.starts import Start
 from solvers.twisted import line_modes
 
@@ -178,6 +179,42 @@ def _graded_modes(
         left = np.hstack([np.ones_like(null), left])
         right = np.exp(chain.log_weights)[:, None] * left
     return np.concatenate([np.zeros(null.shape[1]), values]), right, left, doubts
+
+
+def modes_on_planes(
+    chain: Chain, k: int, tol: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]] | None:
+    """The same for all cells of a large rectangle without a factorisation; None if that does not converge."""
+    assert chain.log_weights is not None
+    zeros = len(chain.closed_classes)
+    if zeros > 1 or k <= zeros:
+        return None
+    functions = reversible_functions(
+        chain, k - zeros, tol, lambda blocks, count: reversible_modes(blocks, count, "shift-invert", 1e-6)[:3]
+    )
+    if functions is None:
+        return None
+    with np.errstate(under="ignore"):
+        weights = np.exp(chain.log_weights)
+        # weight times rate is the same both ways: the form is a sum of squares of differences of functions
+        flow = np.sqrt(weights[chain.first] * chain.forward) * np.sqrt(weights[chain.second] * chain.backward)
+        pairs = chain.first, chain.second, flow, flow, weights * chain.loss
+        form = difference_form(*pairs, functions)
+        gram = functions.T @ (weights[:, None] * functions)
+    _, rotation = sl.eigh(form, gram)
+    functions = functions @ rotation
+    with np.errstate(under="ignore"):
+        # quotients vector by vector: eigh of the form has absolute accuracy only
+        squares = difference_squares(*pairs, functions) / np.einsum(
+            "i,ia,ia->a", weights, functions, functions
+        )
+    order = np.argsort(squares, kind="stable")
+    values, doubts = _settled(-squares[order], None, float(chain.outflow.max(initial=0.0)), k - zeros)
+    left = np.empty((chain.size, k))
+    left[:, :zeros], left[:, zeros:] = 1.0, functions[:, order]
+    del functions
+    with np.errstate(under="ignore"):
+        return np.concatenate([np.zeros(zeros), values]), weights[:, None] * left, left, doubts
 
 
 def _start_functions(chain: Chain, count: int) -> np.ndarray:

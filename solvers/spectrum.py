@@ -28,10 +28,11 @@ def eigenmodes(
         Number of modes. If the k-th is one of a complex pair its partner is returned too (k + 1 modes).
     method : {"auto", "tridiagonal", "shift-invert", "davidson", "arnoldi", "dense"}
         "auto": "tridiagonal" (LAPACK bisection on the symmetrised matrix) for reversible operators in one
-        dimension; "dense" up to 100 cells; "davidson" (block generalised Davidson preconditioned by multigrid
-        cycles) on more than 20 000 cells in three dimensions, reversible or not; otherwise "shift-invert"
-        (ARPACK on a sparse LU of the generator, symmetrised where it is reversible) or, for transfer operators,
-        "arnoldi".
+        dimension; "dense" up to 100 cells; "davidson" on more than 20 000 cells, in two dimensions (nested iteration
+        with Jacobi-Davidson corrections by multigrid cycles, for all modes at once, on both sides where there is no
+        detailed balance) and in three (block generalised Davidson preconditioned by multigrid cycles); otherwise,
+        and where cycles do not converge in two dimensions, "shift-invert" (a sparse factorisation of the generator,
+        symmetrised where it is reversible) or, for transfer operators, "arnoldi".
     tol : float
         Relative residual at which a mode counts as converged.
     richardson : bool

@@ -76,14 +76,43 @@ def line_modes(chain: Chain, wanted: int) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 def _orthogonal(left: np.ndarray, weights: np.ndarray, zeros: int) -> np.ndarray:
-    """Functions less what rounding has left in them of the slower ones; row by row, so digits are kept."""
-    functions = np.column_stack([np.ones((len(left), zeros)), left])
-    weighted = weights[:, None] * functions
-    gram = functions.T @ weighted
+    """Functions less what rounding has left in them of the slower ones, in place; row by row, so digits are kept."""
+    gram = _gram(left, weights, zeros)
     size = np.sqrt(np.diag(gram))
     factor = np.linalg.cholesky(gram / np.outer(size, size)).T
     mixing = np.linalg.inv(factor) / size[:, None]
-    return functions @ mixing[:, zeros:]
+    _mix(left, mixing[:, zeros:], zeros)
+    return left
+
+
+@njit(cache=True)
+def _gram(left, weights, zeros):
+    """Products under the weights of ones (as many as zeros) and the columns; sums of pieces, so that rounding stays."""
+    n, m = left.shape
+    gram, part, row = np.zeros((zeros + m, zeros + m)), np.zeros((zeros + m, zeros + m)), np.ones(zeros + m)
+    for i in range(n):
+        row[zeros:] = left[i]
+        for p in range(zeros + m):
+            f = weights[i] * row[p]
+            for q in range(zeros + m):
+                part[p, q] += f * row[q]
+        if i % 4096 == 4095 or i == n - 1:
+            gram += part
+            part[:] = 0.0
+    return gram
+
+
+@njit(cache=True)
+def _mix(left, mixing, zeros):
+    n, m = left.shape
+    row, new = np.ones(zeros + m), np.empty(m)
+    for i in range(n):
+        row[zeros:] = left[i]
+        new[:] = 0.0
+        for p in range(zeros + m):
+            for q in range(m):
+                new[q] += row[p] * mixing[p, q]
+        left[i] = new
 
 
 @njit(cache=True, error_model="numpy")

@@ -109,7 +109,7 @@ def test_absorbed_long_line_agrees_with_quadrature_of_its_spectrum(reference):
 
 def test_large_reversible_grids_agree_with_lanczos(reference):
     fp = wells(160)
-    modes = eigenmodes(fp, 6, richardson=True)
+    modes = eigenmodes(fp, 6, method="shift-invert", richardson=True)
     half = np.exp(0.5 * fp.chain.log_weights)
     left = modes.left.values.reshape(6, -1)
     # shift-invert by SuperLU, without blocks, coarse grids or fronts
@@ -137,7 +137,7 @@ def test_blocks_of_vectors_agree_with_arnoldi_without_detailed_balance(monkeypat
         monkeypatch.setattr(nonreversible, "_BLOCKS", least)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AccuracyWarning)
-            modes = eigenmodes(fp, 5)
+            modes = eigenmodes(fp, 5, method="shift-invert")
         values.append(modes.eigenvalue.values)
         left, right = (modes[v].values.reshape(len(values[-1]), -1) for v in ("left", "right"))
         np.testing.assert_allclose((left * fp.grid.volumes.ravel()) @ right.T, np.eye(len(left)), atol=1e-9)
