@@ -1,0 +1,247 @@
+"""The learning rate at which the output moments of all examples reproduce themselves: a symmetric eigenproblem in eta.
+
+The unknown is one c x c matrix per example, P_i = A_i S A_i^T, the second moment of its outputs (n c^2 numbers, not
+d^2). With G = U diag(x) U^T and the kernel W of the rule (`moment_kernel`), one step of the noise feeds back as
+
+    K(P)_j = n [U (W o (U^T P U)) U^T]_jj,    P block-diagonal,
+
+and the threshold is where the largest eigenvalue of K is 1. K is symmetric, <P, K P> = n sum_ab W_ab (u_a^T P u_b)^2,
+and grows with eta, so that any P gives an upper bound of the threshold, wrong in the second order of the error of P.
+
+Where only part of G is resolved, G = U diag(x) U^T + E, the rest enters by the diagonal blocks E_jj alone. W may be
+bounded entry by entry, because the sum above has positive weights:
+
+- from below: the rest contributes at least lower/2 <E, P>^2/(tr E + mu m), by Cauchy's inequality over its own
+  eigenvectors (m of them);
+- from above: W(x, y) <= upper (x + y)/4 makes it at most upper/2 sum_j tr(P_j^2 E_jj), tight where P is a multiple of
+  the identity; pairs of a resolved and an unresolved direction add sum_a e_a sum_b (u_a^T P u_b)^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.optimize import brentq
+
+from eos_sde.thresholds.gram import Head, block_products
+from eos_sde.thresholds.moment_kernel import MomentKernel
+from solvers.errors import ConvergenceFailure
+
+_MAX_ITERATIONS = 300
+
+
+class Feedback:
+    """K of a resolved spectrum, with its rest left out or bounded from either side.
+
+    Parameters
+    ----------
+    head : Head
+        What is resolved, and the blocks of the rest.
+    kernel : MomentKernel
+        Of the rule.
+    side : {"below", "above"}
+        Which bound of K the rest enters by.
+    ceiling : float, optional
+        A learning rate that is surely not below the threshold; the full-batch edge if left out.
+    """
+
+    def __init__(self, head: Head, kernel: MomentKernel, *, side: str, ceiling: float | None = None) -> None:
+        self.head, self.kernel, self.side = head, kernel, side
+        self.examples = head.examples
+        self.edge = kernel.edge(float(np.max(head.values)))
+        self.ceiling = self.edge if ceiling is None else min(ceiling, self.edge)
+        self._excess, self._shares = None, None
+        if head.tail is not None:
+            self._trace = float(np.trace(head.tail, axis1=1, axis2=2).sum())
+            if side == "above" and head.top <= 0.5 * np.max(head.values):
+                upper, _ = kernel.tail_weights(self.ceiling, head.top)
+                self._excess = kernel.tail_excess(head.values, self.ceiling, head.top, upper)
+                scaled = head.vectors * self._excess.astype(head.vectors.dtype)
+                self._shares = block_products(scaled, head.vectors, self.examples)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the bound of the rest leaves room for a threshold: not where most of G is unresolved."""
+        if self.side == "below" or self.head.tail is None:
+            return True
+        if self._shares is None:
+            return False
+        identity = self.start(self.head.tail.shape[1])
+        image = self.rest(identity, 0.5 * self.ceiling)
+        return bool(np.max(np.linalg.eigvalsh(image)) < 1.0)
+
+    def project(self, p: np.ndarray) -> np.ndarray:
+        """U^T P U, symmetric, in double precision."""
+        u = self.head.vectors
+        n, c, _ = p.shape
+        left = np.matmul(p.astype(u.dtype), u.reshape(n, c, -1)).reshape(u.shape)
+        m = (u.T @ left).astype(float)
+        return (m + m.T) / 2
+
+    def weights(self, eta: float) -> np.ndarray:
+        """n W on all pairs of resolved directions, less what the bound of the rest has counted for them."""
+        x, n = self.head.values, self.examples
+        w = self.kernel(x[:, None], x[None, :], eta)
+        if self._excess is not None:
+            w = w - (self._excess[:, None] + self._excess[None, :]) / 2
+        return n * w
+
+    def rest(self, p: np.ndarray, eta: float) -> np.ndarray | float:
+        """What the unresolved part adds to K(P)."""
+        tail = self.head.tail
+        if tail is None or self._trace == 0:
+            return 0.0
+        n = self.examples
+        upper, lower = self.kernel.tail_weights(eta, self.head.top)
+        if self._shares is None:
+            unresolved = max(self.head.vectors.shape[0] - self.head.vectors.shape[1], 1)
+            share = lower / (2 * (self._trace + self.kernel.weight_decay * unresolved))
+            return n * share * float(np.sum(tail * p)) * tail
+        local = upper / 4 * tail + self._shares / 2
+        return n * (np.matmul(local, p) + np.matmul(p, local))
+
+    def apply(self, p: np.ndarray, m: np.ndarray, eta: float) -> np.ndarray:
+        """K(P), given also m = U^T P U."""
+        u = self.head.vectors
+        image = block_products(u @ (self.weights(eta) * m).astype(u.dtype), u, self.examples)
+        return (image + image.transpose(0, 2, 1)) / 2 + self.rest(p, eta)
+
+    def start(self, outputs: int) -> np.ndarray:
+        """The identity: never orthogonal to the leading eigenvector, whose blocks are positive semi-definite."""
+        return np.tile(np.eye(outputs), (self.examples, 1, 1))
+
+
+class Solution(NamedTuple):
+    """Where the largest eigenvalue of K is 1.
+
+    Attributes
+    ----------
+    eta : float
+        Root of the Rayleigh quotient: not below the root of K.
+    slack : float
+        eta - slack is not above the root of the eigenvalue that was found: its residual over its slope in eta.
+    moments : array, shape (n, c, c)
+        The eigenvector, of norm 1.
+    iterations : int
+        Applications of K.
+    """
+
+    eta: float
+    slack: float
+    moments: np.ndarray
+    iterations: int
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """A direction in the space of output moments with its projection."""
+
+    p: np.ndarray
+    m: np.ndarray
+
+    def less(self, other: _Direction) -> _Direction:
+        """Without its component along a direction of norm 1."""
+        share = float(np.sum(self.p * other.p))
+        return _Direction(self.p - share * other.p, self.m - share * other.m)
+
+    def scaled(self) -> _Direction | None:
+        """With norm 1; None if there is nothing left."""
+        norm = float(np.linalg.norm(self.p))
+        return None if norm < 1e-14 else _Direction(self.p / norm, self.m / norm)
+
+
+def critical_rate(
+    feedback: Feedback, start: np.ndarray, *, tolerance: float, enough: Callable[[float], bool] | None = None
+) -> Solution:
+    """Find where the largest eigenvalue of K is 1, by locally optimal steps in P with the root in eta solved in each.
+
+    Parameters
+    ----------
+    feedback : Feedback
+        K.
+    start : array, shape (n, c, c)
+        Where to start, e.g. the solution for a neighbouring batch size.
+    tolerance : float
+        Relative slack at which to stop.
+    enough : callable, optional
+        Of the learning rate reached, an upper bound; stops early when true.
+
+    Returns
+    -------
+    Solution
+        The root and its slack.
+
+    Raises
+    ------
+    ConvergenceFailure
+        If the slack does not fall below the tolerance.
+    """
+    if not feedback.bounded:
+        return Solution(feedback.ceiling, feedback.ceiling, start / np.linalg.norm(start), 0)
+    start = start / np.linalg.norm(start)
+    current, last = _Direction(start, feedback.project(start)), None
+    eta = _root(feedback, [current], feedback.edge)[0]
+    slack = np.inf
+    for iteration in range(1, _MAX_ITERATIONS + 1):
+        image = feedback.apply(current.p, current.m, eta)
+        residual = image - current.p
+        slope = (_quotients(feedback, [current], eta)[0, 0] - _quotients(feedback, [current], 0.999 * eta)[0, 0]) / (
+            0.001 * eta
+        )
+        slack = float(np.linalg.norm(residual)) / slope
+        if slack <= tolerance * eta or (enough is not None and enough(eta)):
+            return Solution(eta, slack, current.p, iteration)
+        size = np.linalg.norm(residual)
+        basis = [current]
+        for candidate in (_Direction(residual / size, feedback.project(residual / size)), last):
+            reduced = candidate
+            for _ in range(2):
+                for one in basis:
+                    reduced = None if reduced is None else reduced.less(one)
+                reduced = None if reduced is None else reduced.scaled()
+            if reduced is not None:
+                basis.append(reduced)
+        eta, mix = _root(feedback, basis, eta)
+        moved = _Direction(
+            sum(a * one.p for a, one in zip(mix, basis, strict=True)),
+            sum(a * one.m for a, one in zip(mix, basis, strict=True)),
+        )
+        last = moved.less(current).scaled()
+        current = moved.scaled() or current
+    raise ConvergenceFailure(
+        f"the leading moments were found to {slack / eta:.1e} in {_MAX_ITERATIONS} steps, above "
+        f"tolerance={tolerance:.1e}: the two largest eigenvalues lie too close; raise the tolerance"
+    )
+
+
+def _quotients(feedback: Feedback, basis: list[_Direction], eta: float) -> np.ndarray:
+    """K on the span of an orthonormal basis."""
+    weights = feedback.weights(eta)
+    size = len(basis)
+    matrix = np.zeros((size, size))
+    for i, one in enumerate(basis):
+        weighted = weights * one.m
+        rest = feedback.rest(one.p, eta)
+        for j in range(i + 1):
+            matrix[i, j] = matrix[j, i] = np.vdot(weighted, basis[j].m) + np.sum(rest * basis[j].p)
+    return matrix
+
+
+def _root(feedback: Feedback, basis: list[_Direction], high: float) -> tuple[float, np.ndarray]:
+    """Where the largest eigenvalue of K on the span is 1, at most `high`, and its vector."""
+
+    def excess(eta: float) -> float:
+        return float(np.linalg.eigvalsh(_quotients(feedback, basis, eta))[-1]) - 1.0
+
+    at_high = excess(high)
+    if at_high > 0:
+        low = high
+        while excess(low) > 0:
+            high, low = low, low * (0.5 if len(basis) == 1 else 0.98)
+        high = float(brentq(excess, low, high, xtol=1e-14 * high, rtol=1e-13))  # pyright: ignore[reportArgumentType]
+    vectors = eigh(_quotients(feedback, basis, high))[1]
+    return high, vectors[:, -1]
