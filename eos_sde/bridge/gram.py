@@ -13,7 +13,6 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.thresholds.gram import GramOperator
 from solvers.errors import InvalidInput
 
-_CHUNK_BYTES = 2e8  # of per-example Jacobians held at once
 _COLUMNS = 16  # vectors carried through the network at once
 
 
@@ -120,18 +119,18 @@ def _products(outputs: Any, flat: jax.Array, x: jax.Array, roots: jax.Array | No
 
 
 def _blocks(outputs: Any, flat: jax.Array, x: jax.Array, roots: jax.Array | None) -> np.ndarray:
-    """Diagonal blocks of G, from the Jacobians of a few examples at a time."""
+    """Diagonal blocks of G, an example at a time: its c gradients never leave the cache."""
     n, c = len(x), outputs(flat, x[:1]).shape[1]
-    chunk = int(max(_CHUNK_BYTES // (8 * c * flat.size), 1))
     eye = jnp.broadcast_to(jnp.eye(c), (n, c, c)) if roots is None else roots
 
     @jax.jit
-    def blocks(theta: jax.Array) -> jax.Array:
+    def blocks(theta: jax.Array, x: jax.Array, roots: jax.Array) -> jax.Array:
         def one(example: tuple[jax.Array, jax.Array]) -> jax.Array:
             inputs, root = example
-            rows = root @ jax.jacrev(lambda t: outputs(t, inputs[None])[0])(theta)
-            return rows @ rows.T / n
+            _, push = jax.linearize(lambda t: outputs(t, inputs[None])[0], theta)
+            pull = jax.linear_transpose(push, theta)
+            return root @ jax.vmap(lambda row: push(pull(row)[0]))(root).T / n
 
-        return jax.lax.map(one, (x, eye), batch_size=min(chunk, n))
+        return jax.lax.map(one, (x, roots))
 
-    return np.asarray(blocks(flat))
+    return np.asarray(blocks(flat, x, eye))

@@ -21,6 +21,7 @@ from solvers.errors import InvalidInput
 
 _EXHAUSTED = 1e-10  # new directions below this share of the leading eigenvalue are rounding
 _DEPENDENT = 1e-12  # Ritz values below this share of the largest are taken as zero
+_CONVERGED = 0.1  # residual of a Ritz pair over its value: more, and its shift costs more than resolving it brings
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,10 @@ class Ritz(NamedTuple):
         """A matrix above G that leaves a subspace invariant: thresholds from it are lower bounds.
 
         With R the residual of the kept pairs and any diagonal D > 0, R U^T + U R^T <= U D U^T + R D^-1 R^T; D is the
-        norm of each residual, pairs whose residual exceeds 5 % of their value go to the rest.
+        norm of each residual; pairs that have not converged go to the rest.
         """
         size = np.linalg.norm(self.residuals, axis=0)
-        keep = (size <= 0.05 * self.values) & (self.values > _DEPENDENT * self.values[-1])
+        keep = (size <= _CONVERGED * self.values) & (self.values > _DEPENDENT * self.values[-1])
         keep[-1] = True
         values, shift, couple = self.values[keep], size[keep], self.residuals[:, keep]
         vectors = self.basis.combine(self.rotation[:, keep], dtype)

@@ -19,7 +19,6 @@ bounded entry by entry, because the sum above has positive weights:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +31,9 @@ from eos_sde.thresholds.moment_kernel import MomentKernel
 from solvers.errors import ConvergenceFailure
 
 _MAX_ITERATIONS = 300
+_REFRESH = 8  # steps after which the projection of the moments is taken anew, against the drift of its sums
+_INDEPENDENT = 0.01  # part of a direction that must be new: less, and its projection would be rounding
+_STEP = 1e-4  # relative step of the slope in eta
 
 
 class Feedback:
@@ -70,8 +72,7 @@ class Feedback:
             return True
         if self._shares is None:
             return False
-        identity = self.start(self.head.tail.shape[1])
-        image = self.rest(identity, 0.5 * self.ceiling)
+        image = self.rest(self.starts()[0], 0.5 * self.ceiling)
         return bool(np.max(np.linalg.eigvalsh(image)) < 1.0)
 
     def project(self, p: np.ndarray) -> np.ndarray:
@@ -110,9 +111,15 @@ class Feedback:
         image = block_products(u @ (self.weights(eta) * m).astype(u.dtype), u, self.examples)
         return (image + image.transpose(0, 2, 1)) / 2 + self.rest(p, eta)
 
-    def start(self, outputs: int) -> np.ndarray:
-        """The identity: never orthogonal to the leading eigenvector, whose blocks are positive semi-definite."""
-        return np.tile(np.eye(outputs), (self.examples, 1, 1))
+    def starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The identity, and the moments of the sharpest direction, for which K is at least 1 at the edge.
+
+        All blocks are positive semi-definite, as those of the leading eigenvector, and none is orthogonal to it.
+        """
+        u = self.head.vectors
+        identity = np.tile(np.eye(len(u) // self.examples), (self.examples, 1, 1))
+        sharpest = u[:, [int(np.argmax(self.head.values))]]
+        return identity, block_products(sharpest, sharpest, self.examples)
 
 
 class Solution(NamedTuple):
@@ -143,79 +150,81 @@ class _Direction:
     p: np.ndarray
     m: np.ndarray
 
-    def less(self, other: _Direction) -> _Direction:
-        """Without its component along a direction of norm 1."""
-        share = float(np.sum(self.p * other.p))
-        return _Direction(self.p - share * other.p, self.m - share * other.m)
 
-    def scaled(self) -> _Direction | None:
-        """With norm 1; None if there is nothing left."""
-        norm = float(np.linalg.norm(self.p))
-        return None if norm < 1e-14 else _Direction(self.p / norm, self.m / norm)
-
-
-def critical_rate(
-    feedback: Feedback, start: np.ndarray, *, tolerance: float, enough: Callable[[float], bool] | None = None
-) -> Solution:
+def critical_rate(feedback: Feedback, start: np.ndarray | None = None, *, tolerance: float) -> Solution:
     """Find where the largest eigenvalue of K is 1, by locally optimal steps in P with the root in eta solved in each.
 
     Parameters
     ----------
     feedback : Feedback
         K.
-    start : array, shape (n, c, c)
+    start : array, shape (n, c, c), optional
         Where to start, e.g. the solution for a neighbouring batch size.
     tolerance : float
         Relative slack at which to stop.
-    enough : callable, optional
-        Of the learning rate reached, an upper bound; stops early when true.
 
     Returns
     -------
     Solution
-        The root and its slack.
+        The root and its slack; a slack of the size of the root where the bound of the rest leaves no room for one.
 
     Raises
     ------
     ConvergenceFailure
         If the slack does not fall below the tolerance.
     """
+    identity, sharpest = feedback.starts()
+    first = identity if start is None else start
     if not feedback.bounded:
-        return Solution(feedback.ceiling, feedback.ceiling, start / np.linalg.norm(start), 0)
-    start = start / np.linalg.norm(start)
-    current, last = _Direction(start, feedback.project(start)), None
-    eta = _root(feedback, [current], feedback.edge)[0]
-    slack = np.inf
+        return Solution(feedback.ceiling, feedback.ceiling, first / np.linalg.norm(first), 0)
+    basis = _orthonormal([_Direction(p, feedback.project(p)) for p in (first, sharpest)])
+    eta, slack, last = feedback.edge, np.inf, None
     for iteration in range(1, _MAX_ITERATIONS + 1):
-        image = feedback.apply(current.p, current.m, eta)
-        residual = image - current.p
-        slope = (_quotients(feedback, [current], eta)[0, 0] - _quotients(feedback, [current], 0.999 * eta)[0, 0]) / (
-            0.001 * eta
-        )
-        slack = float(np.linalg.norm(residual)) / slope
-        if slack <= tolerance * eta or (enough is not None and enough(eta)):
-            return Solution(eta, slack, current.p, iteration)
-        size = np.linalg.norm(residual)
-        basis = [current]
-        for candidate in (_Direction(residual / size, feedback.project(residual / size)), last):
-            reduced = candidate
-            for _ in range(2):
-                for one in basis:
-                    reduced = None if reduced is None else reduced.less(one)
-                reduced = None if reduced is None else reduced.scaled()
-            if reduced is not None:
-                basis.append(reduced)
         eta, mix = _root(feedback, basis, eta)
-        moved = _Direction(
-            sum(a * one.p for a, one in zip(mix, basis, strict=True)),
-            sum(a * one.m for a, one in zip(mix, basis, strict=True)),
-        )
-        last = moved.less(current).scaled()
-        current = moved.scaled() or current
+        current = _combination(mix, basis)
+        if iteration > 1:
+            last = _combination(mix[1:], basis[1:]) if len(basis) > 1 else None
+        if iteration % _REFRESH == 0:
+            current = _Direction(current.p, feedback.project(current.p))
+        residual = feedback.apply(current.p, current.m, eta) - current.p
+        below = _quotients(feedback, [current], (1 - _STEP) * eta)[0, 0]
+        slope = (_quotients(feedback, [current], eta)[0, 0] - below) / (_STEP * eta)
+        size = float(np.linalg.norm(residual))
+        slack = size / slope
+        if slack <= tolerance * eta:
+            return Solution(eta, slack, current.p, iteration)
+        residual /= size
+        spanned = [current, _Direction(residual, feedback.project(residual))]
+        basis = _orthonormal(spanned if last is None else [*spanned, last])
     raise ConvergenceFailure(
         f"the leading moments were found to {slack / eta:.1e} in {_MAX_ITERATIONS} steps, above "
         f"tolerance={tolerance:.1e}: the two largest eigenvalues lie too close; raise the tolerance"
     )
+
+
+def _combination(mix: np.ndarray, basis: list[_Direction]) -> _Direction:
+    """Sum of directions, whose norm is 1 where they are orthonormal and mix has norm 1."""
+    p, m = mix[0] * basis[0].p, mix[0] * basis[0].m
+    for share, one in zip(mix[1:], basis[1:], strict=True):
+        p += share * one.p
+        m += share * one.m
+    return _Direction(p, m)
+
+
+def _orthonormal(directions: list[_Direction]) -> list[_Direction]:
+    """Orthonormal directions of the same span, in the same order; dependent ones are left out."""
+    basis: list[_Direction] = []
+    for candidate in directions:
+        scale = float(np.linalg.norm(candidate.p))
+        p, m = candidate.p, candidate.m
+        for _ in range(2):
+            for one in basis:
+                share = float(np.sum(p * one.p))
+                p, m = p - share * one.p, m - share * one.m
+        norm = float(np.linalg.norm(p))
+        if norm > _INDEPENDENT * scale:
+            basis.append(_Direction(p / norm, m / norm))
+    return basis
 
 
 def _quotients(feedback: Feedback, basis: list[_Direction], eta: float) -> np.ndarray:
@@ -241,7 +250,7 @@ def _root(feedback: Feedback, basis: list[_Direction], high: float) -> tuple[flo
     if at_high > 0:
         low = high
         while excess(low) > 0:
-            high, low = low, low * (0.5 if len(basis) == 1 else 0.98)
+            high, low = low, low * (0.5 if len(basis) == 2 else 0.97)
         high = float(brentq(excess, low, high, xtol=1e-14 * high, rtol=1e-13))  # pyright: ignore[reportArgumentType]
     vectors = eigh(_quotients(feedback, basis, high))[1]
     return high, vectors[:, -1]
