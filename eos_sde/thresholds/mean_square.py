@@ -20,7 +20,10 @@ from scipy.linalg import eigh
 from scipy.optimize import brentq
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from eos_sde.models.arguments import count, positive
+from eos_sde.models.arguments import count, fraction, non_negative, positive
+from eos_sde.thresholds.gram import GramBasis, GramOperator, Head
+from eos_sde.thresholds.mean_square_factored import DENSE_SIDE, BracketedThreshold, factored_mean_square
+from eos_sde.thresholds.moment_kernel import MomentKernel
 from eos_sde.thresholds.result import Threshold
 from solvers import memory
 from solvers.errors import ConvergenceFailure, InvalidInput
@@ -35,27 +38,52 @@ _KRYLOV = 12
 
 
 def sgd_mean_square(
-    jacobian: Any, *, batch_size: int, weights: Any = None, replacement: bool = False
+    jacobian: Any,
+    *,
+    batch_size: int,
+    weights: Any = None,
+    replacement: bool = False,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    tolerance: float = 0.01,
+    max_rank: int = 2048,
+    start: BracketedThreshold | None = None,
 ) -> Threshold:
     """Largest learning rate at which SGD is mean-square stable at an interpolating minimum; exact.
 
     Parameters
     ----------
-    jacobian : array, shape (n, d) or (n, c, d)
+    jacobian : array, shape (n, d) or (n, c, d), or GramOperator, or GramBasis
         Derivative of the c outputs with respect to the d weights, for each of n examples. The loss is the
-        mean over examples of half the squared residual summed over the outputs.
+        mean over examples of half the squared residual summed over the outputs. For networks whose Jacobian is
+        large, its Gram matrix as products (`bridge.curvature_gram`), or a `GramBasis` of it, which serves several
+        calls: exact up to n c = 3000, then with a bracket.
     batch_size : int
         B, from 1 to n (any B >= 1 with replacement).
     weights : array, shape (c, c) or (n, c, c), optional
         Curvature of the loss in the outputs, symmetric positive semi-definite; the identity if left out.
     replacement : bool
         Batches drawn with replacement, p = 1/B, instead of without, p = (n - B)/(B (n - 1)).
+    momentum : float
+        b in [0, 1), of v+ = b v + g, w+ = w - eta v+.
+    nesterov : bool
+        Gradient at the look-ahead point.
+    weight_decay : float
+        mu >= 0, added to the gradient as mu w (w: the distance from the minimum).
+    tolerance : float
+        Relative width of the bracket to reach, where there is one.
+    max_rank : int
+        Directions of a large Gram matrix resolved at most, one product with it each.
+    start : BracketedThreshold, optional
+        Result for a neighbouring batch size or network of the same shape, to start from.
 
     Returns
     -------
     Threshold
-        2 / lambda_max(C^-1/2 D C^-1/2), in the units of the learning rate; criterion "mean-square"; its
-        stderr is a bound from the Lanczos residual and rounding, not a statistical error.
+        In the units of the learning rate; criterion "mean-square"; its stderr is a bound from residual and
+        rounding, not a statistical error. A `BracketedThreshold`, with lower and upper bounds, where momentum,
+        weight decay or a Gram matrix is given, or the smaller of n c and d is above 3000.
 
     Raises
     ------
@@ -69,7 +97,16 @@ def sgd_mean_square(
     -----
     Eigenvalues of H below ``max(n c, d) * 2^-52`` of the largest are taken as zero.
     """
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    p = noise_fraction(_examples(jacobian), batch_size, replacement)
+    b, mu = fraction("momentum", momentum), non_negative("weight_decay", weight_decay)
+    gram = _gram(jacobian, weights, plain=b == 0 and mu == 0)
+    if gram is not None:
+        return factored_mean_square(
+            gram, MomentKernel(p, b, nesterov, mu),
+            tolerance=positive("tolerance", tolerance), max_rank=count("max_rank", max_rank),
+            start=_moments(start, gram), source=_SOURCE,
+        )  # fmt: skip
+    factors = curvature_factors(jacobian, weights)
     h = factors.curvatures
     if p == 0:
         method = "2/lambda_max, a batch is the whole set; error: rounding"
@@ -141,40 +178,6 @@ def mean_square_growth(
     return 1.0 + float(brentq(excess, low, high, xtol=step))  # pyright: ignore[reportArgumentType]
 
 
-def sgd_sufficient_bound(
-    jacobian: Any, *, batch_size: int, weights: Any = None, replacement: bool = False
-) -> Threshold:
-    """Learning rate below which SGD is surely mean-square stable; at most the exact threshold, and cheaper.
-
-    The largest eta with lambda_max[(I - eta H)^2 + eta^2 p (mean H_i^2 - H^2)] <= 1.
-
-    Parameters
-    ----------
-    jacobian, batch_size, weights, replacement
-        As for `sgd_mean_square`.
-
-    Returns
-    -------
-    Threshold
-        In the units of the learning rate; criterion "mean-square (sufficient)".
-
-    Raises
-    ------
-    InvalidInput
-        As for `sgd_mean_square`.
-    """
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
-    h = factors.curvatures
-    square = p * factors.mean_square() + (1 - p) * np.diag(h**2)
-    root = 1.0 / np.sqrt(h)
-    value = float(eigh(root[:, None] * square * root, eigvals_only=True, subset_by_index=[len(h) - 1] * 2)[0])
-    return Threshold(
-        2 / value, _rounding(factors) * 2 / value, "mean-square (sufficient)",
-        "2/lambda_max, dense; error: rounding",
-        "Wu, Ma and E 2018, NeurIPS 31",
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Factors:
     """Per-example curvature factors on the range of H, in its eigenbasis.
@@ -215,6 +218,25 @@ class Factors:
         return self.rows.reshape(n * c, r).T @ np.matmul(inner, self.rows).reshape(n * c, r) / n
 
 
+def weighted_jacobian(jacobian: Any, weights: Any = None) -> np.ndarray:
+    """A_i with H_i = A_i^T A_i, shape (n, c, d), from what `sgd_mean_square` takes; refuses what cannot be used."""
+    if np.iscomplexobj(jacobian):
+        raise InvalidInput("jacobian is complex; give the real derivatives of the outputs")
+    j = np.asarray(jacobian, dtype=float)
+    if j.ndim == 2:
+        j = j[:, None, :]
+    if j.ndim != 3 or 0 in j.shape:
+        raise InvalidInput(
+            f"jacobian has shape {np.shape(jacobian)}; give (n, d) or (n, c, d), none of them 0"
+        )
+    if not np.all(np.isfinite(j)):
+        raise InvalidInput("jacobian contains NaN or infinity; recompute it at finite weights")
+    n, c, _ = j.shape
+    if weights is not None:
+        j = np.matmul(_root(weights, n, c), j)
+    return j
+
+
 def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
     """Factors of the per-example curvatures, from their Gram matrix or from H, whichever is smaller.
 
@@ -233,20 +255,8 @@ def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
     InvalidInput
         If shapes or values cannot be used.
     """
-    if np.iscomplexobj(jacobian):
-        raise InvalidInput("jacobian is complex; give the real derivatives of the outputs")
-    j = np.asarray(jacobian, dtype=float)
-    if j.ndim == 2:
-        j = j[:, None, :]
-    if j.ndim != 3 or 0 in j.shape:
-        raise InvalidInput(
-            f"jacobian has shape {np.shape(jacobian)}; give (n, d) or (n, c, d), none of them 0"
-        )
-    if not np.all(np.isfinite(j)):
-        raise InvalidInput("jacobian contains NaN or infinity; recompute it at finite weights")
+    j = weighted_jacobian(jacobian, weights)
     n, c, d = j.shape
-    if weights is not None:
-        j = np.matmul(_root(weights, n, c), j)
     flat = j.reshape(n * c, d)
     wide = n * c <= d
     side = min(n * c, d)
@@ -262,6 +272,48 @@ def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
     return Factors(h, rows.reshape(n, c, -1))
 
 
+def _examples(jacobian: Any) -> int:
+    if isinstance(jacobian, GramBasis):
+        return jacobian.gram.examples
+    if isinstance(jacobian, GramOperator):
+        return jacobian.examples
+    shape = np.shape(jacobian)
+    if len(shape) not in {2, 3}:
+        raise InvalidInput(f"jacobian has shape {shape}; give (n, d) or (n, c, d)")
+    return shape[0]
+
+
+def _gram(jacobian: Any, weights: Any, *, plain: bool) -> Head | GramOperator | GramBasis | None:
+    """What the factored method works on; None where the second moments of the weights are smaller."""
+    if isinstance(jacobian, GramOperator | GramBasis):
+        if weights is not None:
+            raise InvalidInput("weights is given with a Gram matrix; put them in it (`bridge.curvature_gram`)")
+        return jacobian
+    rows = weighted_jacobian(jacobian, weights)
+    n, c, d = rows.shape
+    if min(n * c, d) > DENSE_SIDE:
+        return GramOperator.of_factors(rows)
+    if plain:
+        return None
+    factors = curvature_factors(jacobian, weights)
+    vectors = factors.rows.reshape(n * c, -1) / np.sqrt(n * factors.curvatures)
+    return Head(vectors, factors.curvatures, None, 0.0, n)
+
+
+def _moments(start: Any, gram: Head | GramOperator | GramBasis) -> np.ndarray | None:
+    """The moments to start from."""
+    moments = getattr(start, "moments", None)
+    if moments is None:
+        return None
+    gram = gram.gram if isinstance(gram, GramBasis) else gram
+    side = len(gram.vectors) if isinstance(gram, Head) else gram.side
+    if moments.shape[0] != gram.examples or moments.shape[0] * moments.shape[1] != side:
+        raise InvalidInput(
+            f"start has moments of shape {moments.shape}; give a result for {gram.examples} examples, {side} outputs in all"
+        )
+    return moments
+
+
 def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:
     """Variance of a batch mean over that of one example: p."""
     batch = count("batch_size", batch_size, most=None if replacement else n)
@@ -271,10 +323,7 @@ def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:
 
 
 def _prepare(jacobian: Any, weights: Any, batch_size: Any, replacement: bool) -> tuple[Factors, float]:
-    shape = np.shape(jacobian)
-    if len(shape) not in {2, 3}:
-        raise InvalidInput(f"jacobian has shape {shape}; give (n, d) or (n, c, d)")
-    p = noise_fraction(shape[0], batch_size, replacement)
+    p = noise_fraction(_examples(jacobian), batch_size, replacement)
     return curvature_factors(jacobian, weights), p
 
 

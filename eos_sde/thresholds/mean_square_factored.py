@@ -26,7 +26,7 @@ from eos_sde.thresholds.output_moments import Feedback, Solution, critical_rate
 from eos_sde.thresholds.result import Threshold
 from solvers import memory
 
-_DENSE_SIDE = 3000  # a Gram matrix of this side is diagonalised in seconds
+DENSE_SIDE = 3000  # a Gram matrix of this side is diagonalised in seconds
 _FIRST_RANK = 256
 _COARSE_RANK = 200
 _SINGLE_PRECISION = 5_000_000  # entries of the resolved space from which products with it are in single precision
@@ -36,7 +36,7 @@ _EXACT = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class BracketedThreshold(Threshold):
-    """A threshold with bounds from both sides and the moments that lose stability; value is their middle.
+    """A threshold with bounds from both sides, and the moments that lose stability there.
 
     Attributes
     ----------
@@ -56,15 +56,16 @@ class BracketedThreshold(Threshold):
 
 
 def factored_mean_square(
-    gram: GramOperator | GramBasis, kernel: MomentKernel, *, tolerance: float, max_rank: int, start: np.ndarray | None,
+    gram: Head | GramOperator | GramBasis, kernel: MomentKernel, *, tolerance: float, max_rank: int, start: np.ndarray | None,
     source: str,
 ) -> BracketedThreshold:  # fmt: skip
     """Mean-square threshold of a rule, from products with the Gram matrix.
 
     Parameters
     ----------
-    gram : GramOperator or GramBasis
-        The network at its minimum; a basis keeps what was resolved for the next call.
+    gram : Head, GramOperator or GramBasis
+        The network at its minimum: all of its spectrum, products, or a basis, which keeps what was resolved for the
+        next call.
     kernel : MomentKernel
         Of the rule.
     tolerance : float
@@ -79,12 +80,13 @@ def factored_mean_square(
     Returns
     -------
     BracketedThreshold
-        Criterion "mean-square"; stderr is half the width of the bracket, which is wider than asked for where
-        `max_rank` did not suffice.
+        Criterion "mean-square". From a whole spectrum the value is exact and stderr the residual; otherwise they are
+        the middle and half the width of the bracket, which is wider than asked for where `max_rank` did not suffice.
     """
-    operator = gram.gram if isinstance(gram, GramBasis) else gram
-    if isinstance(gram, GramOperator) and gram.side <= _DENSE_SIDE:
-        return _exact(_diagonalised(operator), kernel, start, source)
+    if isinstance(gram, GramOperator) and gram.side <= DENSE_SIDE:
+        gram = _diagonalised(gram)
+    if isinstance(gram, Head):
+        return _exact(gram, kernel, start, source)
     basis = gram if isinstance(gram, GramBasis) else GramBasis(gram)
     rank = max(basis.rank, min(_FIRST_RANK, max_rank))
     while True:
@@ -115,8 +117,9 @@ def _exact(head: Head, kernel: MomentKernel, start: np.ndarray | None, source: s
         slack = max(slack, 1e-12 * eta)
         how = f"eigenvalue 1 of the output moments, {steps} steps"
     method = f"{how}, rank {len(head.values)}; error: bound"
+    # the Rayleigh quotient is wrong in the second order of the residual, so the upper end is the value
     return BracketedThreshold(
-        eta - slack / 2, slack / 2, "mean-square", method, source, eta - slack, eta, moments, len(head.values)
+        eta, slack, "mean-square", method, source, eta - slack, eta, moments, len(head.values)
     )
 
 
