@@ -7,7 +7,7 @@ that bound the true one from either side are solved on it, and it grows until th
 - the weights are confined to a subspace and its complement, each on its own (`Ritz.inner`): the maximum of
   <X, D X>/<X, C X> over fewer second moments X is lower, and the threshold eta* = 2/max is higher;
 - G is replaced by a larger matrix that leaves the resolved space invariant (`Ritz.outer`). For SGD the form
-  <P, K P>/(n eta p) = inf { 2 tr(Y^T G' Y) : Y + Y^T = 2 P/2 }, with G' = G (1 - (1 - p) eta G/2)^-1, grows with G.
+  <P, K P>/(n eta p) = inf { 2 tr(Y^T G' Y) : Y + Y^T = P }, with G' = G (1 - (1 - p) eta G/2)^-1, grows with G.
 
 With momentum the second monotonicity is not proved, and only well converged directions are relied on: there the
 bracket is an estimate of the error, of the same construction.
