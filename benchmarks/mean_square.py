@@ -37,10 +37,13 @@ class Clock:
     def __init__(self):
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
-    def __call__(self, what):
+    def __call__(self, what):  # noqa: D102
         wall, cpu = time.perf_counter(), time.process_time()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{what}: {wall - self.wall:.1f} s, {cpu - self.cpu:.1f} s of CPU; peak {peak:.2f} GiB", flush=True)
+        print(
+            f"{what}: {wall - self.wall:.1f} s, {cpu - self.cpu:.1f} s of CPU; peak {peak:.2f} GiB",
+            flush=True,
+        )
         self.__init__()
 
 
@@ -66,12 +69,17 @@ def main():
         start = thresholds.sgd_mean_square(
             basis, batch_size=batch_size, tolerance=arguments.tolerance, start=start
         )
-        print(f"batch {batch_size}: {start.value:.6g} in [{start.lower:.6g}, {start.upper:.6g}], {start.method}")
+        print(
+            f"batch {batch_size}: {start.value:.6g} in [{start.lower:.6g}, {start.upper:.6g}], {start.method}"
+        )
         clock(f"batch {batch_size}, {basis.rank} directions")
     for batch_size in arguments.batches:
         bounds = [thresholds.sgd_sufficient_bound(gram, batch_size=batch_size)]
         bounds += thresholds.sgd_necessary_bounds(basis, batch_size=batch_size)
-        print(f"batch {batch_size}: bounds", ", ".join(f"{bound.value:.6g} {bound.criterion}" for bound in bounds))
+        print(
+            f"batch {batch_size}: bounds",
+            ", ".join(f"{bound.value:.6g} {bound.criterion}" for bound in bounds),
+        )
     clock("bounds")
 
 

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.precision import double_precision
 from eos_sde.thresholds.gram import GramOperator
+from eos_sde.thresholds.mean_square_factored import DENSE_SIDE
 from solvers.errors import InvalidInput
 
 _COLUMNS = 16  # vectors carried through the network at once
@@ -24,21 +25,25 @@ def curvature_gram(
     y: jax.Array | None = None,
     *,
     loss: str | Callable[[jax.Array, jax.Array], jax.Array] = "half-squared-error",
+    precision: str | None = None,
 ) -> GramOperator:
-    """Products with G = A A^T / n, A_i = (output curvature of example i)^1/2 times its Jacobian, in double precision.
+    """Products with G = A A^T / n, A_i = (output curvature of example i)^1/2 times its Jacobian.
 
     Parameters
     ----------
     model : callable
         (params, x of shape (m, ...)) -> outputs, shape (m, c) or (m,); examples do not see one another.
     params : pytree
-        Weights; its floating-point leaves are what is trained.
+        Weights, arrays of floating point.
     x, y : array
         Training inputs and targets, n examples along the first axis. Targets may be left out for the half squared
         error, whose curvature in the outputs is the identity.
     loss : str or callable
         "half-squared-error", "cross-entropy", or a function of (outputs (m, c), targets) -> losses (m,), convex in
         the outputs.
+    precision : {"single", "double"}, optional
+        Of the products. If left out double up to n c = 3000, where the threshold is exact, and beyond that single,
+        whose rounding of 1e-6 of the largest eigenvalue is far below what is left unresolved, at half the time.
 
     Returns
     -------
@@ -51,13 +56,7 @@ def curvature_gram(
         If shapes do not fit, outputs are not finite, the loss is unknown, or it is not convex in the outputs.
     """
     x = jnp.asarray(x)
-    flat, unravel = ravel_pytree(params)
-    flat = flat.astype(jnp.float64)
-
-    def outputs(theta: jax.Array, inputs: jax.Array) -> jax.Array:
-        out = model(unravel(theta), inputs)
-        return out[:, None] if out.ndim == 1 else out
-
+    flat, outputs = _flattened(model, params, jnp.float64)
     out = outputs(flat, x)
     if out.ndim != 2 or len(out) != len(x):
         raise InvalidInput(
@@ -65,8 +64,42 @@ def curvature_gram(
         )
     if not bool(jnp.all(jnp.isfinite(out))):
         raise InvalidInput("params give outputs that are not finite; take them before the divergence")
+    if precision not in {None, "single", "double"}:
+        raise InvalidInput(f"precision={precision!r} is not known; choose 'single' or 'double'")
     roots = _output_roots(out, y, loss)
-    return GramOperator(*out.shape, _products(outputs, flat, x, roots), _blocks(outputs, flat, x, roots))
+    n, c = out.shape
+    blocks = _blocks(outputs, flat, x, roots)
+    if precision is None:
+        precision = "single" if n * c > DENSE_SIDE and _takes_single(model, params, x[:1]) else "double"
+    if precision == "single":
+        flat, outputs = _flattened(model, params, jnp.float32)
+        x, roots = _single(x), None if roots is None else _single(roots)
+    return GramOperator(n, c, _products(outputs, flat, x, roots), blocks)
+
+
+def _flattened(model: Any, params: Any, dtype: Any) -> tuple[jax.Array, Any]:
+    """Weights as a vector of the given type, and (vector, inputs) -> outputs of shape (m, c)."""
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params))
+
+    def outputs(theta: jax.Array, inputs: jax.Array) -> jax.Array:
+        out = model(unravel(theta), inputs)
+        return out[:, None] if out.ndim == 1 else out
+
+    return flat, outputs
+
+
+def _takes_single(model: Any, params: Any, x: jax.Array) -> bool:
+    """Whether the model computes in single precision when its weights and inputs are; some check their type."""
+    flat, outputs = _flattened(model, params, jnp.float32)
+    try:
+        return jax.eval_shape(outputs, flat, _single(x)).dtype == jnp.float32
+    except TypeError:
+        return False
+
+
+def _single(array: jax.Array) -> jax.Array:
+    """In single precision where it is of floating point."""
+    return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _output_roots(out: jax.Array, y: jax.Array | None, loss: Any) -> jax.Array | None:
@@ -75,7 +108,9 @@ def _output_roots(out: jax.Array, y: jax.Array | None, loss: Any) -> jax.Array |
         return None
     if isinstance(loss, str):
         if loss not in LOSSES:
-            raise InvalidInput(f"loss={loss!r} is not known; choose one of {', '.join(LOSSES)} or give a function")
+            raise InvalidInput(
+                f"loss={loss!r} is not known; choose one of {', '.join(LOSSES)} or give a function"
+            )
         loss = LOSSES[loss]
     if y is None or len(y) != len(out):
         raise InvalidInput(f"y is missing or not of length {len(out)}; give the targets of all examples")
@@ -101,10 +136,10 @@ def _products(outputs: Any, flat: jax.Array, x: jax.Array, roots: jax.Array | No
         n = len(x)
 
         def one(z: jax.Array) -> jax.Array:
-            z = z.reshape(out.shape)
+            z = z.reshape(out.shape).astype(out.dtype)
             if roots is not None:
                 z = jnp.einsum("nab,na->nb", roots, z)
-            image = push(pull(z)[0])
+            image = push(*pull(z))
             if roots is not None:
                 image = jnp.einsum("nab,nb->na", roots, image)
             return image.reshape(-1) / n
@@ -113,7 +148,7 @@ def _products(outputs: Any, flat: jax.Array, x: jax.Array, roots: jax.Array | No
 
     @double_precision
     def apply(z: np.ndarray) -> np.ndarray:
-        return np.array(product(flat, x, roots, jnp.asarray(z.T))).T
+        return np.array(product(flat, x, roots, jnp.asarray(z.T)), dtype=float).T
 
     return apply
 
@@ -129,7 +164,7 @@ def _blocks(outputs: Any, flat: jax.Array, x: jax.Array, roots: jax.Array | None
             inputs, root = example
             _, push = jax.linearize(lambda t: outputs(t, inputs[None])[0], theta)
             pull = jax.linear_transpose(push, theta)
-            return root @ jax.vmap(lambda row: push(pull(row)[0]))(root).T / n
+            return root @ jax.vmap(lambda row: push(*pull(row)))(root).T / n
 
         return jax.lax.map(one, (x, roots))
 

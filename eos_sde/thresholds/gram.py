@@ -21,7 +21,9 @@ from solvers.errors import InvalidInput
 
 _EXHAUSTED = 1e-10  # new directions below this share of the leading eigenvalue are rounding
 _DEPENDENT = 1e-12  # Ritz values below this share of the largest are taken as zero
-_CONVERGED = 0.1  # residual of a Ritz pair over its value: more, and its shift costs more than resolving it brings
+_CONVERGED = (
+    0.1  # residual of a Ritz pair over its value: more, and its shift costs more than resolving it brings
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ class Head(NamedTuple):
     def leading(self, count: int) -> Head:
         """Its `count` largest values, alone."""
         order = np.argsort(self.values)[::-1][:count]
-        return Head(np.ascontiguousarray(self.vectors[:, order]), self.values[order], None, 0.0, self.examples)
+        return Head(
+            np.ascontiguousarray(self.vectors[:, order]), self.values[order], None, 0.0, self.examples
+        )
 
 
 class GramBasis:
@@ -192,7 +196,7 @@ class Ritz(NamedTuple):
     residuals: np.ndarray
 
     def inner(self, dtype: Any) -> Head:
-        """G restricted to a subspace of the weights, and the rest as its own block: thresholds from it are upper bounds.
+        """G with the weights confined to a subspace and its complement: thresholds from it are upper bounds.
 
         The subspace is A^T times the basis: its part of G is G Q (Q^T G Q)^-1 Q^T G, below G in the order of
         positive semi-definite matrices.

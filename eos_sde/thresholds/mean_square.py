@@ -12,7 +12,6 @@ Its largest object is r x r, r the rank of H; the null space of H is left in pea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,14 @@ from scipy.optimize import brentq
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from eos_sde.models.arguments import count, fraction, non_negative, positive
+from eos_sde.thresholds.curvature_factors import (
+    curvature_factors,
+    example_count,
+    factors_and_noise,
+    noise_fraction,
+    rounding,
+    weighted_jacobian,
+)
 from eos_sde.thresholds.gram import GramBasis, GramOperator, Head
 from eos_sde.thresholds.mean_square_factored import DENSE_SIDE, BracketedThreshold, factored_mean_square
 from eos_sde.thresholds.moment_kernel import MomentKernel
@@ -97,7 +104,7 @@ def sgd_mean_square(
     -----
     Eigenvalues of H below ``max(n c, d) * 2^-52`` of the largest are taken as zero.
     """
-    p = noise_fraction(_examples(jacobian), batch_size, replacement)
+    p = noise_fraction(example_count(jacobian), batch_size, replacement)
     b, mu = fraction("momentum", momentum), non_negative("weight_decay", weight_decay)
     gram = _gram(jacobian, weights, plain=b == 0 and mu == 0)
     if gram is not None:
@@ -110,7 +117,7 @@ def sgd_mean_square(
     h = factors.curvatures
     if p == 0:
         method = "2/lambda_max, a batch is the whole set; error: rounding"
-        return Threshold(2 / h[-1], _rounding(factors) * 2 / h[-1], "mean-square", method, _SOURCE)
+        return Threshold(2 / h[-1], rounding(factors) * 2 / h[-1], "mean-square", method, _SOURCE)
     scale = 1.0 / np.sqrt((h[:, None] + h[None, :]) / 2)
 
     def apply(x: np.ndarray) -> np.ndarray:
@@ -121,7 +128,7 @@ def sgd_mean_square(
     leading = _largest_eigenvalue(apply, np.diag(np.sqrt(h)))
     eta, residual = 2 / leading.value, leading.residual / leading.value
     method = f"{leading.how}, rank {len(h)}, residual {residual:.1e}; error: bound"
-    return Threshold(eta, eta * (residual + _rounding(factors)), "mean-square", method, _SOURCE)
+    return Threshold(eta, eta * (residual + rounding(factors)), "mean-square", method, _SOURCE)
 
 
 def mean_square_growth(
@@ -150,7 +157,7 @@ def mean_square_growth(
         As for `sgd_mean_square`, or if eta is not positive.
     """
     eta = positive("eta", eta)
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    factors, p = factors_and_noise(jacobian, weights, batch_size, replacement)
     h = factors.curvatures
     decay = eta * (h[:, None] + h[None, :])
     # Q X = (1 + s) X reads eta^2 D X = (s + decay) X. The largest eigenvalue of D over (s + decay)/eta^2
@@ -178,116 +185,13 @@ def mean_square_growth(
     return 1.0 + float(brentq(excess, low, high, xtol=step))  # pyright: ignore[reportArgumentType]
 
 
-@dataclass(frozen=True)
-class Factors:
-    """Per-example curvature factors on the range of H, in its eigenbasis.
-
-    Attributes
-    ----------
-    curvatures : array, shape (r,)
-        Nonzero eigenvalues of H, ascending.
-    rows : array, shape (n, c, r)
-        A_i with H_i = A_i^T A_i.
-    """
-
-    curvatures: np.ndarray
-    rows: np.ndarray
-
-    def second_order(self, x: np.ndarray, p: float) -> np.ndarray:
-        """D X for an r x r matrix X."""
-        h = self.curvatures
-        return (1 - p) * (h[:, None] * x * h) + p * self.mean_sandwich(x)
-
-    def mean_sandwich(self, x: np.ndarray) -> np.ndarray:
-        """The mean of H_i X H_i: two products with all factors, and c x c blocks between."""
-        n, c, r = self.rows.shape
-        flat = self.rows.reshape(n * c, r)
-        right = (flat @ x).reshape(n, c, r)
-        inner = np.matmul(right, self.rows.transpose(0, 2, 1))
-        return flat.T @ np.matmul(inner, self.rows).reshape(n * c, r) / n
-
-    def second_order_diagonal(self, p: float) -> np.ndarray:
-        """The r entries of D that map e_k e_k^T to itself."""
-        own = np.sum(self.rows**2, axis=1)  # (H_i)_kk
-        return (1 - p) * self.curvatures**2 + p * np.mean(own**2, axis=0)
-
-    def mean_square(self) -> np.ndarray:
-        """The mean of H_i^2."""
-        n, c, r = self.rows.shape
-        inner = np.matmul(self.rows, self.rows.transpose(0, 2, 1))
-        return self.rows.reshape(n * c, r).T @ np.matmul(inner, self.rows).reshape(n * c, r) / n
-
-
-def weighted_jacobian(jacobian: Any, weights: Any = None) -> np.ndarray:
-    """A_i with H_i = A_i^T A_i, shape (n, c, d), from what `sgd_mean_square` takes; refuses what cannot be used."""
-    if np.iscomplexobj(jacobian):
-        raise InvalidInput("jacobian is complex; give the real derivatives of the outputs")
-    j = np.asarray(jacobian, dtype=float)
-    if j.ndim == 2:
-        j = j[:, None, :]
-    if j.ndim != 3 or 0 in j.shape:
-        raise InvalidInput(
-            f"jacobian has shape {np.shape(jacobian)}; give (n, d) or (n, c, d), none of them 0"
-        )
-    if not np.all(np.isfinite(j)):
-        raise InvalidInput("jacobian contains NaN or infinity; recompute it at finite weights")
-    n, c, _ = j.shape
-    if weights is not None:
-        j = np.matmul(_root(weights, n, c), j)
-    return j
-
-
-def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
-    """Factors of the per-example curvatures, from their Gram matrix or from H, whichever is smaller.
-
-    Parameters
-    ----------
-    jacobian, weights
-        As for `sgd_mean_square`.
-
-    Returns
-    -------
-    Factors
-        On the range of H.
-
-    Raises
-    ------
-    InvalidInput
-        If shapes or values cannot be used.
-    """
-    j = weighted_jacobian(jacobian, weights)
-    n, c, d = j.shape
-    flat = j.reshape(n * c, d)
-    wide = n * c <= d
-    side = min(n * c, d)
-    memory.require(4 * 8 * side**2, f"a Gram matrix of side {side}", "give fewer examples or outputs")
-    h, vectors = eigh((flat @ flat.T if wide else flat.T @ flat) / n)
-    keep = h > h[-1] * max(n * c, d) * np.finfo(float).eps
-    if h[-1] <= 0 or not np.any(keep):
-        raise InvalidInput(
-            "jacobian is zero: no learning rate is unstable in a flat direction; give nonzero factors"
-        )
-    h, vectors = h[keep], vectors[:, keep]
-    rows = vectors * np.sqrt(n * h) if wide else flat @ vectors
-    return Factors(h, rows.reshape(n, c, -1))
-
-
-def _examples(jacobian: Any) -> int:
-    if isinstance(jacobian, GramBasis):
-        return jacobian.gram.examples
-    if isinstance(jacobian, GramOperator):
-        return jacobian.examples
-    shape = np.shape(jacobian)
-    if len(shape) not in {2, 3}:
-        raise InvalidInput(f"jacobian has shape {shape}; give (n, d) or (n, c, d)")
-    return shape[0]
-
-
 def _gram(jacobian: Any, weights: Any, *, plain: bool) -> Head | GramOperator | GramBasis | None:
     """What the factored method works on; None where the second moments of the weights are smaller."""
     if isinstance(jacobian, GramOperator | GramBasis):
         if weights is not None:
-            raise InvalidInput("weights is given with a Gram matrix; put them in it (`bridge.curvature_gram`)")
+            raise InvalidInput(
+                "weights is given with a Gram matrix; put them in it (`bridge.curvature_gram`)"
+            )
         return jacobian
     rows = weighted_jacobian(jacobian, weights)
     n, c, d = rows.shape
@@ -303,52 +207,15 @@ def _gram(jacobian: Any, weights: Any, *, plain: bool) -> Head | GramOperator | 
 def _moments(start: Any, gram: Head | GramOperator | GramBasis) -> np.ndarray | None:
     """The moments to start from."""
     moments = getattr(start, "moments", None)
-    if moments is None:
+    if moments is None or not np.any(moments):
         return None
     gram = gram.gram if isinstance(gram, GramBasis) else gram
     side = len(gram.vectors) if isinstance(gram, Head) else gram.side
     if moments.shape[0] != gram.examples or moments.shape[0] * moments.shape[1] != side:
         raise InvalidInput(
-            f"start has moments of shape {moments.shape}; give a result for {gram.examples} examples, {side} outputs in all"
+            f"start has moments of shape {moments.shape}; give a result for {gram.examples} examples and {side} outputs"
         )
     return moments
-
-
-def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:
-    """Variance of a batch mean over that of one example: p."""
-    batch = count("batch_size", batch_size, most=None if replacement else n)
-    if replacement:
-        return 1.0 / batch
-    return 0.0 if batch == n else (n - batch) / (batch * (n - 1))
-
-
-def _prepare(jacobian: Any, weights: Any, batch_size: Any, replacement: bool) -> tuple[Factors, float]:
-    p = noise_fraction(_examples(jacobian), batch_size, replacement)
-    return curvature_factors(jacobian, weights), p
-
-
-def _root(weights: Any, n: int, c: int) -> np.ndarray:
-    """Square roots of the output curvatures, (c, c) or (n, c, c)."""
-    w = np.asarray(weights, dtype=float)
-    if w.shape not in {(c, c), (n, c, c)}:
-        raise InvalidInput(f"weights has shape {w.shape}; give {(c, c)} or {(n, c, c)}")
-    if not np.all(np.isfinite(w)):
-        raise InvalidInput("weights contains NaN or infinity; give finite output curvatures")
-    size = np.max(np.abs(w), initial=0.0)
-    if np.max(np.abs(w - np.swapaxes(w, -1, -2))) > 1e-10 * size:
-        raise InvalidInput("weights is not symmetric; give the Hessian of the loss in the outputs")
-    values, vectors = np.linalg.eigh((w + np.swapaxes(w, -1, -2)) / 2)
-    if np.min(values) < -1e-10 * size:
-        raise InvalidInput(
-            f"weights has the negative eigenvalue {np.min(values):.3g}; give a loss convex in the outputs"
-        )
-    return np.sqrt(np.maximum(values, 0.0))[..., :, None] * np.swapaxes(vectors, -1, -2)
-
-
-def _rounding(factors: Factors) -> float:
-    """Relative rounding error allowed for: each entry of D is a sum over the examples."""
-    n, c, r = factors.rows.shape
-    return float(np.finfo(float).eps * 4 * np.sqrt(n * c + r))
 
 
 class _Leading(NamedTuple):

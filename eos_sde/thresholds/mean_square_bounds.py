@@ -8,8 +8,8 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from eos_sde.thresholds.curvature_factors import example_count, factors_and_noise, noise_fraction, rounding
 from eos_sde.thresholds.gram import GramBasis, GramOperator
-from eos_sde.thresholds.mean_square import _examples, _prepare, _rounding, noise_fraction
 from eos_sde.thresholds.result import Threshold
 from solvers.errors import InvalidInput
 
@@ -64,13 +64,13 @@ def sgd_sufficient_bound(
         return Threshold(
             2 / value, 2 * residual / value**2, criterion, "2/lambda_max, Lanczos; error: residual", _WU
         )
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    factors, p = factors_and_noise(jacobian, weights, batch_size, replacement)
     h = factors.curvatures
     square = p * factors.mean_square() + (1 - p) * np.diag(h**2)
     root = 1.0 / np.sqrt(h)
     value = float(eigh(root[:, None] * square * root, eigvals_only=True, subset_by_index=[len(h) - 1] * 2)[0])
     method = "2/lambda_max, dense; error: rounding"
-    return Threshold(2 / value, _rounding(factors) * 2 / value, criterion, method, _WU)
+    return Threshold(2 / value, rounding(factors) * 2 / value, criterion, method, _WU)
 
 
 def sgd_necessary_bounds(
@@ -116,12 +116,12 @@ def sgd_necessary_bounds(
         each = n**2 * np.sum(gram.blocks**2, axis=(1, 2))
         error = float(np.linalg.norm(ritz.residuals[:, -1])) / h + 1e-12
     else:
-        factors, p = _prepare(jacobian, weights, batch_size, replacement)
+        factors, p = factors_and_noise(jacobian, weights, batch_size, replacement)
         squares = factors.curvatures
         h, trace = float(squares[-1]), float(np.sum(squares))
         own = np.sum(factors.rows[:, :, -1] ** 2, axis=1)
         each = np.sum(np.matmul(factors.rows, factors.rows.transpose(0, 2, 1)) ** 2, axis=(1, 2))
-        error = _rounding(factors)
+        error = rounding(factors)
     mean = float(np.mean(own))
     sharpest = 2 * mean / ((1 - p) * mean**2 + p * float(np.mean(own**2)))
     isotropic = 2 * trace / ((1 - p) * float(np.sum(squares**2)) + p * float(np.mean(each)))
@@ -137,5 +137,5 @@ def _operator(
 ) -> tuple[GramOperator, float]:
     if weights is not None:
         raise InvalidInput("weights is given with a Gram matrix; put them in it (`bridge.curvature_gram`)")
-    p = noise_fraction(_examples(gram), batch_size, replacement)
+    p = noise_fraction(example_count(gram), batch_size, replacement)
     return (gram.gram if isinstance(gram, GramBasis) else gram), p

@@ -29,7 +29,10 @@ from solvers import memory
 DENSE_SIDE = 3000  # a Gram matrix of this side is diagonalised in seconds
 _FIRST_RANK = 256
 _COARSE_RANK = 200
-_SINGLE_PRECISION = 5_000_000  # entries of the resolved space from which products with it are in single precision
+_FAR = 1.5  # widths of the bracket, over the one asked for, from which the rank is doubled
+_SINGLE_PRECISION = (
+    5_000_000  # entries of the resolved space from which products with it are in single precision
+)
 _SINGLE_ROUNDING = 1e-5  # relative: 1e-7 per entry, summed with random signs; what the bracket is widened by
 _EXACT = 1e-9
 
@@ -44,7 +47,8 @@ class BracketedThreshold(Threshold):
         Bounds of the threshold.
     moments : array, shape (n, c, c)
         Second moments of the outputs, weighted by the root of the output curvature, that neither grow nor decay at
-        the threshold, of norm 1: which examples go first. Also the warm start for a neighbouring problem.
+        the threshold, of norm 1: which examples go first. Also the warm start for a neighbouring problem. None or
+        zero for the full batch.
     rank : int
         Directions that were resolved.
     """
@@ -56,9 +60,14 @@ class BracketedThreshold(Threshold):
 
 
 def factored_mean_square(
-    gram: Head | GramOperator | GramBasis, kernel: MomentKernel, *, tolerance: float, max_rank: int, start: np.ndarray | None,
+    gram: Head | GramOperator | GramBasis,
+    kernel: MomentKernel,
+    *,
+    tolerance: float,
+    max_rank: int,
+    start: np.ndarray | None,
     source: str,
-) -> BracketedThreshold:  # fmt: skip
+) -> BracketedThreshold:
     """Mean-square threshold of a rule, from products with the Gram matrix.
 
     Parameters
@@ -92,11 +101,12 @@ def factored_mean_square(
     while True:
         basis.grow(rank)
         result = _bracket(basis, kernel, start, tolerance, source)
-        start = result.moments
+        start = result.moments if kernel.noise > 0 else None
         done = result.upper - result.lower <= tolerance * result.upper
         if done or basis.complete or basis.rank >= max_rank:
             return result
-        rank = min(2 * basis.rank, max_rank)
+        far = result.upper - result.lower > _FAR * tolerance * result.upper
+        rank = min(2 * basis.rank if far else basis.rank * 3 // 2, max_rank)
 
 
 def _diagonalised(gram: GramOperator) -> Head:
@@ -113,7 +123,9 @@ def _exact(head: Head, kernel: MomentKernel, start: np.ndarray | None, source: s
         eta = kernel.edge(float(np.max(head.values)))
         slack, moments, how = 1e-13 * eta, None, "full-batch edge"
     else:
-        eta, slack, moments, steps = critical_rate(Feedback(head, kernel, side="below"), start, tolerance=_EXACT)
+        eta, slack, moments, steps = critical_rate(
+            Feedback(head, kernel, side="below"), start, tolerance=_EXACT
+        )
         slack = max(slack, 1e-12 * eta)
         how = f"eigenvalue 1 of the output moments, {steps} steps"
     method = f"{how}, rank {len(head.values)}; error: bound"
@@ -131,13 +143,16 @@ def _bracket(
     if kernel.noise == 0:
         top = float(ritz.values[-1])
         residual = float(np.linalg.norm(ritz.residuals[:, -1]))
-        high, low = Solution(kernel.edge(top), 0.0, None, 0), Solution(kernel.edge(top + residual), 0.0, None, 0)
+        high, low = (
+            Solution(kernel.edge(top), 0.0, None, 0),
+            Solution(kernel.edge(top + residual), 0.0, None, 0),
+        )
     else:
         inner = ritz.inner(dtype)
         if start is None:
             coarse = Feedback(inner.leading(_COARSE_RANK), kernel, side="below")
             start = critical_rate(coarse, tolerance=tolerance).moments
-        high = critical_rate(Feedback(inner, kernel, side="below"), start, tolerance=0.1 * tolerance)
+        high = critical_rate(Feedback(inner, kernel, side="below"), start, tolerance=0.5 * tolerance)
         above = Feedback(ritz.outer(dtype), kernel, side="above", ceiling=high.eta)
         low = critical_rate(above, high.moments, tolerance=0.1 * tolerance)
     rounding = _SINGLE_ROUNDING if dtype == np.float32 else 1e-12

@@ -84,7 +84,7 @@ class Feedback:
         return (m + m.T) / 2
 
     def weights(self, eta: float) -> np.ndarray:
-        """n W on all pairs of resolved directions, less what the bound of the rest has counted for them."""
+        """The kernel times n on pairs of resolved directions, less what the rest has counted."""
         x, n = self.head.values, self.examples
         w = self.kernel(x[:, None], x[None, :], eta)
         if self._excess is not None:
@@ -177,7 +177,9 @@ def critical_rate(feedback: Feedback, start: np.ndarray | None = None, *, tolera
     first = identity if start is None else start
     if not feedback.bounded:
         return Solution(feedback.ceiling, feedback.ceiling, first / np.linalg.norm(first), 0)
-    basis = _orthonormal([_Direction(p, feedback.project(p)) for p in (first, sharpest)])
+    basis = _orthonormal([_Direction(first, feedback.project(first))])
+    if start is None or _quotients(feedback, basis, feedback.edge)[0, 0] < 1:
+        basis = _orthonormal([*basis, _Direction(sharpest, feedback.project(sharpest))])
     eta, slack, last = feedback.edge, np.inf, None
     for iteration in range(1, _MAX_ITERATIONS + 1):
         eta, mix = _root(feedback, basis, eta)
@@ -250,7 +252,7 @@ def _root(feedback: Feedback, basis: list[_Direction], high: float) -> tuple[flo
     if at_high > 0:
         low = high
         while excess(low) > 0:
-            high, low = low, low * (0.5 if len(basis) == 2 else 0.97)
+            high, low = low, low * 0.9
         high = float(brentq(excess, low, high, xtol=1e-14 * high, rtol=1e-13))  # pyright: ignore[reportArgumentType]
     vectors = eigh(_quotients(feedback, basis, high))[1]
     return high, vectors[:, -1]

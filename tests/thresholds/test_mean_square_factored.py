@@ -80,7 +80,12 @@ def test_output_moments_agree_with_moments_of_the_weights(n, c, d, seed, data):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10**6), decay=st.floats(5, 40), rank=st.integers(20, 70), batch_size=st.integers(1, 20))
+@given(
+    seed=st.integers(0, 10**6),
+    decay=st.floats(5, 40),
+    rank=st.integers(20, 70),
+    batch_size=st.integers(1, 20),
+)
 def test_the_bracket_holds_the_truth(seed, decay, rank, batch_size):
     """Whatever is left unresolved, of slow and fast spectra."""
     rows = factors(30, 3, 150, seed, decay)
@@ -136,7 +141,10 @@ def test_bounds_from_products_equal_those_from_factors():
     for batch_size in (1, 3, 8):
         settings = {"batch_size": batch_size}
         dense, products = (
-            [thresholds.sgd_sufficient_bound(one, **settings), *thresholds.sgd_necessary_bounds(one, **settings)]
+            [
+                thresholds.sgd_sufficient_bound(one, **settings),
+                *thresholds.sgd_necessary_bounds(one, **settings),
+            ]
             for one in (rows, gram)
         )
         # Lanczos to 1e-6 in the first, a complete basis in the others
