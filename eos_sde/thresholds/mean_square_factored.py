@@ -143,9 +143,10 @@ def _bracket(
     if kernel.noise == 0:
         top = float(ritz.values[-1])
         residual = float(np.linalg.norm(ritz.residuals[:, -1]))
+        none = np.zeros_like(basis.gram.blocks)
         high, low = (
-            Solution(kernel.edge(top), 0.0, None, 0),
-            Solution(kernel.edge(top + residual), 0.0, None, 0),
+            Solution(kernel.edge(top), 0.0, none, 0),
+            Solution(kernel.edge(top + residual), 0.0, none, 0),
         )
     else:
         inner = ritz.inner(dtype)

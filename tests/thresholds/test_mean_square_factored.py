@@ -126,6 +126,19 @@ def test_stops_at_the_tolerance_and_starts_warm(monkeypatch):
     assert first.lower <= float(truth) <= first.upper
 
 
+def test_the_full_batch_is_the_deterministic_edge():
+    rows = factors(30, 3, 150, 5, 12)
+    edge = 2 / np.linalg.eigvalsh(GramOperator.of_factors(rows).product(np.eye(90)))[-1]
+    basis = GramBasis(GramOperator.of_factors(rows), block=8)
+    found = thresholds.sgd_mean_square(basis, batch_size=30, max_rank=48)
+    assert found.lower <= edge * (1 + 1e-12)
+    assert found.upper >= edge * (1 - 1e-12)
+    momentum = thresholds.sgd_mean_square(rows, batch_size=30, momentum=0.9)
+    assert float(momentum) == pytest.approx(1.9 * edge, rel=1e-12)
+    after = thresholds.sgd_mean_square(basis, batch_size=29, max_rank=48, start=found)
+    assert after.value < edge
+
+
 def test_output_curvature_enters_by_its_root():
     rng = np.random.default_rng(0)
     rows, root = factors(6, 3, 8, 2), rng.normal(size=(6, 3, 3))
