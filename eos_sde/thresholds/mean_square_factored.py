@@ -131,8 +131,9 @@ def _exact(head: Head, kernel: MomentKernel, start: np.ndarray | None, source: s
     method = f"{how}, rank {len(head.values)}; error: bound"
     # the Rayleigh quotient is wrong in the second order of the residual, so the upper end is the value
     return BracketedThreshold(
-        eta, slack, "mean-square", method, source, eta - slack, eta, moments, len(head.values)
-    )
+        eta, slack, "mean-square", method, source,
+        lower=eta - slack, upper=eta, moments=moments, rank=len(head.values),
+    )  # fmt: skip
 
 
 def _bracket(
@@ -164,5 +165,6 @@ def _bracket(
     )
     middle, half = (lower + upper) / 2, (upper - lower) / 2
     return BracketedThreshold(
-        middle, half, "mean-square", method, source, lower, upper, high.moments, basis.rank
-    )
+        middle, half, "mean-square", method, source,
+        lower=lower, upper=upper, moments=high.moments, rank=basis.rank,
+    )  # fmt: skip
