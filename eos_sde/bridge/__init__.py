@@ -3,6 +3,7 @@
 from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.central_flow import caeo_flow, stochastic_central_flow
 from eos_sde.bridge.datasets import load_dataset
+from eos_sde.bridge.gram import curvature_gram
 from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import measure_onset
@@ -17,6 +18,7 @@ __all__ = [
     "caeo_flow",
     "calibrate",
     "checkpoint",
+    "curvature_gram",
     "find_minimum",
     "interpolation_task",
     "load_dataset",

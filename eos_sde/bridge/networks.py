@@ -83,7 +83,8 @@ class Network:
     Attributes
     ----------
     apply : callable
-        (theta of shape (size,), x of shape (n, inputs)) -> outputs of shape (n, c). Pure JAX.
+        (theta of shape (size,), x of shape (n, inputs)) -> outputs of shape (n, c), in the precision of theta;
+        pure JAX.
     init : callable
         Integer seed -> theta.
     size : int
@@ -127,7 +128,10 @@ def network(build: Callable[[jax.Array], eqx.Module], description: str) -> Netwo
         return eqx.combine(weights, static)(x)
 
     def apply(theta: jax.Array, x: jax.Array) -> jax.Array:
-        return apply_arrays(unravel(theta), x)
+        weights = unravel(theta.astype(flat.dtype))
+        if theta.dtype != flat.dtype:  # a caller that wants speed
+            weights = jax.tree.map(lambda leaf: leaf.astype(theta.dtype), weights)
+        return apply_arrays(weights, x)
 
     @double_precision
     def init(seed: int) -> jax.Array:

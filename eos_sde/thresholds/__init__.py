@@ -13,7 +13,10 @@ from eos_sde.thresholds.closed_forms import (
     sharpness_plateau,
 )
 from eos_sde.thresholds.crossing import locate
-from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square, sgd_sufficient_bound
+from eos_sde.thresholds.gram import GramBasis, GramOperator
+from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square
+from eos_sde.thresholds.mean_square_bounds import sgd_necessary_bounds, sgd_sufficient_bound
+from eos_sde.thresholds.mean_square_factored import BracketedThreshold
 from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
 from eos_sde.thresholds.power_law import power_law_escape, power_law_escape_rate, power_law_exponent
@@ -22,6 +25,9 @@ from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 
 __all__ = [
     "MARGINAL_RATIO",
+    "BracketedThreshold",
+    "GramBasis",
+    "GramOperator",
     "Threshold",
     "adam",
     "gaussian_least_squares",
@@ -41,6 +47,7 @@ __all__ = [
     "sgd_almost_sure",
     "sgd_mean_square",
     "sgd_moment_exponents",
+    "sgd_necessary_bounds",
     "sgd_sufficient_bound",
     "sharpness_plateau",
     "stochastic_edge",

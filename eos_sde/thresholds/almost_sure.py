@@ -15,8 +15,9 @@ from scipy.optimize import brentq
 
 from eos_sde.models.arguments import count, non_negative, positive
 from eos_sde.thresholds.batch_products import CHUNK, CopyGrowth, Sampling
+from eos_sde.thresholds.curvature_factors import factors_and_noise
 from eos_sde.thresholds.map_exponents import mean_log_shifted_normal
-from eos_sde.thresholds.mean_square import _prepare, sgd_mean_square
+from eos_sde.thresholds.mean_square import sgd_mean_square
 from eos_sde.thresholds.result import Threshold
 from solvers.errors import AccuracyWarning, ConvergenceFailure
 
@@ -127,7 +128,7 @@ def sgd_almost_sure(
     max_steps = count("max_steps", max_steps, least=_FIRST_STEPS)
     copies, seed = count("copies", copies, least=4), count("seed", seed, least=0)
     rtol = positive("rtol", rtol)
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    factors, p = factors_and_noise(jacobian, weights, batch_size, replacement)
     if p == 0:
         edge = 2 / float(factors.curvatures[-1])
         return Threshold(edge, 1e-14 * edge, "almost-sure", "2/lambda_max, a batch is the whole set", _SOURCE)

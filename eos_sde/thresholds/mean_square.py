@@ -12,7 +12,6 @@ Its largest object is r x r, r the rank of H; the null space of H is left in pea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,18 @@ from scipy.linalg import eigh
 from scipy.optimize import brentq
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from eos_sde.models.arguments import count, positive
+from eos_sde.models.arguments import count, fraction, non_negative, positive
+from eos_sde.thresholds.curvature_factors import (
+    curvature_factors,
+    example_count,
+    factors_and_noise,
+    noise_fraction,
+    rounding,
+    weighted_jacobian,
+)
+from eos_sde.thresholds.gram import GramBasis, GramOperator, Head
+from eos_sde.thresholds.mean_square_factored import DENSE_SIDE, BracketedThreshold, factored_mean_square
+from eos_sde.thresholds.moment_kernel import MomentKernel
 from eos_sde.thresholds.result import Threshold
 from solvers import memory
 from solvers.errors import ConvergenceFailure, InvalidInput
@@ -35,27 +45,52 @@ _KRYLOV = 12
 
 
 def sgd_mean_square(
-    jacobian: Any, *, batch_size: int, weights: Any = None, replacement: bool = False
+    jacobian: Any,
+    *,
+    batch_size: int,
+    weights: Any = None,
+    replacement: bool = False,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    tolerance: float = 0.01,
+    max_rank: int = 2048,
+    start: BracketedThreshold | None = None,
 ) -> Threshold:
     """Largest learning rate at which SGD is mean-square stable at an interpolating minimum; exact.
 
     Parameters
     ----------
-    jacobian : array, shape (n, d) or (n, c, d)
+    jacobian : array, shape (n, d) or (n, c, d), or GramOperator, or GramBasis
         Derivative of the c outputs with respect to the d weights, for each of n examples. The loss is the
-        mean over examples of half the squared residual summed over the outputs.
+        mean over examples of half the squared residual summed over the outputs. For networks whose Jacobian is
+        large, its Gram matrix as products (`bridge.curvature_gram`), or a `GramBasis` of it, which serves several
+        calls: exact up to n c = 3000, then with a bracket.
     batch_size : int
         B, from 1 to n (any B >= 1 with replacement).
     weights : array, shape (c, c) or (n, c, c), optional
         Curvature of the loss in the outputs, symmetric positive semi-definite; the identity if left out.
     replacement : bool
         Batches drawn with replacement, p = 1/B, instead of without, p = (n - B)/(B (n - 1)).
+    momentum : float
+        b in [0, 1), of v+ = b v + g, w+ = w - eta v+.
+    nesterov : bool
+        Gradient at the look-ahead point.
+    weight_decay : float
+        mu >= 0, added to the gradient as mu w (w: the distance from the minimum).
+    tolerance : float
+        Relative width of the bracket to reach, where there is one.
+    max_rank : int
+        Directions of a large Gram matrix resolved at most, one product with it each.
+    start : BracketedThreshold, optional
+        Result for a neighbouring batch size or network of the same shape, to start from.
 
     Returns
     -------
     Threshold
-        2 / lambda_max(C^-1/2 D C^-1/2), in the units of the learning rate; criterion "mean-square"; its
-        stderr is a bound from the Lanczos residual and rounding, not a statistical error.
+        In the units of the learning rate; criterion "mean-square"; its stderr is a bound from residual and
+        rounding, not a statistical error. A `BracketedThreshold`, with lower and upper bounds, where momentum,
+        weight decay or a Gram matrix is given, or the smaller of n c and d is above 3000.
 
     Raises
     ------
@@ -69,11 +104,20 @@ def sgd_mean_square(
     -----
     Eigenvalues of H below ``max(n c, d) * 2^-52`` of the largest are taken as zero.
     """
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    p = noise_fraction(example_count(jacobian), batch_size, replacement)
+    b, mu = fraction("momentum", momentum), non_negative("weight_decay", weight_decay)
+    gram = _gram(jacobian, weights, plain=b == 0 and mu == 0)
+    if gram is not None:
+        return factored_mean_square(
+            gram, MomentKernel(p, b, nesterov, mu),
+            tolerance=positive("tolerance", tolerance), max_rank=count("max_rank", max_rank),
+            start=_moments(start, gram), source=_SOURCE,
+        )  # fmt: skip
+    factors = curvature_factors(jacobian, weights)
     h = factors.curvatures
     if p == 0:
         method = "2/lambda_max, a batch is the whole set; error: rounding"
-        return Threshold(2 / h[-1], _rounding(factors) * 2 / h[-1], "mean-square", method, _SOURCE)
+        return Threshold(2 / h[-1], rounding(factors) * 2 / h[-1], "mean-square", method, _SOURCE)
     scale = 1.0 / np.sqrt((h[:, None] + h[None, :]) / 2)
 
     def apply(x: np.ndarray) -> np.ndarray:
@@ -84,7 +128,7 @@ def sgd_mean_square(
     leading = _largest_eigenvalue(apply, np.diag(np.sqrt(h)))
     eta, residual = 2 / leading.value, leading.residual / leading.value
     method = f"{leading.how}, rank {len(h)}, residual {residual:.1e}; error: bound"
-    return Threshold(eta, eta * (residual + _rounding(factors)), "mean-square", method, _SOURCE)
+    return Threshold(eta, eta * (residual + rounding(factors)), "mean-square", method, _SOURCE)
 
 
 def mean_square_growth(
@@ -113,7 +157,7 @@ def mean_square_growth(
         As for `sgd_mean_square`, or if eta is not positive.
     """
     eta = positive("eta", eta)
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
+    factors, p = factors_and_noise(jacobian, weights, batch_size, replacement)
     h = factors.curvatures
     decay = eta * (h[:, None] + h[None, :])
     # Q X = (1 + s) X reads eta^2 D X = (s + decay) X. The largest eigenvalue of D over (s + decay)/eta^2
@@ -141,165 +185,37 @@ def mean_square_growth(
     return 1.0 + float(brentq(excess, low, high, xtol=step))  # pyright: ignore[reportArgumentType]
 
 
-def sgd_sufficient_bound(
-    jacobian: Any, *, batch_size: int, weights: Any = None, replacement: bool = False
-) -> Threshold:
-    """Learning rate below which SGD is surely mean-square stable; at most the exact threshold, and cheaper.
-
-    The largest eta with lambda_max[(I - eta H)^2 + eta^2 p (mean H_i^2 - H^2)] <= 1.
-
-    Parameters
-    ----------
-    jacobian, batch_size, weights, replacement
-        As for `sgd_mean_square`.
-
-    Returns
-    -------
-    Threshold
-        In the units of the learning rate; criterion "mean-square (sufficient)".
-
-    Raises
-    ------
-    InvalidInput
-        As for `sgd_mean_square`.
-    """
-    factors, p = _prepare(jacobian, weights, batch_size, replacement)
-    h = factors.curvatures
-    square = p * factors.mean_square() + (1 - p) * np.diag(h**2)
-    root = 1.0 / np.sqrt(h)
-    value = float(eigh(root[:, None] * square * root, eigvals_only=True, subset_by_index=[len(h) - 1] * 2)[0])
-    return Threshold(
-        2 / value, _rounding(factors) * 2 / value, "mean-square (sufficient)",
-        "2/lambda_max, dense; error: rounding",
-        "Wu, Ma and E 2018, NeurIPS 31",
-    )  # fmt: skip
+def _gram(jacobian: Any, weights: Any, *, plain: bool) -> Head | GramOperator | GramBasis | None:
+    """What the factored method works on; None where the second moments of the weights are smaller."""
+    if isinstance(jacobian, GramOperator | GramBasis):
+        if weights is not None:
+            raise InvalidInput(
+                "weights is given with a Gram matrix; put them in it (`bridge.curvature_gram`)"
+            )
+        return jacobian
+    rows = weighted_jacobian(jacobian, weights)
+    n, c, d = rows.shape
+    if min(n * c, d) > DENSE_SIDE:
+        return GramOperator.of_factors(rows)
+    if plain:
+        return None
+    factors = curvature_factors(jacobian, weights)
+    vectors = factors.rows.reshape(n * c, -1) / np.sqrt(n * factors.curvatures)
+    return Head(vectors, factors.curvatures, None, 0.0, n)
 
 
-@dataclass(frozen=True)
-class Factors:
-    """Per-example curvature factors on the range of H, in its eigenbasis.
-
-    Attributes
-    ----------
-    curvatures : array, shape (r,)
-        Nonzero eigenvalues of H, ascending.
-    rows : array, shape (n, c, r)
-        A_i with H_i = A_i^T A_i.
-    """
-
-    curvatures: np.ndarray
-    rows: np.ndarray
-
-    def second_order(self, x: np.ndarray, p: float) -> np.ndarray:
-        """D X for an r x r matrix X."""
-        h = self.curvatures
-        return (1 - p) * (h[:, None] * x * h) + p * self.mean_sandwich(x)
-
-    def mean_sandwich(self, x: np.ndarray) -> np.ndarray:
-        """The mean of H_i X H_i: two products with all factors, and c x c blocks between."""
-        n, c, r = self.rows.shape
-        flat = self.rows.reshape(n * c, r)
-        right = (flat @ x).reshape(n, c, r)
-        inner = np.matmul(right, self.rows.transpose(0, 2, 1))
-        return flat.T @ np.matmul(inner, self.rows).reshape(n * c, r) / n
-
-    def second_order_diagonal(self, p: float) -> np.ndarray:
-        """The r entries of D that map e_k e_k^T to itself."""
-        own = np.sum(self.rows**2, axis=1)  # (H_i)_kk
-        return (1 - p) * self.curvatures**2 + p * np.mean(own**2, axis=0)
-
-    def mean_square(self) -> np.ndarray:
-        """The mean of H_i^2."""
-        n, c, r = self.rows.shape
-        inner = np.matmul(self.rows, self.rows.transpose(0, 2, 1))
-        return self.rows.reshape(n * c, r).T @ np.matmul(inner, self.rows).reshape(n * c, r) / n
-
-
-def curvature_factors(jacobian: Any, weights: Any = None) -> Factors:
-    """Factors of the per-example curvatures, from their Gram matrix or from H, whichever is smaller.
-
-    Parameters
-    ----------
-    jacobian, weights
-        As for `sgd_mean_square`.
-
-    Returns
-    -------
-    Factors
-        On the range of H.
-
-    Raises
-    ------
-    InvalidInput
-        If shapes or values cannot be used.
-    """
-    if np.iscomplexobj(jacobian):
-        raise InvalidInput("jacobian is complex; give the real derivatives of the outputs")
-    j = np.asarray(jacobian, dtype=float)
-    if j.ndim == 2:
-        j = j[:, None, :]
-    if j.ndim != 3 or 0 in j.shape:
+def _moments(start: Any, gram: Head | GramOperator | GramBasis) -> np.ndarray | None:
+    """The moments to start from."""
+    moments = getattr(start, "moments", None)
+    if moments is None or not np.any(moments):
+        return None
+    gram = gram.gram if isinstance(gram, GramBasis) else gram
+    side = len(gram.vectors) if isinstance(gram, Head) else gram.side
+    if moments.shape[0] != gram.examples or moments.shape[0] * moments.shape[1] != side:
         raise InvalidInput(
-            f"jacobian has shape {np.shape(jacobian)}; give (n, d) or (n, c, d), none of them 0"
+            f"start has moments of shape {moments.shape}; give a result for {gram.examples} examples and {side} outputs"
         )
-    if not np.all(np.isfinite(j)):
-        raise InvalidInput("jacobian contains NaN or infinity; recompute it at finite weights")
-    n, c, d = j.shape
-    if weights is not None:
-        j = np.matmul(_root(weights, n, c), j)
-    flat = j.reshape(n * c, d)
-    wide = n * c <= d
-    side = min(n * c, d)
-    memory.require(4 * 8 * side**2, f"a Gram matrix of side {side}", "give fewer examples or outputs")
-    h, vectors = eigh((flat @ flat.T if wide else flat.T @ flat) / n)
-    keep = h > h[-1] * max(n * c, d) * np.finfo(float).eps
-    if h[-1] <= 0 or not np.any(keep):
-        raise InvalidInput(
-            "jacobian is zero: no learning rate is unstable in a flat direction; give nonzero factors"
-        )
-    h, vectors = h[keep], vectors[:, keep]
-    rows = vectors * np.sqrt(n * h) if wide else flat @ vectors
-    return Factors(h, rows.reshape(n, c, -1))
-
-
-def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:
-    """Variance of a batch mean over that of one example: p."""
-    batch = count("batch_size", batch_size, most=None if replacement else n)
-    if replacement:
-        return 1.0 / batch
-    return 0.0 if batch == n else (n - batch) / (batch * (n - 1))
-
-
-def _prepare(jacobian: Any, weights: Any, batch_size: Any, replacement: bool) -> tuple[Factors, float]:
-    shape = np.shape(jacobian)
-    if len(shape) not in {2, 3}:
-        raise InvalidInput(f"jacobian has shape {shape}; give (n, d) or (n, c, d)")
-    p = noise_fraction(shape[0], batch_size, replacement)
-    return curvature_factors(jacobian, weights), p
-
-
-def _root(weights: Any, n: int, c: int) -> np.ndarray:
-    """Square roots of the output curvatures, (c, c) or (n, c, c)."""
-    w = np.asarray(weights, dtype=float)
-    if w.shape not in {(c, c), (n, c, c)}:
-        raise InvalidInput(f"weights has shape {w.shape}; give {(c, c)} or {(n, c, c)}")
-    if not np.all(np.isfinite(w)):
-        raise InvalidInput("weights contains NaN or infinity; give finite output curvatures")
-    size = np.max(np.abs(w), initial=0.0)
-    if np.max(np.abs(w - np.swapaxes(w, -1, -2))) > 1e-10 * size:
-        raise InvalidInput("weights is not symmetric; give the Hessian of the loss in the outputs")
-    values, vectors = np.linalg.eigh((w + np.swapaxes(w, -1, -2)) / 2)
-    if np.min(values) < -1e-10 * size:
-        raise InvalidInput(
-            f"weights has the negative eigenvalue {np.min(values):.3g}; give a loss convex in the outputs"
-        )
-    return np.sqrt(np.maximum(values, 0.0))[..., :, None] * np.swapaxes(vectors, -1, -2)
-
-
-def _rounding(factors: Factors) -> float:
-    """Relative rounding error allowed for: each entry of D is a sum over the examples."""
-    n, c, r = factors.rows.shape
-    return float(np.finfo(float).eps * 4 * np.sqrt(n * c + r))
+    return moments
 
 
 class _Leading(NamedTuple):

@@ -19,7 +19,7 @@ import xarray as xr
 
 from eos_sde.models.arguments import count, finite, positive
 from eos_sde.thresholds.batch_products import CHUNK, Sampling, population_rate
-from eos_sde.thresholds.mean_square import _prepare
+from eos_sde.thresholds.curvature_factors import factors_and_noise
 from solvers import memory
 from solvers.errors import AccuracyWarning
 from solvers.provenance import provenance
@@ -89,7 +89,7 @@ def sgd_moment_exponents(
     seed, clones = count("seed", seed, least=0), count("clones", clones, least=8)
     populations, steps = count("populations", populations, least=4), count("steps", steps, least=500)
     threads = count("threads", threads)
-    factors, _ = _prepare(jacobian, weights, batch_size, replacement)
+    factors, _ = factors_and_noise(jacobian, weights, batch_size, replacement)
     rows, chunks = np.ascontiguousarray(factors.rows), math.ceil(steps / CHUNK)
     memory.require(
         8 * threads * clones * (CHUNK * int(batch_size) + 2 * rows.shape[2]),

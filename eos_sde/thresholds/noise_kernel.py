@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from eos_sde.models.arguments import count, positive
-from eos_sde.thresholds.mean_square import noise_fraction
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.thresholds.result import Threshold
 from solvers.errors import InvalidInput
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eos_sde import thresholds
-from eos_sde.thresholds import mean_square
+from eos_sde.thresholds import curvature_factors, mean_square
 from solvers import InvalidInput
 
 
@@ -99,8 +99,8 @@ def test_growth_with_a_wide_spectrum_as_networks_have(batch_size):
     jacobian = (left * np.exp(-np.linspace(0, 9, 40))) @ right.T
     settings = {"batch_size": batch_size}
     eta = float(thresholds.sgd_mean_square(jacobian, **settings))
-    factors = mean_square.curvature_factors(jacobian)
-    p = mean_square.noise_fraction(40, batch_size, False)
+    factors = curvature_factors.curvature_factors(jacobian)
+    p = curvature_factors.noise_fraction(40, batch_size, False)
     h = factors.curvatures
     basis = [(i, j) for i in range(40) for j in range(i, 40)]
     units = np.zeros((len(basis), 40, 40))
