@@ -17,7 +17,7 @@ from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian
 from eos_sde.training import readings as log
 from eos_sde.training.linear_rules import adam_moments, linear_rule, preconditioner
 from eos_sde.training.objective import Objective, examples, objective, single
-from eos_sde.training.readings import Reading
+from eos_sde.training.readings import JUDGED, MEASURED, Reading
 from solvers.errors import InvalidInput
 
 _NEAR = 0.5  # of a threshold: from here on the third derivative is worth its cost
@@ -142,7 +142,7 @@ class StabilityMonitor:
         batch_size: int | None = None,
         examples: int | None = None,
         every: int | None = None,
-        overhead: float = 0.08,
+        overhead: float = 0.05,
         momentum: float | None = None,
         b1: float | None = None,
         b2: float | None = None,
@@ -184,9 +184,7 @@ class StabilityMonitor:
         flat = flat_view(params)
         unknown = jnp.full((), jnp.nan, flat.dtype)
         no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-        reading = Reading(*[unknown] * len(Reading._fields))._replace(
-            step=zero, measured=no, staleness=zero, edge=no, warning=no
-        )
+        reading = Reading(zero, zero, no, no, jnp.full((len(MEASURED) + len(JUDGED),), jnp.nan, flat.dtype))
         memory = self.estimator.init(jnp.zeros((flat.dimension,), flat.dtype), jax.random.key(self.seed))
         return MonitorState(zero, memory, jnp.zeros((4,), flat.dtype), unknown, reading)
 
@@ -234,16 +232,17 @@ class StabilityMonitor:
         sizes = examples(batch), examples(whole)
         every = self.steps_between(*sizes)
         noise = self._noise(sizes[0], alone=data is None)
-        measure = partial(self._measure, state, params, batch, whole, opt_state, noise)
 
-        def keep() -> tuple[Any, jax.Array, jax.Array, Reading]:
-            old = state.reading._replace(measured=jnp.zeros((), bool), staleness=state.reading.staleness + 1)
-            return state.curvature, state.means, state.first_loss, old
+        def measure(carry: tuple) -> tuple:
+            return (jnp.zeros((), bool), *self._measure(carry[1:], params, batch, whole, opt_state, noise))
 
+        # a loop of one turn or none: unlike a conditional it leaves what it carries where it is, without a copy
         due = state.count % every == 0
-        memory, means, first, reading = jax.lax.cond(due, measure, keep)
-        rate = jnp.asarray(learning_rate, first.dtype)
-        reading = self._judge(reading._replace(step=state.count), rate, first, state.reading)
+        carry = (due, state.count, state.curvature, state.means, state.first_loss, state.reading.numbers)
+        _, _, memory, means, first, numbers = jax.lax.while_loop(lambda carry: carry[0], measure, carry)
+        measured_at = jnp.where(due, state.count, state.reading.measured_at)
+        reading = self._judge(numbers, jnp.asarray(learning_rate, first.dtype), first, state.reading)
+        reading = reading._replace(step=state.count, measured_at=measured_at)
         if self.notify is not None:
             notify = self.notify
             begins = reading.warning & ~state.reading.warning
@@ -321,9 +320,11 @@ class StabilityMonitor:
         return 0.0 if size == self.examples else (self.examples - size) / (size * (self.examples - 1))
 
     def _measure(
-        self, state: MonitorState, params: Any, batch: Any, data: Any, opt_state: Any, noise: float
-    ) -> tuple[Any, jax.Array, jax.Array, Reading]:
-        """Everything that costs gradients."""
+        self, known: tuple, params: Any, batch: Any, data: Any, opt_state: Any, noise: float
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array]:
+        """Everything that costs gradients: (count, estimator state, means, first loss, numbers), renewed."""
+        count, before, sums, first, numbers = known
+        rate = numbers[list(MEASURED | JUDGED).index("learning_rate")]
         loss, flat = objective(self.loss, batch), flat_view(params)
         origin, scale = flat.ravel(params), jnp.ones((), flat.dtype)
         if self.rule.adaptive:
@@ -338,9 +339,9 @@ class StabilityMonitor:
         point = jnp.zeros_like(origin)
         present, gradient = jax.value_and_grad(value)(point, data)
         product = hessian_product(lambda z: value(z, data), point)
-        sharpness, error, memory = self.estimator.update(product, point, state.curvature)
+        sharpness, error, memory = self.estimator.update(product, point, before)
         sound = jnp.isfinite(sharpness)
-        memory = jax.tree.map(partial(jnp.where, sound), memory, state.curvature)
+        memory = jax.tree.map(partial(jnp.where, sound), memory, before)
         slope = jax.grad(lambda z: value(z, batch))
         batch_gradient, image = jax.jvp(slope, (point,), (slope(point),))
         square = batch_gradient @ batch_gradient
@@ -352,53 +353,49 @@ class StabilityMonitor:
                 jnp.ones_like(square),
             ]
         )
-        means = jnp.where(sound, self.forget * state.means + (1 - self.forget) * fresh, state.means)
+        means = jnp.where(sound, self.forget * sums + (1 - self.forget) * fresh, sums)
         batch_sharpness = means[0] / means[3]
         variance = _curvature_variance(value, point, memory.vector, data) if noise > 0 else jnp.zeros_like(present)
         mean_square = _one_mode(self.rule, sharpness, noise * variance)
         deterministic = jnp.where(sharpness > 0, self.rule.edge(sharpness), jnp.inf)
-        near = state.reading.learning_rate > _NEAR * jnp.minimum(deterministic, mean_square)
+        near = rate > _NEAR * jnp.minimum(deterministic, mean_square)
         feedback = jax.lax.cond(
-            near | (state.count == 0),
+            near | (count == 0),
             lambda: _feedback(value, point, memory.vector, data),
             lambda: jnp.full_like(present, jnp.nan),
         )
-        first = jnp.where(state.count == 0, present, state.first_loss)
-        reading = state.reading._replace(
-            measured=jnp.ones((), bool),
-            staleness=jnp.zeros((), jnp.int32),
-            loss=present,
-            gradient_norm=jnp.linalg.norm(gradient),
-            sharpness=sharpness,
-            sharpness_error=error,
-            batch_sharpness=batch_sharpness,
-            gradient_noise_interaction=means[1] / means[2],
-            curvature_spread=jnp.sqrt(variance),
-            self_stabilization=feedback,
-            deterministic=deterministic,
-            mean_square=mean_square,
-            batch=jnp.where(batch_sharpness > 0, self.rule.edge(batch_sharpness), jnp.inf),
-        )
-        return memory, means, first, jax.tree.map(lambda a, b: a.astype(b.dtype), reading, state.reading)
+        first = jnp.where(count == 0, present, first)
+        found = {
+            "loss": present,
+            "gradient_norm": jnp.linalg.norm(gradient),
+            "sharpness": sharpness,
+            "sharpness_error": error,
+            "batch_sharpness": batch_sharpness,
+            "gradient_noise_interaction": means[1] / means[2],
+            "curvature_spread": jnp.sqrt(variance),
+            "self_stabilization": feedback,
+            "deterministic": deterministic,
+            "mean_square": mean_square,
+            "batch": jnp.where(batch_sharpness > 0, self.rule.edge(batch_sharpness), jnp.inf),
+        }
+        fresh = jnp.stack([found[name].astype(flat.dtype) for name in MEASURED])
+        return count, memory, means, first, numbers.at[: len(MEASURED)].set(fresh)
 
-    def _judge(self, reading: Reading, rate: jax.Array, first: jax.Array, before: Reading) -> Reading:
+    def _judge(self, numbers: jax.Array, rate: jax.Array, first: jax.Array, before: Reading) -> Reading:
         """Distances, the predicted excursion and the flags: from scalars, at every step."""
-        threshold = jnp.minimum(reading.deterministic, reading.mean_square)
-        ratio = rate / threshold
-        excess = reading.sharpness * jnp.maximum(0.0, 1.0 - 1.0 / ratio)
+        numbers = numbers[: len(MEASURED)]
+        loss, _, sharpness, *_, feedback, deterministic, mean_square, _ = numbers
+        ratio = rate / jnp.minimum(deterministic, mean_square)
+        excess = sharpness * jnp.maximum(0.0, 1.0 - 1.0 / ratio)
         # NaN: far from the edge at the last measurement, so that a jump of the rate is judged by the catapult alone
-        peak = reading.loss + jnp.where(excess > 0, reading.sharpness * excess**2 / reading.self_stabilization, 0.0)
-        lost = ~jnp.isfinite(reading.loss)
-        beyond = (ratio > _CATAPULT) | ((ratio > 1.0) & (peak > self.limit * jnp.maximum(first, reading.loss)))
+        peak = loss + jnp.where(excess > 0, sharpness * excess**2 / feedback, 0.0)
+        beyond = (ratio > _CATAPULT) | ((ratio > 1.0) & (peak > self.limit * jnp.maximum(first, loss)))
         held = ratio > _RELEASE
-        return reading._replace(
-            learning_rate=rate,
-            distance_deterministic=jnp.log(reading.deterministic / rate),
-            distance_mean_square=jnp.log(reading.mean_square / rate),
-            distance_batch=jnp.log(reading.batch / rate),
-            predicted_loss=peak,
+        distances = jnp.log(numbers[-3:] / rate)
+        return before._replace(
             edge=(ratio > 1.0) | (before.edge & held),
-            warning=beyond | lost | (before.warning & held),
+            warning=beyond | ~jnp.isfinite(loss) | (before.warning & held),
+            numbers=jnp.concatenate([numbers, rate[None], distances, peak[None]]),
         )
 
 

@@ -12,10 +12,7 @@ import xarray as xr
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
-_UNITS = {
-    "learning_rate": ("time", "learning rate of the update that follows"),
-    "measured": ("1", "whether the curvature was measured at this step"),
-    "staleness": ("1", "steps since it was"),
+MEASURED = {
     "loss": ("1", "loss on the probe data"),
     "gradient_norm": ("1/weight", "norm of the gradient on the probe data, preconditioned for Adam"),
     "sharpness": ("1/time", "largest Hessian eigenvalue on the probe data, of P^-1 H for Adam"),
@@ -27,56 +24,64 @@ _UNITS = {
     "deterministic": ("time", "threshold: learning rate at which the full-batch step is unstable"),
     "mean_square": ("time", "threshold: upper bound, that of the top mode alone with its curvature noise"),
     "batch": ("time", "threshold: edge at the batch sharpness"),
+}
+"""What stands until the next measurement, with units and meaning, in the order of `Reading.numbers`."""
+
+JUDGED = {
+    "learning_rate": ("time", "learning rate of the update that follows"),
     "distance_deterministic": ("1", "log(threshold / learning rate), negative beyond it"),
     "distance_mean_square": ("1", "log(threshold / learning rate), negative beyond it"),
     "distance_batch": ("1", "log(threshold / learning rate), negative beyond it"),
     "predicted_loss": ("1", "loss at the peak of the excursion that self-stabilization predicts"),
+}
+"""What follows at every step from that and the learning rate."""
+
+_WHERE = {name: place for place, name in enumerate([*MEASURED, *JUDGED])}
+_FLAGS = {
+    "staleness": ("1", "steps since the measurement"),
     "edge": ("1", "whether the learning rate is beyond a threshold, with hysteresis"),
     "warning": ("1", "whether divergence is predicted, with hysteresis"),
 }
 
 
 class Reading(NamedTuple):
-    """One reading; scalars, or arrays over steps when stacked by a scan. Units and meanings: the log's attributes.
+    """One reading, or a stack of them from a scan: few arrays, since each costs time at every step.
+
+    Every name of the log is an attribute, for example ``reading.sharpness`` or ``reading.distance_deterministic``,
+    of the shape of `step`.
 
     Attributes
     ----------
     step : int32
         Updates before this one.
-    measured, edge, warning : bool
-        See the log; so do the other fields.
-    staleness : int32
-        Steps since the measurement.
-    learning_rate, loss, gradient_norm, sharpness, sharpness_error, batch_sharpness : float
-    gradient_noise_interaction, curvature_spread, self_stabilization : float
-    deterministic, mean_square, batch : float
-        Thresholds, learning rates.
-    distance_deterministic, distance_mean_square, distance_batch : float
-        log(threshold / learning rate).
-    predicted_loss : float
+    measured_at : int32
+        Step of the last measurement.
+    edge, warning : bool
+        Beyond a threshold; divergence predicted.
+    numbers : Array, shape (..., 16)
+        Everything else.
     """
 
     step: Any
-    measured: Any
-    staleness: Any
-    learning_rate: Any
-    loss: Any
-    gradient_norm: Any
-    sharpness: Any
-    sharpness_error: Any
-    batch_sharpness: Any
-    gradient_noise_interaction: Any
-    curvature_spread: Any
-    self_stabilization: Any
-    deterministic: Any
-    mean_square: Any
-    batch: Any
-    distance_deterministic: Any
-    distance_mean_square: Any
-    distance_batch: Any
-    predicted_loss: Any
+    measured_at: Any
     edge: Any
     warning: Any
+    numbers: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _WHERE:
+            return self.numbers[..., _WHERE[name]]
+        raise AttributeError(f"Reading has no {name!r}; it has {', '.join([*_WHERE, *_FLAGS])}")
+
+    @property
+    def staleness(self) -> Any:
+        """Steps since the measurement."""
+        return self.step - self.measured_at
+
+    @property
+    def measured(self) -> Any:
+        """Whether this step measured."""
+        return self.step == self.measured_at
 
 
 def log(readings: Reading | Iterable[Reading], *, every_step: bool, **attrs: object) -> xr.Dataset:
@@ -104,11 +109,13 @@ def log(readings: Reading | Iterable[Reading], *, every_step: bool, **attrs: obj
     pieces = [readings] if isinstance(readings, Reading) else list(readings)
     if not pieces or not all(isinstance(piece, Reading) for piece in pieces):
         raise InvalidInput("readings holds no Reading: pass what StabilityMonitor.update returned, stacked or in a list")
-    joined = jax.tree.map(lambda *parts: np.concatenate([np.atleast_1d(np.asarray(p)) for p in parts]), *pieces)
+    stacked = [jax.tree.map(np.asarray, piece) for piece in pieces]
+    stacked = [jax.tree.map(lambda a: a[None], one) if one.step.ndim == 0 else one for one in stacked]
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *stacked)
     keep = np.ones(len(joined.step), bool) if every_step else joined.measured
     data = {
         name: ("step", getattr(joined, name)[keep], {"units": units, "long_name": text})
-        for name, (units, text) in _UNITS.items()
+        for name, (units, text) in (MEASURED | JUDGED | _FLAGS).items()
     }
     step = xr.DataArray(joined.step[keep], dims="step", attrs={"units": "1", "long_name": "updates before"})
     return xr.Dataset(data, coords={"step": step}, attrs=provenance(**attrs))
