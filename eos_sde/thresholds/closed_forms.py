@@ -90,9 +90,15 @@ def adam(preconditioned_sharpness: float, *, b1: float = 0.9, weight_decay: floa
 
 
 def momentum_edge(
-    curvature: Any, momentum: Any, *, nesterov: bool = False, gain: Any = 1.0, weight_decay: Any = 0.0
+    curvature: Any,
+    momentum: Any,
+    *,
+    nesterov: bool = False,
+    gain: Any = 1.0,
+    weight_decay: Any = 0.0,
+    growth: Any = 1.0,
 ) -> Any:
-    """Learning rate at which an eigenvalue of the step with momentum reaches -1; arithmetic only, no checks.
+    """Learning rate at which an eigenvalue of the step with momentum is -growth; arithmetic only, no checks.
 
     ``v+ = b v + gain h w``, ``w+ = (1 - eta decay) w - eta v+`` (Nesterov: ``- eta (gain h w + b v+)``).
 
@@ -104,14 +110,19 @@ def momentum_edge(
         b in [0, 1); 1, or 1 - b for a moving average of gradients; decoupled decay.
     nesterov : bool
         Which step.
+    growth : float
+        1 for the edge of stability. 3 for the catapult edge: in the two-layer linear network the sharpness changes by
+        (eta_eff f^2/n)(eta_eff S - 4) a step (Lewkowycz et al. 2020, arXiv:2003.02218, eq. 5), where an alternating
+        mode that grows by rho moves with eta_eff S = 1 + rho, whatever its momentum.
 
     Returns
     -------
     float or array
         Like the curvature.
     """
-    slope = gain * (1 + 2 * momentum if nesterov else 1.0)
-    return (2 + 2 * momentum) / (slope * curvature + (1 + momentum) * weight_decay)
+    b, r = momentum, growth
+    slope = gain * (r * (1 + b) + b if nesterov else r)
+    return (r + 1) * (r + b) / (slope * curvature + (r + b) * weight_decay)
 
 
 def gaussian_least_squares(spectrum: Sequence[float] | np.ndarray, *, batch_size: int) -> Threshold:

@@ -59,10 +59,15 @@ class LinearRule:
         """Whether the rule has a preconditioner."""
         return self.b2 > 0
 
-    def edge(self, curvature: Any) -> Any:
-        """Deterministic threshold at a positive curvature, traced or not."""
+    def edge(self, curvature: Any, growth: float = 1.0) -> Any:
+        """Learning rate at which a mode of positive curvature alternates and grows by a factor; traced or not."""
         return momentum_edge(
-            curvature, self.momentum, nesterov=self.nesterov, gain=self.gain, weight_decay=self.weight_decay
+            curvature,
+            self.momentum,
+            nesterov=self.nesterov,
+            gain=self.gain,
+            weight_decay=self.weight_decay,
+            growth=growth,
         )
 
     def step(self, eta: Any, curvature: Any, xp: Any = np) -> tuple[Any, Any]:

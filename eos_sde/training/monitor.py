@@ -22,10 +22,14 @@ from solvers.errors import InvalidInput
 
 _NEAR = 0.5  # of a threshold: from here on the third derivative is worth its cost
 _RELEASE = 0.9  # of a threshold: below, a flag that was set is taken back
-_CATAPULT = 2.0  # thresholds; beyond 4/lambda the catapult of Lewkowycz et al. raises the curvature
+_CATAPULT = (
+    3.0  # growth per step of an oscillation from which on it raises the sharpness: eta = 4/S without momentum
+)
 _ORDER = 3
 _BISECTIONS = 30
-_GRADIENTS = 22.0  # of the probe data, per measurement at the edge: 1.5 passes of Lanczos, 9 for the rest, ...
+_GRADIENTS = (
+    22.0  # of the probe data, per measurement at the edge: 1.5 passes of Lanczos, 9 for the rest, ...
+)
 _BATCH_GRADIENTS = 4.0  # ... and of the batch
 
 
@@ -104,9 +108,11 @@ class StabilityMonitor:
     *The warning.* A rate beyond a threshold is no divergence: networks answer with an excursion that lowers the
     sharpness (Damian, Nichani and Lee 2023). In their reduced model an excess sharpness y is removed at the amplitude
     x^2 = 2 y^2/beta, that is at a loss S y^2/beta above the present one, with beta = \\|grad S\\|^2 across the top
-    mode; y = S (1 - threshold/eta). The monitor warns when that peak lies beyond `limit`, or when eta is beyond twice a
-    threshold, where the catapult raises the sharpness instead (Lewkowycz et al. 2020). ``edge`` and ``warning`` are
-    taken back below 0.9 of the thresholds.
+    mode; y = S (1 - threshold/eta). The monitor warns when that peak lies beyond `limit`, and when eta is beyond the
+    ``catapult`` threshold, where oscillation raises the sharpness instead (4/S without momentum: Lewkowycz et al.
+    2020; see `thresholds.closed_forms.momentum_edge`). Adam's preconditioner grows with the gradients and bounds its
+    steps by about eta a weight: there the catapult does not apply, and the peak is at most the loss of such
+    steps along the top mode. ``edge`` and ``warning`` are taken back below 0.9 of the thresholds.
 
     References
     ----------
@@ -155,7 +161,9 @@ class StabilityMonitor:
         seed: int = 0,
     ) -> None:
         if not callable(loss):
-            raise InvalidInput(f"loss={loss!r} is not callable; give loss(params, batch), a mean over the examples")
+            raise InvalidInput(
+                f"loss={loss!r} is not callable; give loss(params, batch), a mean over the examples"
+            )
         self.loss = loss
         self.rule = linear_rule(rule, momentum=momentum, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
         self.examples = None if examples is None else count("examples", examples, least=2)
@@ -164,7 +172,9 @@ class StabilityMonitor:
         self.overhead = fraction("overhead", positive("overhead", overhead))
         self.forget = 1.0 - 1.0 / count("average", average)
         self.limit = positive("limit", limit)
-        self.estimator = curvature.lanczos(order=_ORDER, tol=0.1, restarts=4) if estimator is None else estimator
+        self.estimator = (
+            curvature.lanczos(order=_ORDER, tol=0.1, restarts=4) if estimator is None else estimator
+        )
         self.notify = notify
         self.seed = count("seed", seed, least=0)
 
@@ -227,7 +237,9 @@ class StabilityMonitor:
             If `opt_state` is missing for an adaptive rule or the arrays of a batch have no common length.
         """
         if self.rule.adaptive and opt_state is None:
-            raise InvalidInput(f"rule={self.rule.name!r} needs opt_state, the optax state that holds its second moments")
+            raise InvalidInput(
+                f"rule={self.rule.name!r} needs opt_state, the optax state that holds its second moments"
+            )
         whole = batch if data is None else data
         sizes = examples(batch), examples(whole)
         every = self.steps_between(*sizes)
@@ -355,9 +367,12 @@ class StabilityMonitor:
         )
         means = jnp.where(sound, self.forget * sums + (1 - self.forget) * fresh, sums)
         batch_sharpness = means[0] / means[3]
-        variance = _curvature_variance(value, point, memory.vector, data) if noise > 0 else jnp.zeros_like(present)
+        variance = (
+            _curvature_variance(value, point, memory.vector, data) if noise > 0 else jnp.zeros_like(present)
+        )
         mean_square = _one_mode(self.rule, sharpness, noise * variance)
-        deterministic = jnp.where(sharpness > 0, self.rule.edge(sharpness), jnp.inf)
+        deterministic = _where_positive(self.rule.edge, sharpness)
+        steepest = jnp.maximum(sharpness, batch_sharpness)
         near = rate > _NEAR * jnp.minimum(deterministic, mean_square)
         feedback = jax.lax.cond(
             near | (count == 0),
@@ -376,7 +391,11 @@ class StabilityMonitor:
             "self_stabilization": feedback,
             "deterministic": deterministic,
             "mean_square": mean_square,
-            "batch": jnp.where(batch_sharpness > 0, self.rule.edge(batch_sharpness), jnp.inf),
+            "saturation": _saturation(product, memory.vector, scale)
+            if self.rule.adaptive
+            else jnp.inf * present,
+            "batch": _where_positive(self.rule.edge, batch_sharpness),
+            "catapult": _where_positive(partial(self.rule.edge, growth=_CATAPULT), steepest),
         }
         fresh = jnp.stack([found[name].astype(flat.dtype) for name in MEASURED])
         return count, memory, means, first, numbers.at[: len(MEASURED)].set(fresh)
@@ -384,19 +403,33 @@ class StabilityMonitor:
     def _judge(self, numbers: jax.Array, rate: jax.Array, first: jax.Array, before: Reading) -> Reading:
         """Distances, the predicted excursion and the flags: from scalars, at every step."""
         numbers = numbers[: len(MEASURED)]
-        loss, _, sharpness, *_, feedback, deterministic, mean_square, _ = numbers
+        loss, _, sharpness, *_, feedback, saturation, deterministic, mean_square, _, catapult = numbers
         ratio = rate / jnp.minimum(deterministic, mean_square)
         excess = sharpness * jnp.maximum(0.0, 1.0 - 1.0 / ratio)
-        # NaN: far from the edge at the last measurement, so that a jump of the rate is judged by the catapult alone
-        peak = loss + jnp.where(excess > 0, sharpness * excess**2 / feedback, 0.0)
-        beyond = (ratio > _CATAPULT) | ((ratio > 1.0) & (peak > self.limit * jnp.maximum(first, loss)))
+        # feedback is NaN where the edge was far at the last measurement: a jump of the rate is judged by the rest
+        peak = loss + jnp.where(
+            excess > 0, jnp.fmin(sharpness * excess**2 / feedback, saturation * rate**2), 0.0
+        )
+        runaway = jnp.zeros((), bool) if self.rule.adaptive else rate > catapult
+        excursion = (ratio > 1.0) & (peak > self.limit * jnp.maximum(first, loss))
         held = ratio > _RELEASE
-        distances = jnp.log(numbers[-3:] / rate)
+        distances = jnp.log(numbers[-4:] / rate)
         return before._replace(
             edge=(ratio > 1.0) | (before.edge & held),
-            warning=beyond | ~jnp.isfinite(loss) | (before.warning & held),
+            warning=runaway | excursion | ~jnp.isfinite(loss) | (before.warning & held),
             numbers=jnp.concatenate([numbers, rate[None], distances, peak[None]]),
         )
+
+
+def _where_positive(threshold: Callable[[jax.Array], jax.Array], curvature: jax.Array) -> jax.Array:
+    """The threshold at a curvature; infinite where it is not positive."""
+    return jnp.where(curvature > 0, threshold(jnp.where(curvature > 0, curvature, 1.0)), jnp.inf)
+
+
+def _saturation(product: Callable[[jax.Array], jax.Array], mode: jax.Array, scale: jax.Array) -> jax.Array:
+    """Loss per squared rate of a step of one rate in each weight, with the signs of a mode."""
+    step = jnp.sign(mode) / scale
+    return jnp.maximum(step @ product(step), 0.0) / 2
 
 
 def _along(value: Objective, point: jax.Array, direction: jax.Array, data: Any) -> jax.Array:

@@ -21,9 +21,14 @@ MEASURED = {
     "gradient_noise_interaction": ("1/time", "running means of g_B' H g_B over |grad L|^2"),
     "curvature_spread": ("1/time", "standard deviation over examples of the curvature along the top mode"),
     "self_stabilization": ("1/weight^6", "beta = |grad S|^2 across the top mode; NaN far from the edge"),
+    "saturation": ("1/time^2", "loss per squared rate of steps of full size in every weight; Adam only"),
     "deterministic": ("time", "threshold: learning rate at which the full-batch step is unstable"),
     "mean_square": ("time", "threshold: upper bound, that of the top mode alone with its curvature noise"),
     "batch": ("time", "threshold: edge at the batch sharpness"),
+    "catapult": (
+        "time",
+        "threshold: beyond it oscillation raises the sharpness, of the batch or of the probe data",
+    ),
 }
 """What stands until the next measurement, with units and meaning, in the order of `Reading.numbers`."""
 
@@ -32,7 +37,8 @@ JUDGED = {
     "distance_deterministic": ("1", "log(threshold / learning rate), negative beyond it"),
     "distance_mean_square": ("1", "log(threshold / learning rate), negative beyond it"),
     "distance_batch": ("1", "log(threshold / learning rate), negative beyond it"),
-    "predicted_loss": ("1", "loss at the peak of the excursion that self-stabilization predicts"),
+    "distance_catapult": ("1", "log(threshold / learning rate), negative beyond it"),
+    "predicted_loss": ("1", "loss at the peak of the excursion that is predicted beyond the edge"),
 }
 """What follows at every step from that and the learning rate."""
 
@@ -58,7 +64,7 @@ class Reading(NamedTuple):
         Step of the last measurement.
     edge, warning : bool
         Beyond a threshold; divergence predicted.
-    numbers : Array, shape (..., 16)
+    numbers : Array, shape (..., 19)
         Everything else.
     """
 
@@ -108,7 +114,9 @@ def log(readings: Reading | Iterable[Reading], *, every_step: bool, **attrs: obj
     """
     pieces = [readings] if isinstance(readings, Reading) else list(readings)
     if not pieces or not all(isinstance(piece, Reading) for piece in pieces):
-        raise InvalidInput("readings holds no Reading: pass what StabilityMonitor.update returned, stacked or in a list")
+        raise InvalidInput(
+            "readings holds no Reading: pass what StabilityMonitor.update returned, stacked or in a list"
+        )
     stacked = [jax.tree.map(np.asarray, piece) for piece in pieces]
     stacked = [jax.tree.map(lambda a: a[None], one) if one.step.ndim == 0 else one for one in stacked]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *stacked)
