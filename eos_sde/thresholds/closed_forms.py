@@ -113,7 +113,8 @@ def momentum_edge(
     growth : float
         1 for the edge of stability. 3 for the catapult edge: in the two-layer linear network the sharpness changes by
         (eta_eff f^2/n)(eta_eff S - 4) a step (Lewkowycz et al. 2020, arXiv:2003.02218, eq. 5), where an alternating
-        mode that grows by rho moves with eta_eff S = 1 + rho, whatever its momentum.
+        mode that grows by rho moves with eta_eff S = 1 + rho, whatever its momentum. (With momentum that network also
+        diverges at some rates below: from 0.95 of the edge on at b = 0.3, from 0.8 at b = 0.9.)
 
     Returns
     -------

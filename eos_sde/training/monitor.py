@@ -58,7 +58,7 @@ class MonitorState(NamedTuple):
 
 
 class StabilityMonitor:
-    """Sharpness, batch sharpness, gradient noise and the distance to each threshold, while an optax loop runs.
+    r"""Sharpness, batch sharpness, gradient noise and the distance to each threshold, while an optax loop runs.
 
     ``state = monitor.init(params)`` once; before each update ``state, reading = monitor.update(state, params, batch,
     learning_rate)``. Pure: compile it with the training step, under ``jax.jit`` and ``jax.lax.scan`` (not ``vmap``,
@@ -107,7 +107,7 @@ class StabilityMonitor:
 
     *The warning.* A rate beyond a threshold is no divergence: networks answer with an excursion that lowers the
     sharpness (Damian, Nichani and Lee 2023). In their reduced model an excess sharpness y is removed at the amplitude
-    x^2 = 2 y^2/beta, that is at a loss S y^2/beta above the present one, with beta = \\|grad S\\|^2 across the top
+    x^2 = 2 y^2/beta, that is at a loss S y^2/beta above the present one, with beta = \|grad S\|^2 across the top
     mode; y = S (1 - threshold/eta). The monitor warns when that peak lies beyond `limit`, and when eta is beyond the
     ``catapult`` threshold, where oscillation raises the sharpness instead (4/S without momentum: Lewkowycz et al.
     2020; see `thresholds.closed_forms.momentum_edge`). Adam's preconditioner grows with the gradients and bounds its
@@ -234,8 +234,14 @@ class StabilityMonitor:
         Raises
         ------
         InvalidInput
-            If `opt_state` is missing for an adaptive rule or the arrays of a batch have no common length.
+            If `params` are not like those given to `init`, `opt_state` is missing for an adaptive rule, or the arrays
+            of a batch have no common length.
         """
+        wanted, given = (jax.tree.map(_shape, s) for s in (jax.eval_shape(self.init, params), state))
+        if wanted != given:
+            raise InvalidInput(
+                "params are not of the shapes and dtypes that init saw; pass the parameters that train"
+            )
         if self.rule.adaptive and opt_state is None:
             raise InvalidInput(
                 f"rule={self.rule.name!r} needs opt_state, the optax state that holds its second moments"
@@ -352,8 +358,6 @@ class StabilityMonitor:
         present, gradient = jax.value_and_grad(value)(point, data)
         product = hessian_product(lambda z: value(z, data), point)
         sharpness, error, memory = self.estimator.update(product, point, before)
-        sound = jnp.isfinite(sharpness)
-        memory = jax.tree.map(partial(jnp.where, sound), memory, before)
         slope = jax.grad(lambda z: value(z, batch))
         batch_gradient, image = jax.jvp(slope, (point,), (slope(point),))
         square = batch_gradient @ batch_gradient
@@ -365,6 +369,10 @@ class StabilityMonitor:
                 jnp.ones_like(square),
             ]
         )
+        sound = jnp.isfinite(sharpness) & jnp.all(
+            jnp.isfinite(fresh)
+        )  # what diverged must not spoil the memory
+        memory = jax.tree.map(partial(jnp.where, sound), memory, before)
         means = jnp.where(sound, self.forget * sums + (1 - self.forget) * fresh, sums)
         batch_sharpness = means[0] / means[3]
         variance = (
@@ -419,6 +427,10 @@ class StabilityMonitor:
             warning=runaway | excursion | ~jnp.isfinite(loss) | (before.warning & held),
             numbers=jnp.concatenate([numbers, rate[None], distances, peak[None]]),
         )
+
+
+def _shape(array: Any) -> tuple:
+    return jnp.shape(array), jnp.result_type(array)
 
 
 def _where_positive(threshold: Callable[[jax.Array], jax.Array], curvature: jax.Array) -> jax.Array:
