@@ -4,9 +4,9 @@ Run: python benchmarks/monitor_alarms.py [design | judge] [--every K] [--out FIL
 
 The rule of the warning is fixed in `StabilityMonitor`; it was worked out on the set "design" (digits, tanh, half
 squared error), and the set "judge" (other data, activations, losses, seeds) was run after. Two events are judged:
-"blow-up", the first step whose batch loss is not finite or exceeds 1000 times the larger of 1 and the first loss (the definition of
-`bridge.record`), and "excursion", the first at which it exceeds 10 times the first loss (the monitor's own `limit`), a
-blow-up included. Lead time: steps from the onset of the warning that is on at that step.
+"blow-up", the first step whose batch loss is not finite or exceeds 1000 times the larger of 1 and the first loss
+(the definition of `bridge.record`), and "excursion", the first at which it exceeds 10 times the first loss (the
+monitor's own `limit`), a blow-up included. Lead time: steps from the onset of the warning that is on at that step.
 """
 
 import argparse
@@ -103,8 +103,8 @@ def summary(rows, name, event):
     quartiles = np.percentile(warned, [0, 50, 100]) if warned else np.zeros(3)
     print(
         f"{event:9} {name:16} {len(warned):3} of {len(happened):3} warned of [{low:.2f}, {high:.2f}], lead "
-        f"{quartiles[1]:4.0f} ({quartiles[0]:.0f} to {quartiles[2]:.0f}) steps; {len(false):3} of {len(others):3} others "
-        f"warned [{low2:.2f}, {high2:.2f}]"
+        f"{quartiles[1]:4.0f} ({quartiles[0]:.0f} to {quartiles[2]:.0f}) steps; {len(false):3} of {len(others):3} "
+        f"others warned [{low2:.2f}, {high2:.2f}]"
     )
 
 

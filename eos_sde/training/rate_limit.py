@@ -261,8 +261,8 @@ def _require_minimum(local: Local, sharpness: float, horizon: int, tolerance: fl
     # at eta = 2/S a direction of curvature -m grows by 1 + 2 m/S a step: e-fold within the horizon or not
     if -lowest * 2 * horizon > sharpness:
         raise InvalidInput(
-            f"params lie on no minimum: the Hessian has the eigenvalue {lowest:.3g} beside {sharpness:.3g}, which grows "
-            f"e-fold within horizon={horizon} steps, so that criterion={criterion!r} has no meaning; {_STILL}"
+            f"params lie on no minimum: the Hessian has the eigenvalue {lowest:.3g} beside {sharpness:.3g}, which "
+            f"grows e-fold within horizon={horizon} steps, so that criterion={criterion!r} has no meaning; {_STILL}"
         )
     moved = local.point - jax.jit(jax.grad(local.value))(local.point, local.data) / sharpness
     change = abs(float(leading_modes(local._replace(point=moved), tol=_DECIDES).values[0]) / sharpness - 1)

@@ -10,7 +10,7 @@ maps keep positive semi-definite matrices so, hence the radius is an eigenvalue.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -19,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator, eigs
 from eos_sde.training.linear_rules import LinearRule
 
 _DENSE_RANK = 6
-_TOLERANCE = 1e-8
+_TOLERANCE: Any = 1e-8
 _CLOSE = 1e-9  # relative distance from the deterministic edge, where the response has a pole
 
 
@@ -111,10 +111,10 @@ def mean_square_limit(rule: LinearRule, curvatures: Curvatures, p: float) -> flo
         return edge
 
     def excess(log_eta: float) -> float:
-        return np.log(max(noise_kernel(rule, curvatures, float(np.exp(log_eta)), p), 1e-300))
+        return float(np.log(max(noise_kernel(rule, curvatures, float(np.exp(log_eta)), p), 1e-300)))
 
-    low = np.log(high) - np.log(2)
+    low = float(np.log(high / 2))
     while excess(low) > 0:
-        low -= np.log(4)
-    root = brentq(excess, low, np.log(high), xtol=1e-8)
-    return float(np.exp(root))  # pyright: ignore[reportArgumentType]
+        low -= 1.0
+    root = float(brentq(excess, low, float(np.log(high)), xtol=1e-8))  # pyright: ignore[reportArgumentType]
+    return float(np.exp(root))
