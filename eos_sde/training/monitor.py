@@ -16,8 +16,15 @@ from eos_sde.optimizers import curvature
 from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
 from eos_sde.training import readings as log
 from eos_sde.training.linear_rules import adam_moments, linear_rule, preconditioner
-from eos_sde.training.objective import Objective, examples, objective, single
+from eos_sde.training.objective import examples, objective
 from eos_sde.training.readings import JUDGED, MEASURED, Reading
+from eos_sde.training.top_mode import (
+    curvature_variance,
+    one_mode_threshold,
+    saturation,
+    self_stabilization,
+    where_positive,
+)  # fmt: skip
 from solvers.errors import InvalidInput
 
 _NEAR = 0.5  # of a threshold: from here on the third derivative is worth its cost
@@ -26,7 +33,6 @@ _CATAPULT = (
     3.0  # growth per step of an oscillation from which on it raises the sharpness: eta = 4/S without momentum
 )
 _ORDER = 3
-_BISECTIONS = 30
 _GRADIENTS = (
     22.0  # of the probe data, per measurement at the edge: 1.5 passes of Lanczos, 9 for the rest, ...
 )
@@ -376,15 +382,15 @@ class StabilityMonitor:
         means = jnp.where(sound, self.forget * sums + (1 - self.forget) * fresh, sums)
         batch_sharpness = means[0] / means[3]
         variance = (
-            _curvature_variance(value, point, memory.vector, data) if noise > 0 else jnp.zeros_like(present)
+            curvature_variance(value, point, memory.vector, data) if noise > 0 else jnp.zeros_like(present)
         )
-        mean_square = _one_mode(self.rule, sharpness, noise * variance)
-        deterministic = _where_positive(self.rule.edge, sharpness)
+        mean_square = one_mode_threshold(self.rule, sharpness, noise * variance)
+        deterministic = where_positive(self.rule.edge, sharpness)
         steepest = jnp.maximum(sharpness, batch_sharpness)
         near = rate > _NEAR * jnp.minimum(deterministic, mean_square)
         feedback = jax.lax.cond(
             near | (count == 0),
-            lambda: _feedback(value, point, memory.vector, data),
+            lambda: self_stabilization(value, point, memory.vector, data),
             lambda: jnp.full_like(present, jnp.nan),
         )
         first = jnp.where(count == 0, present, first)
@@ -399,11 +405,11 @@ class StabilityMonitor:
             "self_stabilization": feedback,
             "deterministic": deterministic,
             "mean_square": mean_square,
-            "saturation": _saturation(product, memory.vector, scale)
+            "saturation": saturation(product, memory.vector, scale)
             if self.rule.adaptive
             else jnp.inf * present,
-            "batch": _where_positive(self.rule.edge, batch_sharpness),
-            "catapult": _where_positive(partial(self.rule.edge, growth=_CATAPULT), steepest),
+            "batch": where_positive(self.rule.edge, batch_sharpness),
+            "catapult": where_positive(partial(self.rule.edge, growth=_CATAPULT), steepest),
         }
         fresh = jnp.stack([found[name].astype(flat.dtype) for name in MEASURED])
         return count, memory, means, first, numbers.at[: len(MEASURED)].set(fresh)
@@ -431,48 +437,3 @@ class StabilityMonitor:
 
 def _shape(array: Any) -> tuple:
     return jnp.shape(array), jnp.result_type(array)
-
-
-def _where_positive(threshold: Callable[[jax.Array], jax.Array], curvature: jax.Array) -> jax.Array:
-    """The threshold at a curvature; infinite where it is not positive."""
-    return jnp.where(curvature > 0, threshold(jnp.where(curvature > 0, curvature, 1.0)), jnp.inf)
-
-
-def _saturation(product: Callable[[jax.Array], jax.Array], mode: jax.Array, scale: jax.Array) -> jax.Array:
-    """Loss per squared rate of a step of one rate in each weight, with the signs of a mode."""
-    step = jnp.sign(mode) / scale
-    return jnp.maximum(step @ product(step), 0.0) / 2
-
-
-def _along(value: Objective, point: jax.Array, direction: jax.Array, data: Any) -> jax.Array:
-    """Second derivative of the loss along a direction."""
-
-    def slope(z: jax.Array) -> jax.Array:
-        return jax.jvp(lambda y: value(y, data), (z,), (direction,))[1]
-
-    return jax.jvp(slope, (point,), (direction,))[1]
-
-
-def _curvature_variance(value: Objective, point: jax.Array, direction: jax.Array, data: Any) -> jax.Array:
-    """Variance over the examples of the curvature along a direction."""
-    return jnp.var(jax.vmap(lambda example: _along(value, point, direction, single(example)))(data))
-
-
-def _feedback(value: Objective, point: jax.Array, direction: jax.Array, data: Any) -> jax.Array:
-    """|grad S|^2 across the direction, S the curvature along it."""
-    gradient = jax.grad(lambda z: _along(value, z, direction, data))(point)
-    return jnp.maximum(gradient @ gradient - (gradient @ direction) ** 2, 0.0)
-
-
-def _one_mode(rule: Any, curvature: jax.Array, variance: jax.Array) -> jax.Array:
-    """Mean-square threshold of one mode with noisy curvature: the root of variance * response = 1, by bisection."""
-    edge = rule.edge(jnp.where(curvature > 0, curvature, 1.0))
-
-    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        stable = variance * rule.response(middle, curvature, curvature, jnp) < 1.0
-        return jnp.where(stable, middle, low), jnp.where(stable, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(edge), edge))
-    return jnp.where(curvature > 0, jnp.where(variance > 0, low, edge), jnp.inf)

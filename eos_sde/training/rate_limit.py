@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from eos_sde.training.example_curvature import (
     leading_modes,
 )
 from eos_sde.training.linear_rules import LinearRule, adam_moments, linear_rule, preconditioner
-from eos_sde.training.objective import examples, objective, rows, single
+from eos_sde.training.objective import Objective, examples, objective, rows, single
 from eos_sde.training.second_moments import Curvatures, dense_curvatures, mean_square_limit
 from solvers.errors import InvalidInput
 
@@ -146,7 +147,23 @@ def max_stable_lr(
     count("horizon", horizon), positive("tolerance", tolerance), count("seed", seed, least=0)
     if modes is not None:
         count("modes", modes)
-    value_of = objective(loss, data)
+    double = any(
+        jnp.dtype(getattr(leaf, "dtype", jnp.float32)) == jnp.float64 for leaf in jax.tree.leaves(params)
+    )
+    with (
+        jax.enable_x64(True) if double else nullcontext()
+    ):  # as precise as the weights, whatever the user's settings
+        return _largest(
+            objective(loss, data), params, data, step, n, size, p, criterion,
+            replacement=replacement, opt_state=opt_state, modes=modes, horizon=horizon, tolerance=tolerance, seed=seed,
+        )  # fmt: skip
+
+
+def _largest(
+    value_of: Objective, params: Any, data: Any, step: LinearRule, n: int, size: int, p: float, criterion: str, *,
+    replacement: bool, opt_state: Any, modes: int | None, horizon: int, tolerance: float, seed: int,
+) -> Threshold:  # fmt: skip
+    """The threshold by a criterion, from checked arguments."""
     flat = flat_view(params)
     origin = flat.ravel(params)
     _check_loss(value_of, params, data)

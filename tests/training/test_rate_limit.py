@@ -184,6 +184,13 @@ def test_single_precision_gives_the_same_to_its_own_accuracy(fitted):
     assert abs(found.value - exact.value) <= 3 * (found.stderr + exact.stderr) + 1e-4 * exact.value
 
 
+def test_double_precision_of_the_weights_is_kept_whatever_the_settings():
+    with jax.enable_x64(False):
+        found = max_stable_lr(regression, np.zeros(3), tuple(map(np.asarray, DATA)), rule="sgd", batch_size=1)
+    exact = thresholds.sgd_mean_square(np.asarray(DATA[0]), batch_size=1)
+    assert found.value == pytest.approx(exact.value, rel=1e-7)  # float32 would give 1e-4 and worse
+
+
 def test_preconditioner_of_resting_weights():
     x, y = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5], [2.0, 2.0]]), jnp.array([1.0, -2.0, 0.5, 3.0])
     w = jnp.linalg.lstsq(x, y)[0]  # a minimum with residuals: gradients of examples do not vanish
