@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -49,18 +49,16 @@ def gradient_descent(sharpness: float, *, momentum: float = 0.0, nesterov: bool 
         "sharpness", sharpness, "give the largest Hessian eigenvalue; without one above 0 no rate is unstable"
     )
     b = fraction("momentum", momentum)
-    if nesterov:
-        return _exact((2 + 2 * b) / ((1 + 2 * b) * s), "deterministic", "(2 + 2b)/((1 + 2b) S)", _COHEN_2021)
-    if b > 0:
-        return _exact((2 + 2 * b) / s, "deterministic", "(2 + 2b)/S", _COHEN_2021)
-    return _exact(2 / s, "deterministic", "2/S", _COHEN_2021)
+    formula = "(2 + 2b)/((1 + 2b) S)" if nesterov else "(2 + 2b)/S" if b > 0 else "2/S"
+    return _exact(momentum_edge(s, b, nesterov=nesterov), "deterministic", formula, _COHEN_2021)
 
 
-def adam(preconditioned_sharpness: float, *, b1: float = 0.9) -> Threshold:
-    """Largest stable learning rate of Adam with its preconditioner frozen.
+def adam(preconditioned_sharpness: float, *, b1: float = 0.9, weight_decay: float = 0.0) -> Threshold:
+    """Largest stable learning rate of Adam, or AdamW, with its preconditioner frozen.
 
-    ``(2 + 2 b1) / ((1 - b1) S_P)`` with S_P the largest eigenvalue of P^-1 H, P = diag(sqrt(nu_hat) + eps):
-    38 / S_P at b1 = 0.9. The same holds for descent with an exponential moving average of gradients (P = 1).
+    ``(2 + 2 b1) / ((1 - b1) S_P + (1 + b1) w)`` with S_P the largest eigenvalue of P^-1 H,
+    P = diag(sqrt(nu_hat) + eps), and w the decoupled weight decay of AdamW: 38 / S_P at b1 = 0.9, w = 0. The same
+    holds for descent with an exponential moving average of gradients (P = 1).
 
     Parameters
     ----------
@@ -68,6 +66,8 @@ def adam(preconditioned_sharpness: float, *, b1: float = 0.9) -> Threshold:
         S_P > 0, without the learning rate in P.
     b1 : float
         Decay of the first moment, in [0, 1).
+    weight_decay : float
+        w >= 0, taken off the weights as eta w times them.
 
     Returns
     -------
@@ -77,14 +77,53 @@ def adam(preconditioned_sharpness: float, *, b1: float = 0.9) -> Threshold:
     Raises
     ------
     InvalidInput
-        If the sharpness is not positive or b1 outside [0, 1).
+        If the sharpness is not positive, b1 outside [0, 1) or the decay negative.
     """
     s = positive(
         "preconditioned_sharpness", preconditioned_sharpness, "give the largest eigenvalue of P^-1 H"
     )
     b = fraction("b1", b1)
-    value = (2 + 2 * b) / ((1 - b) * s)
-    return _exact(value, "deterministic", "(2 + 2 b1)/((1 - b1) S_P)", "Cohen et al. 2022, arXiv:2207.14484")
+    decay = non_negative("weight_decay", weight_decay)
+    formula = "(2 + 2 b1)/((1 - b1) S_P" + (" + (1 + b1) w)" if decay > 0 else ")")
+    value = momentum_edge(s, b, gain=1 - b, weight_decay=decay)
+    return _exact(value, "deterministic", formula, "Cohen et al. 2022, arXiv:2207.14484")
+
+
+def momentum_edge(
+    curvature: Any,
+    momentum: Any,
+    *,
+    nesterov: bool = False,
+    gain: Any = 1.0,
+    weight_decay: Any = 0.0,
+    growth: Any = 1.0,
+) -> Any:
+    """Learning rate at which an eigenvalue of the step with momentum is -growth; arithmetic only, no checks.
+
+    ``v+ = b v + gain h w``, ``w+ = (1 - eta decay) w - eta v+`` (Nesterov: ``- eta (gain h w + b v+)``).
+
+    Parameters
+    ----------
+    curvature : float or array
+        h > 0, NumPy or JAX, traced or not.
+    momentum, gain, weight_decay : float
+        b in [0, 1); 1, or 1 - b for a moving average of gradients; decoupled decay.
+    nesterov : bool
+        Which step.
+    growth : float
+        1 for the edge of stability. 3 for the catapult edge: in the two-layer linear network the sharpness changes by
+        (eta_eff f^2/n)(eta_eff S - 4) a step (Lewkowycz et al. 2020, arXiv:2003.02218, eq. 5), where an alternating
+        mode that grows by rho moves with eta_eff S = 1 + rho, whatever its momentum. (With momentum that network also
+        diverges at some rates below: from 0.95 of the edge on at b = 0.3, from 0.8 at b = 0.9.)
+
+    Returns
+    -------
+    float or array
+        Like the curvature.
+    """
+    b, r = momentum, growth
+    slope = gain * (r * (1 + b) + b if nesterov else r)
+    return (r + 1) * (r + b) / (slope * curvature + (r + b) * weight_decay)
 
 
 def gaussian_least_squares(spectrum: Sequence[float] | np.ndarray, *, batch_size: int) -> Threshold:

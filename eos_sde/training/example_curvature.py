@@ -1,0 +1,250 @@
+"""Curvature of single examples from Hessian products: low-rank factors, or Hessians on leading modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from eos_sde.training.objective import rows, single
+from solvers.errors import ConvergenceFailure
+
+_PILOT = 8
+_RANKS = (2, 4, 8, 16, 32, 64)
+_CHUNK = 2**24  # numbers in the products of the examples that are worked on at once
+_DENSE = 32  # weights up to which the whole Hessian is formed
+_RESTARTS = 100
+_PRODUCTS = 3  # fresh products by which a factorisation is judged
+
+Value = Callable[[jax.Array, Any], jax.Array]
+
+
+class Local(NamedTuple):
+    """A loss about a point: what everything here is computed from.
+
+    Attributes
+    ----------
+    value : callable
+        (point, batch) -> mean loss.
+    product : callable
+        (point, batch, vector) -> Hessian times vector; compiled once, from `hessian_of`.
+    point : Array
+        Shape (d,).
+    data : pytree
+        All examples.
+    n : int
+        How many.
+    """
+
+    value: Value
+    product: Callable[[jax.Array, Any, jax.Array], jax.Array]
+    point: jax.Array
+    data: Any
+    n: int
+
+    @property
+    def dimension(self) -> int:
+        """Number of weights."""
+        return self.point.shape[0]
+
+
+class Modes(NamedTuple):
+    """Largest eigenpairs, the largest first: (k,), (d, k), residual of the first."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+    residual: float
+
+
+def hessian_of(value: Value) -> Callable[[jax.Array, Any, jax.Array], jax.Array]:
+    """Return the compiled (point, batch, vector) -> Hessian times vector."""
+
+    @jax.jit
+    def product(point: jax.Array, batch: Any, vector: jax.Array) -> jax.Array:
+        return jax.jvp(lambda z: jax.grad(value)(z, batch), (point,), (vector,))[1]
+
+    return product
+
+
+def leading_modes(
+    local: Local, count: int = 1, *, tol: float | None = None, below: float | None = None
+) -> Modes:
+    """Largest algebraic eigenpairs of the Hessian on all data, by implicitly restarted Lanczos.
+
+    Parameters
+    ----------
+    local : Local
+        The loss about a point.
+    count : int
+        How many; at most d.
+    tol : float, optional
+        Residual, relative to the eigenvalue; the square root of rounding if left out.
+    below : float, optional
+        The pairs of ``below - H`` are found instead: the low end of H, to an absolute accuracy of tol * below even
+        where it is 0.
+
+    Returns
+    -------
+    Modes
+        The pairs.
+
+    Raises
+    ------
+    ConvergenceFailure
+        If Lanczos does not converge.
+    """
+    d, dtype = local.dimension, local.point.dtype
+    rounding = float(np.finfo(dtype).eps)
+
+    def apply(vector: np.ndarray) -> np.ndarray:
+        image = np.asarray(local.product(local.point, local.data, jnp.asarray(vector.ravel(), dtype)), float)
+        return image if below is None else below * vector.ravel() - image
+
+    if d <= max(2 * count, _DENSE):
+        full = np.stack([apply(column) for column in np.eye(d)], axis=1)
+        values, vectors = np.linalg.eigh((full + full.T) / 2)
+        error = rounding * float(np.max(np.abs(values)))
+        return Modes(values[::-1][:count], vectors[:, ::-1][:, :count], error)
+    operator = LinearOperator((d, d), matvec=apply, dtype=float)  # pyright: ignore[reportCallIssue]
+    start = np.random.default_rng(0).standard_normal(d)
+    goal: Any = rounding**0.5 if tol is None else tol
+    try:
+        values, vectors = eigsh(operator, k=count, which="LA", v0=start, tol=goal, maxiter=_RESTARTS)
+    except ArpackNoConvergence as error:
+        raise ConvergenceFailure(
+            f"Lanczos found {len(error.eigenvalues)} of {count} Hessian modes in {_RESTARTS} restarts; ask for fewer "
+            "modes, or give the parameters in double precision"
+        ) from error
+    values, vectors = values[::-1], vectors[:, ::-1]
+    residual = float(np.linalg.norm(apply(vectors[:, 0]) - values[0] * vectors[:, 0]))
+    return Modes(values, vectors, max(residual, rounding * abs(float(values[0]))))
+
+
+class Sketch(NamedTuple):
+    """Directions (r, d) that capture the Hessian of each example, and the relative error that is left."""
+
+    directions: jax.Array
+    rank: int
+    error: float
+
+
+def find_sketch(local: Local, seed: int, goal: float) -> Sketch:
+    """Find how many random directions capture the Hessian of an example as a positive low-rank matrix.
+
+    At an interpolating minimum the Hessian of an example has the rank of its outputs. Eight examples are tried
+    with ever more directions until their Nystrom factors reproduce fresh Hessian products.
+
+    Parameters
+    ----------
+    local : Local
+        The loss about a point.
+    seed : int
+        Of the examples and directions.
+    goal : float
+        Relative error at which to stop.
+
+    Returns
+    -------
+    Sketch
+        The smallest that reaches the goal, or the best.
+    """
+    rng = np.random.default_rng(seed)
+    d, dtype = local.dimension, local.point.dtype
+    pilot = rows(local.data, np.sort(rng.choice(local.n, min(local.n, _PILOT), replace=False)))
+    ranks = [r for r in _RANKS if r < d] or [d]
+    draws = jnp.asarray(rng.standard_normal((ranks[-1] + _PRODUCTS, d)), dtype)
+
+    def images(example: Any) -> jax.Array:
+        return jax.vmap(lambda v: local.product(local.point, single(example), v))(draws)
+
+    found = np.asarray(jax.jit(partial(jax.lax.map, images))(pilot), float)  # (pilot, r + fresh, d)
+    omega = np.asarray(draws, float)
+    tests, truths = omega[ranks[-1] :], found[:, ranks[-1] :]
+    best = Sketch(draws[: ranks[0]], ranks[0], np.inf)
+    for r in ranks:
+        factors = [_nystrom(omega[:r], y[:r], _cutoff(dtype), np) for y in found]
+        miss = [tests @ f.T @ f - t for f, t in zip(factors, truths, strict=True)]
+        error = float(np.linalg.norm(np.stack(miss)) / max(np.linalg.norm(truths), 1e-300))
+        if error < 0.9 * best.error:
+            rank = max(int(np.sum(np.any(f != 0, axis=1))) for f in factors)
+            best = Sketch(draws[:r], max(rank, 1), error)
+        if error <= goal:
+            break
+    return best
+
+
+def example_factors(local: Local, sketch: Sketch, basis: np.ndarray | None = None) -> np.ndarray:
+    """Factors F_i of the examples' Hessians, H_i = F_i^T F_i up to the error of the sketch.
+
+    Parameters
+    ----------
+    local : Local
+        The loss about a point.
+    sketch : Sketch
+        From `find_sketch`.
+    basis : array, shape (d, k), optional
+        Directions on which the factors are projected.
+
+    Returns
+    -------
+    array
+        Shape (n, rank, d) or (n, rank, k), float64.
+    """
+    project = None if basis is None else jnp.asarray(basis, local.point.dtype)
+    cutoff = _cutoff(local.point.dtype)
+
+    def one(example: Any, directions: jax.Array, point: jax.Array) -> jax.Array:
+        images = jax.vmap(lambda v: local.product(point, single(example), v))(directions)
+        factor = _nystrom(directions, images, cutoff, jnp)[: sketch.rank]
+        return factor if project is None else factor @ project
+
+    chunk = max(1, _CHUNK // (len(sketch.directions) * local.dimension))
+    mapped = jax.jit(lambda rows, w, z: jax.lax.map(lambda e: one(e, w, z), rows, batch_size=chunk))
+    return np.asarray(mapped(local.data, sketch.directions, local.point), float)
+
+
+def example_hessians(local: Local, basis: np.ndarray) -> np.ndarray:
+    """Hessians of the examples on some directions, as they are: definite or not.
+
+    Parameters
+    ----------
+    local : Local
+        The loss about a point.
+    basis : array, shape (d, k)
+        The directions.
+
+    Returns
+    -------
+    array
+        Shape (n, k, k), float64.
+    """
+    columns = jnp.asarray(basis, local.point.dtype)
+
+    def one(example: Any, point: jax.Array, columns: jax.Array) -> jax.Array:
+        images = jax.vmap(lambda v: local.product(point, single(example), v), in_axes=1)(columns)
+        return images @ columns
+
+    chunk = max(1, _CHUNK // columns.size)
+    mapped = jax.jit(lambda rows, z, u: jax.lax.map(lambda e: one(e, z, u), rows, batch_size=chunk))
+    each = np.asarray(mapped(local.data, local.point, columns), float)
+    return (each + each.transpose(0, 2, 1)) / 2
+
+
+def _cutoff(dtype: Any) -> float:
+    """Relative size below which an eigenvalue of a sketch is rounding."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def _nystrom(directions: Any, images: Any, cutoff: float, xp: Any) -> Any:
+    """Factor F (r, d) with F^T F = Y (Omega^T Y)^+ Y^T on the positive part, largest rows first."""
+    core = images @ directions.T
+    values, vectors = xp.linalg.eigh((core + core.T) / 2)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    keep = values > cutoff * xp.max(xp.abs(values))
+    root = xp.where(keep, 1.0 / xp.sqrt(xp.where(keep, values, 1.0)), 0.0)
+    return root[:, None] * (vectors.T @ images)

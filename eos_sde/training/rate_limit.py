@@ -1,0 +1,393 @@
+"""The largest stable learning rate of a network under a rule, from Hessian products of its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eos_sde import thresholds
+from eos_sde.models.arguments import count, positive
+from eos_sde.optimizers.curvature.interface import Flat, flat_view
+from eos_sde.thresholds.mean_square import curvature_factors, noise_fraction
+from eos_sde.thresholds.result import Threshold
+from eos_sde.training.example_curvature import (
+    Local,
+    Modes,
+    example_factors,
+    example_hessians,
+    find_sketch,
+    hessian_of,
+    leading_modes,
+)
+from eos_sde.training.linear_rules import LinearRule, adam_moments, linear_rule, preconditioner
+from eos_sde.training.objective import Objective, examples, objective, rows, single
+from eos_sde.training.second_moments import Curvatures, dense_curvatures, mean_square_limit
+from solvers.errors import InvalidInput
+
+CRITERIA = ("deterministic", "mean-square", "almost-sure", "batch-sharpness")
+_LARGEST_FACTORS = 2**27  # numbers: 1 GiB of factors (n, c, d); beyond, they are projected on leading modes
+_LARGEST_RANK = 1500
+_FACTOR_MODES, _DENSE_MODES = 128, 32
+_SKETCH_GOAL, _SKETCH_LIMIT = 1e-3, 1e-2
+_BATCHES = 64
+_DECIDES = 1e-3  # relative accuracy of eigenvalues that only decide
+_STILL = "criterion='deterministic' (the full-batch edge along the sharpest direction) still applies"
+
+
+def max_stable_lr(
+    loss: Callable[..., Any],
+    params: Any,
+    data: Any,
+    *,
+    rule: str = "sgd",
+    batch_size: int | None = None,
+    criterion: str | None = None,
+    replacement: bool = False,
+    opt_state: Any = None,
+    momentum: float | None = None,
+    b1: float | None = None,
+    b2: float | None = None,
+    eps: float | None = None,
+    weight_decay: float | None = None,
+    modes: int | None = None,
+    horizon: int = 100,
+    tolerance: float = 0.1,
+    seed: int = 0,
+) -> Threshold:
+    """Largest learning rate at which a rule is stable about these weights.
+
+    Every rule is taken as a preconditioned step with momentum, linearised: Adam's second moments are frozen, so that
+    its curvature is that of P^-1 H. By default the criterion is "deterministic" where a batch is the whole set and
+    "mean-square" otherwise.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(params, batch)`` or ``loss(params, x, y)``: the mean over the examples of a batch, without state
+        across examples (no batch statistics).
+    params : pytree of real arrays
+        Where the loss is linearised: a minimum, for every criterion but "deterministic" and "batch-sharpness".
+    data : pytree
+        All training examples, one row of each array per example; a tuple (x, y) for ``loss(params, x, y)``.
+    rule : {"gd", "sgd", "sgdm", "nesterov", "adam", "adamw"}
+        As optax has them.
+    batch_size : int, optional
+        B; all examples if left out.
+    criterion : {"deterministic", "mean-square", "almost-sure", "batch-sharpness"}, optional
+        "almost-sure" and "batch-sharpness" (2 over the mean of g_B' H_B g_B/|g_B|^2) are those of plain SGD.
+    replacement : bool
+        Whether batches are drawn with replacement.
+    opt_state : pytree, optional
+        State of the optax Adam that trains. If left out, its second moments are those that it would settle to with
+        the weights at rest, E g_B^2: at an interpolating minimum that is 0 and the threshold of no use.
+    momentum, b1, b2, eps, weight_decay : float, optional
+        Options of the rule; optax's defaults, and momentum 0.9, if left out.
+    modes : int, optional
+        Number of leading Hessian modes to which the mean-square criterion is restricted. If left out: all, where
+        the factors of the examples' curvatures fit (see Notes).
+    horizon : int
+        Steps within which a direction of negative curvature must not grow by a factor e at the threshold.
+    tolerance : float
+        Largest relative change of the sharpness over one gradient step of length 1/sharpness for which the weights
+        count as lying at a minimum.
+    seed : int
+        Of everything random: starts of Lanczos, sketches, sampled batches.
+
+    Returns
+    -------
+    Threshold
+        In the units of the learning rate, with the criterion. Its stderr bounds the numerical error of the sharpness
+        and of the factors; where the criterion is restricted to leading modes, the value is an upper bound and the
+        stderr is its change on halving the modes. For "batch-sharpness" it is the sampling error.
+
+    Raises
+    ------
+    InvalidInput
+        For arguments that cannot be used; if no curvature is positive; if the weights are no minimum where the
+        criterion needs one: the message says which criterion still applies.
+
+    Notes
+    -----
+    At an interpolating minimum the Hessian of an example is H_i = F_i^T F_i with as many rows as outputs; F_i is
+    found from a few Hessian products of the example (Nystrom's method, checked on fresh products), and the exact
+    mean-square threshold of `sgd_mean_square` follows; with momentum, a preconditioner or decay, the same
+    second moments with the rule's own response. Where the H_i are not of that form (cross entropy, residuals that are
+    not small) they are used as they are, restricted to the leading modes.
+
+    References
+    ----------
+    Mulayoff and Michaeli 2024 (arXiv:2306.07850); Cohen et al. 2021 (2103.00065), 2022 (2207.14484); Andreyev and
+    Beneventano 2024 (2412.20553).
+
+    Examples
+    --------
+    Two weights, each seen by one of two examples: curvatures 4 and 1 of the examples, 2 and 1/2 of the mean.
+
+    >>> import jax.numpy as jnp
+    >>> from eos_sde import thresholds
+    >>> def loss(w, x, y):
+    ...     return 0.5 * jnp.mean((x @ w - y) ** 2)
+    >>> x, y = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.zeros(2)
+    >>> print(round(float(thresholds.max_stable_lr(loss, jnp.zeros(2), (x, y), rule="gd")), 4))
+    1.0
+    >>> print(round(float(thresholds.max_stable_lr(loss, jnp.zeros(2), (x, y), rule="sgd", batch_size=1)), 4))
+    0.5
+    """
+    step = linear_rule(rule, momentum=momentum, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    n = examples(data)
+    size = n if batch_size is None else count("batch_size", batch_size, most=None if replacement else n)
+    p = noise_fraction(n, size, replacement)
+    criterion = _criterion(criterion, step, p)
+    count("horizon", horizon), positive("tolerance", tolerance), count("seed", seed, least=0)
+    if modes is not None:
+        count("modes", modes)
+    double = any(
+        jnp.dtype(getattr(leaf, "dtype", jnp.float32)) == jnp.float64 for leaf in jax.tree.leaves(params)
+    )
+    with (
+        jax.enable_x64(True) if double else nullcontext()
+    ):  # as precise as the weights, whatever the user's settings
+        return _largest(
+            objective(loss, data), params, data, step, n, size, p, criterion,
+            replacement=replacement, opt_state=opt_state, modes=modes, horizon=horizon, tolerance=tolerance, seed=seed,
+        )  # fmt: skip
+
+
+def _largest(
+    value_of: Objective, params: Any, data: Any, step: LinearRule, n: int, size: int, p: float, criterion: str, *,
+    replacement: bool, opt_state: Any, modes: int | None, horizon: int, tolerance: float, seed: int,
+) -> Threshold:  # fmt: skip
+    """The threshold by a criterion, from checked arguments."""
+    flat = flat_view(params)
+    origin = flat.ravel(params)
+    _check_loss(value_of, params, data)
+    scale, where = _scale(step, value_of, params, data, p, opt_state, flat)
+
+    def value(z: jax.Array, batch: Any) -> jax.Array:
+        return value_of(flat.cast(flat.unravel(origin + scale * z)), batch)
+
+    local = Local(value, hessian_of(value), jnp.zeros_like(origin), data, n)
+    if criterion == "batch-sharpness":
+        return _batch_sharpness(local, size, replacement, seed)
+    top = leading_modes(local)
+    sharpness, residual = float(top.values[0]), top.residual
+    if not sharpness > residual:
+        raise InvalidInput(
+            f"the largest Hessian eigenvalue at params is {sharpness:.3g} +- {residual:.1g}, not positive: no learning "
+            "rate is unstable there, and negative curvature grows at any; train on, and ask again"
+        )
+    if criterion == "deterministic" or p == 0:
+        return _deterministic(step, sharpness, residual, where)
+    _require_minimum(local, sharpness, horizon, tolerance, criterion)
+    minimum = _Minimum(local, seed, modes)
+    if criterion == "almost-sure":
+        factors, error = minimum.factors()
+        found = thresholds.sgd_almost_sure(factors, batch_size=size, seed=seed, replacement=replacement)
+        return dataclasses.replace(found, stderr=float(np.hypot(found.stderr, error * found.value)))
+    return _mean_square(step, minimum, size, replacement, p, where)
+
+
+def _criterion(criterion: str | None, rule: LinearRule, p: float) -> str:
+    """The criterion that is meant, refused where the rule does not have it."""
+    if criterion is None:
+        return "deterministic" if p == 0 or rule.name == "gd" else "mean-square"
+    if criterion not in CRITERIA:
+        raise InvalidInput(f"criterion={criterion!r} is not known: choose one of {', '.join(CRITERIA)}")
+    if criterion in {"almost-sure", "batch-sharpness"} and rule.name not in {"gd", "sgd"}:
+        raise InvalidInput(
+            f"criterion={criterion!r} is that of plain SGD, rule={rule.name!r}: choose 'deterministic' or 'mean-square'"
+        )
+    return criterion
+
+
+def _check_loss(value_of: Callable[[Any, Any], jax.Array], params: Any, data: Any) -> None:
+    shape = jax.eval_shape(value_of, params, data)
+    if getattr(shape, "shape", None) != ():
+        raise InvalidInput(f"loss returns {shape}; give the mean over the examples, a scalar")
+    if not bool(jnp.isfinite(value_of(params, data))):
+        raise InvalidInput(
+            "the loss at params is not finite; give weights at which training has not diverged"
+        )
+
+
+def _scale(
+    rule: LinearRule, value_of: Any, params: Any, data: Any, p: float, opt_state: Any, flat: Flat
+) -> tuple[Any, str]:
+    """P^-1/2 as a flat vector (1 without a preconditioner), and a word on where P is from."""
+    if not rule.adaptive:
+        if opt_state is not None:
+            raise InvalidInput(
+                f"opt_state is read for Adam's second moments, rule={rule.name!r} has none: leave it out"
+            )
+        return 1.0, ""
+    if opt_state is not None:
+        nu, steps = adam_moments(opt_state)
+        if int(steps) < 1:
+            raise InvalidInput("opt_state has seen no update, so it has no second moments; pass a later one")
+        weights, where = preconditioner(rule, nu, int(steps)), f"P of opt_state after {int(steps)} updates"
+    else:
+        gradient = jax.grad(value_of)(params, data)
+        spread = (
+            _gradient_variance(value_of, params, data) if p > 0 else jax.tree.map(jnp.zeros_like, gradient)
+        )
+        nu = jax.tree.map(lambda g, v: g**2 + p * v, gradient, spread)
+        weights = jax.tree.map(lambda v: v**0.5 + rule.eps, nu)
+        where = "P of E g_B^2 at params"
+    root = flat.ravel(weights)
+    if not bool(jnp.all((root > 0) & jnp.isfinite(root))):
+        raise InvalidInput(
+            "Adam's preconditioner has zeros or is not finite: give eps > 0, or another opt_state"
+        )
+    return 1.0 / jnp.sqrt(root), where
+
+
+def _gradient_variance(value_of: Any, params: Any, data: Any) -> Any:
+    """Population variance over the examples of each component of the gradient."""
+
+    def add(total: Any, example: Any) -> tuple[Any, None]:
+        gradient = jax.grad(value_of)(params, single(example))
+        return jax.tree.map(lambda t, g, m: t + (g - m) ** 2, total, gradient, mean), None
+
+    mean = jax.grad(value_of)(params, data)
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, mean), data)
+    return jax.tree.map(lambda t: t / examples(data), total)
+
+
+def _deterministic(rule: LinearRule, sharpness: float, residual: float, where: str) -> Threshold:
+    if rule.adaptive:
+        exact = thresholds.adam(sharpness, b1=rule.momentum, weight_decay=rule.weight_decay)
+    else:
+        exact = thresholds.gradient_descent(sharpness, momentum=rule.momentum, nesterov=rule.nesterov)
+    relative = residual / sharpness
+    return dataclasses.replace(
+        exact,
+        stderr=exact.value * relative,
+        method=f"{_join(exact.method, where)}, S = {sharpness:.4g} by Lanczos, residual {relative:.1e}; error: bound",
+    )
+
+
+def _require_minimum(local: Local, sharpness: float, horizon: int, tolerance: float, criterion: str) -> None:
+    """Refuse where the loss is not that of a minimum to second order."""
+    lowest = sharpness - float(leading_modes(local, tol=_DECIDES, below=sharpness).values[0])
+    # at eta = 2/S a direction of curvature -m grows by 1 + 2 m/S a step: e-fold within the horizon or not
+    if -lowest * 2 * horizon > sharpness:
+        raise InvalidInput(
+            f"params lie on no minimum: the Hessian has the eigenvalue {lowest:.3g} beside {sharpness:.3g}, which "
+            f"grows e-fold within horizon={horizon} steps, so that criterion={criterion!r} has no meaning; {_STILL}"
+        )
+    moved = local.point - jax.jit(jax.grad(local.value))(local.point, local.data) / sharpness
+    change = abs(float(leading_modes(local._replace(point=moved), tol=_DECIDES).values[0]) / sharpness - 1)
+    if not change <= tolerance:
+        raise InvalidInput(
+            f"params are away from a minimum: the sharpness changes by {100 * change:.0f} % over one gradient step of "
+            f"1/sharpness, more than tolerance={tolerance:g}, so that criterion={criterion!r} has no meaning; "
+            f"{_STILL}, and for plain SGD criterion='batch-sharpness'"
+        )
+
+
+class _Minimum:
+    """Curvatures of the examples at a minimum, in the form that the weights allow."""
+
+    def __init__(self, local: Local, seed: int, modes: int | None) -> None:
+        self.local, self.modes = local, modes
+        self.sketch = find_sketch(local, seed, _SKETCH_GOAL)
+        self.low_rank = self.sketch.error <= _SKETCH_LIMIT
+        numbers = local.n * self.sketch.rank
+        fits = numbers <= _LARGEST_RANK and numbers * local.dimension <= _LARGEST_FACTORS
+        self.whole = self.low_rank and fits and modes is None
+
+    def leading(self, default: int) -> Modes:
+        """The modes to which the criterion is restricted."""
+        return leading_modes(self.local, min(self.modes or default, self.local.dimension))
+
+    def factors(self) -> tuple[np.ndarray, float]:
+        """Factors (n, c, d or modes) and their relative error; refused where there are none."""
+        if not self.low_rank:
+            raise InvalidInput(
+                f"the examples' curvatures are not those of a fit (relative error {self.sketch.error:.2g} of low-rank "
+                "factors); use criterion='mean-square', which takes them as they are"
+            )
+        basis = None if self.whole else self.leading(_FACTOR_MODES).vectors
+        return example_factors(self.local, self.sketch, basis), self.sketch.error
+
+
+def _mean_square(
+    rule: LinearRule, minimum: _Minimum, size: int, replacement: bool, p: float, where: str
+) -> Threshold:
+    """Exact where the factors are whole; restricted to leading modes, an upper bound, otherwise."""
+    plain = rule.momentum == 0 and rule.gain == 1 and rule.weight_decay == 0
+    if minimum.low_rank:
+        factors, error = minimum.factors()
+
+        def limit(k: int) -> Threshold:
+            part = factors[:, :, :k]
+            if plain:
+                return thresholds.sgd_mean_square(part, batch_size=size, replacement=replacement)
+            own = curvature_factors(part)
+            value = mean_square_limit(rule, Curvatures(own.curvatures, own.mean_sandwich), p)
+            return Threshold(
+                value, 1e-7 * value, "mean-square", f"noise kernel = 1, rank {len(own.curvatures)}", _SOURCE
+            )
+
+        kept, how = factors.shape[2], f"curvature factors of rank {factors.shape[1]} from Hessian products"
+    else:
+        found = minimum.leading(_DENSE_MODES)
+        positive_modes = found.values > 0
+        values, vectors = found.values[positive_modes], found.vectors[:, positive_modes]
+        each, error = example_hessians(minimum.local, vectors), 0.0
+
+        def limit(k: int) -> Threshold:
+            value = mean_square_limit(rule, dense_curvatures(values[:k], each[:, :k, :k]), p)
+            return Threshold(value, 1e-7 * value, "mean-square", "noise kernel = 1", _SOURCE)
+
+        kept, how = len(values), "Hessians of the examples"
+    whole = limit(kept)
+    if minimum.whole:
+        stderr, reach = float(np.hypot(whole.stderr, error * whole.value)), "error: bound"
+    else:
+        stderr = abs(limit(max(1, kept // 2)).value - whole.value) + error * whole.value
+        reach = f"on the {kept} leading modes: an upper bound; error: change on halving the modes"
+    method = _join(f"{whole.method.split('; error')[0]}, {how}", where)
+    return Threshold(whole.value, stderr, "mean-square", f"{method}; {reach}", whole.source)
+
+
+_SOURCE = "second-moment recursion; Mulayoff and Michaeli 2024, arXiv:2306.07850, without momentum"
+
+
+def _batch_sharpness(local: Local, size: int, replacement: bool, seed: int) -> Threshold:
+    """2 over the mean of g_B' H_B g_B/|g_B|^2 over sampled batches."""
+    rng = np.random.default_rng(seed)
+    draws = 1 if size == local.n and not replacement else _BATCHES
+    index = np.stack([rng.choice(local.n, size, replace=replacement) for _ in range(draws)])
+
+    @jax.jit
+    def curved(index: jax.Array, data: Any, point: jax.Array) -> jax.Array:
+        def one(rows_of: jax.Array) -> jax.Array:
+            slope = jax.grad(lambda z: local.value(z, rows(data, rows_of)))
+            gradient, image = jax.jvp(slope, (point,), (slope(point),))
+            return (gradient @ image) / (gradient @ gradient)
+
+        return jax.lax.map(one, index)
+
+    found = np.asarray(curved(jnp.asarray(index), local.data, local.point), float)
+    mean = float(np.mean(found))
+    if not mean > 0:
+        raise InvalidInput(
+            f"the batch sharpness at params is {mean:.3g}: gradients vanish or curve downwards; {_STILL}"
+        )
+    stderr = 0.0 if draws == 1 else float(np.std(found, ddof=1)) / draws**0.5
+    return Threshold(
+        2 / mean, 2 * stderr / mean**2, "batch-sharpness",
+        f"2 over g_B' H_B g_B/|g_B|^2 = {mean:.4g} of {draws} batches; error: sampling",
+        "Andreyev and Beneventano 2024, arXiv:2412.20553",
+    )  # fmt: skip
+
+
+def _join(*words: str) -> str:
+    return ", ".join(word for word in words if word)
