@@ -182,7 +182,7 @@ def test_loops_are_vectors_and_give_the_bits_of_single_calls(name):
 
     @cfunc(types.void(float64[::1], float64[::1]), fastmath={"contract", "reassoc"}, error_model="numpy")
     def loop(x, out):
-        for i in range(64):
+        for i in range(512):
             out[i] = function(x[i])
 
     assert "x double>" in loop.inspect_llvm()
