@@ -21,6 +21,7 @@ from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
 from eos_sde.thresholds.power_law import power_law_escape, power_law_escape_rate, power_law_exponent
 from eos_sde.thresholds.result import Threshold
+from eos_sde.thresholds.sde_validity import sde_validity, svag_mean_square
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "power_law_escape_rate",
     "power_law_exponent",
     "scalar_almost_sure",
+    "sde_validity",
     "sgd_almost_sure",
     "sgd_mean_square",
     "sgd_moment_exponents",
@@ -51,4 +53,5 @@ __all__ = [
     "sgd_sufficient_bound",
     "sharpness_plateau",
     "stochastic_edge",
+    "svag_mean_square",
 ]

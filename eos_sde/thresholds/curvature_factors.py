@@ -29,10 +29,10 @@ class Factors:
     curvatures: np.ndarray
     rows: np.ndarray
 
-    def second_order(self, x: np.ndarray, p: float) -> np.ndarray:
-        """D X for an r x r matrix X."""
+    def second_order(self, x: np.ndarray, p: float, mean: float = 1.0) -> np.ndarray:
+        """D X = (mean - p) H X H + p mean_i H_i X H_i for an r x r matrix X."""
         h = self.curvatures
-        return (1 - p) * (h[:, None] * x * h) + p * self.mean_sandwich(x)
+        return (mean - p) * (h[:, None] * x * h) + p * self.mean_sandwich(x)
 
     def mean_sandwich(self, x: np.ndarray) -> np.ndarray:
         """The mean of H_i X H_i: two products with all factors, and c x c blocks between."""

@@ -11,13 +11,10 @@ Its largest object is r x r, r the rank of H; the null space of H is left in pea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from scipy.linalg import eigh
 from scipy.optimize import brentq
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from eos_sde.models.arguments import count, fraction, non_negative, positive
 from eos_sde.thresholds.curvature_factors import (
@@ -32,16 +29,10 @@ from eos_sde.thresholds.gram import GramBasis, GramOperator, Head
 from eos_sde.thresholds.mean_square_factored import DENSE_SIDE, BracketedThreshold, factored_mean_square
 from eos_sde.thresholds.moment_kernel import MomentKernel
 from eos_sde.thresholds.result import Threshold
-from solvers import memory
-from solvers.errors import ConvergenceFailure, InvalidInput
+from eos_sde.thresholds.symmetric_maps import largest_eigenvalue, second_moment_edge
+from solvers.errors import InvalidInput
 
 _SOURCE = "Mulayoff and Michaeli 2024, arXiv:2306.07850, Theorem 3"
-_DENSE_RANK = (
-    12  # below this the operator on symmetric matrices has at most 78 entries a side: solve it whole
-)
-_TOLERANCE = 1e-7  # relative residual; the eigenvalue itself is then good to about its square
-_MAX_RESTARTS = 500
-_KRYLOV = 12
 
 
 def sgd_mean_square(
@@ -118,17 +109,7 @@ def sgd_mean_square(
     if p == 0:
         method = "2/lambda_max, a batch is the whole set; error: rounding"
         return Threshold(2 / h[-1], rounding(factors) * 2 / h[-1], "mean-square", method, _SOURCE)
-    scale = 1.0 / np.sqrt((h[:, None] + h[None, :]) / 2)
-
-    def apply(x: np.ndarray) -> np.ndarray:
-        return scale * factors.second_order(scale * x, p)
-
-    # The operator maps positive semi-definite matrices to such, so its leading eigenmatrix is one of them and
-    # the identity is never orthogonal to it.
-    leading = _largest_eigenvalue(apply, np.diag(np.sqrt(h)))
-    eta, residual = 2 / leading.value, leading.residual / leading.value
-    method = f"{leading.how}, rank {len(h)}, residual {residual:.1e}; error: bound"
-    return Threshold(eta, eta * (residual + rounding(factors)), "mean-square", method, _SOURCE)
+    return second_moment_edge(factors, p, mean=1.0, criterion="mean-square", source=_SOURCE)
 
 
 def mean_square_growth(
@@ -170,7 +151,7 @@ def mean_square_growth(
         def apply(x: np.ndarray) -> np.ndarray:
             return eta**2 * scale * factors.second_order(scale * x, p)
 
-        return _largest_eigenvalue(apply, np.diag(1.0 / np.diag(scale))).value - 1.0
+        return largest_eigenvalue(apply, np.diag(1.0 / np.diag(scale))).value - 1.0
 
     low = float(np.max(eta**2 * factors.second_order_diagonal(p) - 2 * eta * h))
     high = eta**2 * ((1 - p) * h[-1] ** 2 + p * float(np.mean(np.sum(factors.rows**2, axis=(1, 2)) ** 2)))
@@ -216,55 +197,3 @@ def _moments(start: Any, gram: Head | GramOperator | GramBasis) -> np.ndarray | 
             f"start has moments of shape {moments.shape}; give a result for {gram.examples} examples and {side} outputs"
         )
     return moments
-
-
-class _Leading(NamedTuple):
-    """Largest eigenvalue, its residual norm, and how it was found."""
-
-    value: float
-    residual: float
-    how: str
-
-
-def _largest_eigenvalue(apply: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> _Leading:
-    """Largest eigenvalue of a symmetric operator on symmetric r x r matrices."""
-    r = len(start)
-    if r <= _DENSE_RANK:
-        upper = np.triu_indices(r)
-        norm = np.where(upper[0] == upper[1], 1.0, np.sqrt(2.0))
-        columns = []
-        for i, j, size in zip(*upper, norm, strict=True):
-            unit = np.zeros((r, r))
-            unit[i, j] = unit[j, i] = 1.0 / size if i != j else 1.0
-            columns.append(apply(unit)[upper] * norm)
-        matrix = np.array(columns)
-        value = float(eigh((matrix + matrix.T) / 2, eigvals_only=True)[-1])
-        return _Leading(value, 0.0, "2/lambda_max, dense")
-    memory.require(
-        8 * (_KRYLOV + 8) * r**2, f"Lanczos on matrices of side {r}", "give fewer examples or outputs"
-    )
-    calls = 0
-
-    def matvec(v: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        return apply(v.reshape(r, r)).ravel()
-
-    operator = LinearOperator((r * r, r * r), matvec=matvec, dtype=float)  # pyright: ignore[reportCallIssue]
-    try:
-        values, vectors = eigsh(
-            operator,
-            k=1,
-            which="LA",
-            v0=start.ravel(),
-            tol=_TOLERANCE,  # pyright: ignore[reportArgumentType]
-            ncv=_KRYLOV,
-            maxiter=_MAX_RESTARTS,
-        )
-    except ArpackNoConvergence as error:
-        raise ConvergenceFailure(
-            f"Lanczos did not reach {_TOLERANCE:g} in {calls} products: the leading eigenvalues lie too close"
-        ) from error
-    value, matrix = float(values[0]), vectors[:, 0].reshape(r, r)
-    residual = float(np.linalg.norm(apply(matrix) - value * matrix))
-    return _Leading(value, residual, f"2/lambda_max, Lanczos with {calls} products")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eos_sde import thresholds
-from eos_sde.thresholds import curvature_factors, mean_square
+from eos_sde.thresholds import curvature_factors, symmetric_maps
 from solvers import InvalidInput
 
 
@@ -81,7 +81,7 @@ def test_monotone_in_batch_size_up_to_the_deterministic_edge(shape):
 def test_lanczos_agrees_with_dense(monkeypatch):
     jacobian, _ = problem(9, 2, 10, 5, False)
     dense = thresholds.sgd_mean_square(jacobian, batch_size=3)
-    monkeypatch.setattr(mean_square, "_DENSE_RANK", 0)
+    monkeypatch.setattr(symmetric_maps, "_DENSE_RANK", 0)
     lanczos = thresholds.sgd_mean_square(jacobian, batch_size=3)
     assert "dense" in dense.method
     assert "Lanczos" in lanczos.method
