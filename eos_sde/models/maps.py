@@ -26,6 +26,7 @@ from solvers.sde import SDE
 __all__ = [
     "NoisyMap",
     "caeo_map",
+    "catapult_map",
     "line_map",
     "loss_map",
     "quadratic_map",
@@ -344,3 +345,54 @@ def _caeo_drift(t: float, y: Any, p: Caeo, xp: Any) -> Any:  # noqa: ARG001
 def _caeo_noise(t: float, y: Any, p: Caeo, xp: Any) -> Any:  # noqa: ARG001
     rate = (2.0 - p.delta) / xp.maximum(y[1], (2.0 - p.delta) / p.eta_base)
     return (rate * p.noise, 0.0)
+
+
+class Catapult(NamedTuple):
+    """Parameters of the catapult map."""
+
+    eta: float
+    width: float
+
+
+def catapult_map(eta: float, width: float) -> NoisyMap:
+    """Gradient descent on (v.u)^2/(2 n): f+ = f (1 - eta l + eta^2 f^2/n), l+ = l + (eta f^2/n)(eta l - 4).
+
+    f is the output of the two-layer linear network v.u/sqrt(n) on one example with target 0, l its tangent kernel
+    (|u|^2 + |v|^2)/n, which is the sharpness where f = 0; a state of the network has l >= 2 |f|/sqrt(n). From a small
+    f it converges without leaving for eta l < 2, leaves and lands where eta l < 2 from there to eta l = 4, and
+    diverges beyond. eta l < 4 never diverges, from any state: l falls, so that eta f^2/n <= eta l^2/4 stays bounded.
+
+    Parameters
+    ----------
+    eta : float
+        Learning rate, > 0.
+    width : float
+        n > 0.
+
+    Returns
+    -------
+    NoisyMap
+        Components "f", "l", without noise; ``dt = eta``.
+
+    Raises
+    ------
+    InvalidInput
+        If an argument is out of range.
+
+    References
+    ----------
+    Lewkowycz et al. 2020, arXiv:2003.02218, section 2.
+    """
+    params = Catapult(positive("eta", eta), positive("width", width))
+    sde = SDE(_catapult_drift, _no_noise, params=params, names=("f", "l"), convention="ito")
+    return NoisyMap("catapult map", sde, params.eta)
+
+
+def _catapult_drift(t: float, y: Any, p: Catapult, xp: Any) -> Any:  # noqa: ARG001
+    f, kernel = y
+    size = f * f / p.width
+    return (f * (p.eta * size - kernel), size * (p.eta * kernel - 4.0))
+
+
+def _no_noise(t: float, y: Any, p: Catapult, xp: Any) -> Any:  # noqa: ARG001
+    return (0.0, 0.0)

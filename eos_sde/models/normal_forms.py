@@ -23,6 +23,15 @@ class Flip(NamedTuple):
     s: float
 
 
+class ShakenFlip(NamedTuple):
+    """Parameters of dA = (mu A - C A^3) dk + sqrt(s^2 + m^2 A^2) dW."""
+
+    mu: float
+    C: float
+    s: float
+    m: float
+
+
 class SelfStabilization(NamedTuple):
     """Parameters of the self-stabilization model."""
 
@@ -32,7 +41,7 @@ class SelfStabilization(NamedTuple):
     noise: float
 
 
-def flip_normal_form(mu: float, C: float, s: float) -> SDE:
+def flip_normal_form(mu: float, C: float, s: float, m: float = 0.0) -> SDE:
     """The two-step amplitude A_k = (-1)^k x_k near the edge: dA = (mu A - C A^3) dk + s dW.
 
     For mu > 0 and C > 0 it is bistable: the two phases of the period-2 oscillation, which noise exchanges.
@@ -46,18 +55,25 @@ def flip_normal_form(mu: float, C: float, s: float) -> SDE:
         and A runs away beyond sqrt(mu/C).
     s : float
         Standard deviation of the kick to the weight per step, >= 0: eta times that of the gradient noise.
+    m : float
+        Standard deviation of the growth factor of a step, >= 0: eta times that of the batch curvature. The noise is
+        then sqrt(s^2 + m^2 A^2), gradient and curvature noise taken as uncorrelated.
 
     Returns
     -------
     SDE
-        One component "A"; additive noise, convention Ito (all conventions agree). Time unit: one step.
+        One component "A"; convention Ito (for m = 0 all conventions agree, and the SDE carries its potential).
+        Time unit: one step.
 
     Raises
     ------
     InvalidInput
-        If a number is not finite or s is negative.
+        If a number is not finite, or s or m negative.
     """
     params = Flip(finite("mu", mu), finite("C", C), non_negative("s", s, "give the kick per step, >= 0"))
+    if non_negative("m", m, "give the spread of the growth factor, >= 0") > 0:
+        shaken = ShakenFlip(*params, float(m))
+        return SDE(_flip_drift, _shaken_diffusion, params=shaken, names=("A",), convention="ito")
     sde = SDE(_flip_drift, _flip_diffusion, params=params, names=("A",), convention="ito")
     sde.potential = _flip_potential
     return sde
@@ -72,16 +88,23 @@ def _flip_diffusion(t: float, y: Any, p: Flip, xp: Any) -> Any:  # noqa: ARG001
     return (p.s,)
 
 
+def _shaken_diffusion(t: float, y: Any, p: ShakenFlip, xp: Any) -> Any:  # noqa: ARG001
+    (amplitude,) = y
+    return (xp.sqrt(p.s * p.s + p.m * p.m * amplitude * amplitude),)
+
+
 def _flip_potential(t: float, y: Any, p: Flip, xp: Any) -> Any:  # noqa: ARG001
     square = y[0] * y[0]
     return square * (0.25 * p.C * square - 0.5 * p.mu)
 
 
-def flip_coefficients(eta: float, curvature: float, third: float, fourth: float) -> tuple[float, float]:
+def flip_coefficients(
+    eta: float, curvature: float, third: float, fourth: float, *, feedback: float = 0.0
+) -> tuple[float, float]:
     """Coefficients (mu, C) of the flip normal form from the derivatives of the loss along the line.
 
-    mu = eta f'' - 2, C = eta^2 f'''^2/4 - eta f''''/6, at the minimum. Just beyond the edge a stable 2-cycle
-    exists exactly when C > 0, that is 3 f'''^2 > f'' f''''.
+    mu = eta f'' - 2, C = eta^2 f'''^2/4 - eta f''''/6 + eta feedback/2, at the minimum. Just beyond the edge a stable
+    2-cycle exists exactly when C > 0, on a line (feedback = 0) if 3 f'''^2 > f'' f''''.
 
     Parameters
     ----------
@@ -89,6 +112,10 @@ def flip_coefficients(eta: float, curvature: float, third: float, fourth: float)
         Learning rate, > 0.
     curvature, third, fourth : float
         f'' > 0, f''' and f'''' at the minimum.
+    feedback : float
+        What the other directions add: g' H^-1 g >= 0 at a minimum, where g is the gradient of the curvature along u
+        and H the Hessian, both across u. The oscillation pushes the other weights to -H^-1 g A^2/2, where
+        the curvature is lower (self-stabilization that has come to rest). In weight^-4 time^-1.
 
     Returns
     -------
@@ -99,11 +126,16 @@ def flip_coefficients(eta: float, curvature: float, third: float, fourth: float)
     ------
     InvalidInput
         If a number is not finite, or eta or the curvature not positive.
+
+    References
+    ----------
+    Kuznetsov 2004, Elements of Applied Bifurcation Theory, eq. 5.59, of w -> w - eta grad L.
     """
     eta = positive("eta", eta, "give a learning rate above 0")
     h = positive("curvature", curvature, "give the curvature at a minimum")
     f3, f4 = finite("third", third), finite("fourth", fourth)
-    return eta * h - 2.0, eta**2 * f3**2 / 4.0 - eta * f4 / 6.0
+    pushed = finite("feedback", feedback)
+    return eta * h - 2.0, eta**2 * f3**2 / 4.0 - eta * f4 / 6.0 + eta * pushed / 2.0
 
 
 def two_cycle_amplitude(eta: float, curvature: float, third: float, fourth: float) -> float:

@@ -150,5 +150,9 @@ _ENTRIES = (
          **_NOISE},
         {"delta": 0.1, **_QUIET}, "1", True, maps.caeo_map,
     ),
+    Model(
+        "catapult-map", "two-layer linear network: f+ = f (1 - eta l + eta^2 f^2/n), l+ = l + (eta f^2/n)(eta l - 4)",
+        {**_ETA, "width": "n, > 0"}, {}, "eta", True, maps.catapult_map,
+    ),
 )  # fmt: skip
 _CATALOGUE = MappingProxyType({entry.name: entry for entry in _ENTRIES})

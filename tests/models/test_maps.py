@@ -94,6 +94,39 @@ def test_caeo_with_delta_runs_away():
     assert float(run.state[0, -1, 1]) == pytest.approx(expected, rel=0.01)
 
 
+def test_catapult_map_is_the_two_layer_network():
+    """Gradient descent on u and v themselves, whose output and kernel the map follows without remainder."""
+    rng, n, eta = np.random.default_rng(0), 6, 0.7
+    u, v = rng.standard_normal((2, n))
+    kernel = (u @ u + v @ v) / n
+    run = maps.catapult_map(eta, n).iterate((u @ v / np.sqrt(n), kernel), steps=8, seed=0)
+    for state in run.state.values[0]:
+        f = u @ v / np.sqrt(n)
+        np.testing.assert_allclose(state, (f, (u @ u + v @ v) / n), rtol=1e-11)
+        u, v = u - eta * f * v / np.sqrt(n), v - eta * f * u / np.sqrt(n)
+
+
+@pytest.mark.parametrize(("edge", "left", "diverged"), [(1.9, 0, 0), (2.1, 1, 0), (3.9, 1, 0), (4.1, 1, 1)])
+def test_catapult_edges(edge, left, diverged):
+    """From f = 1e-3: within 2/l it never grows; up to 4/l it leaves and lands where eta l < 2; then it diverges."""
+    run = maps.catapult_map(edge, 100).iterate((1e-3, 1.0), steps=4000, seed=0)
+    f, kernel = run.state.values[0].T
+    assert bool(run.diverged[0]) == diverged
+    with np.errstate(invalid="ignore"):
+        assert (np.nanmax(np.abs(f)) > 0.1) == left
+    if not diverged:
+        assert abs(f[-1]) < 1e-6
+        assert edge * kernel[-1] < 2
+
+
+def test_catapult_never_diverges_below_four_whatever_the_start():
+    """Every state of the network, kernel >= 2 |f|/sqrt(n), up to the largest f: the bound of the docstring."""
+    kernel, share = np.meshgrid(np.linspace(0.1, 3.99, 40), np.linspace(0.01, 1.0, 40))
+    start = (share.ravel() * kernel.ravel() / 2 * 10, kernel.ravel())
+    run = maps.catapult_map(1.0, 100).iterate(start, steps=500, paths=1600, seed=0)
+    assert not run.diverged.values.any()
+
+
 def test_the_map_is_an_euler_step_of_its_sde():
     rule = maps.self_stabilization_map(0.7, 1.1, 0.3, 0.5)
     sde = rule.as_sde()

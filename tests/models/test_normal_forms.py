@@ -53,6 +53,30 @@ def test_growth_and_saturation_of_the_two_step_amplitude():
     assert -(x - eta * (h * x + f4 * x**3 / 6)) == pytest.approx((1 + mu) * x - c * x**3, rel=1e-14)
 
 
+@pytest.mark.parametrize("slow", [0.3, 0.7])
+def test_feedback_of_other_directions_saturates_the_oscillation(slow):
+    """Gradient descent on h x^2/2 + f4 x^4/24 + g y x^2/2 + h2 y^2/2: unstable on the line alone, a cycle with y.
+
+    x -> -x with y at rest is a cycle of the map exactly, at the amplitude of the normal form.
+    """
+    h, f4, g, mu = 1.0, 1.0, 1.0, 0.04
+    eta = (2 + mu) / h
+    x, y = 0.1, 0.0
+    for _ in range(20_000):
+        x, y = x - eta * (h * x + f4 * x**3 / 6 + g * y * x), y - eta * (slow * y + g * x**2 / 2)
+    mu, c = models.flip_coefficients(eta, h, 0.0, f4, feedback=g**2 / slow)
+    assert x**2 == pytest.approx(mu / c, rel=1e-12)
+    assert y == pytest.approx(-g * x**2 / (2 * slow), rel=1e-12)
+    assert models.flip_coefficients(eta, h, 0.0, f4)[1] < 0
+
+
+def test_curvature_noise_of_the_flip():
+    sde = models.flip_normal_form(0.2, 0.5, 0.3, 0.4)
+    (noise,) = sde.diffusion_at(0.0, (np.array([0.0, 1.0, -2.0]),))
+    np.testing.assert_allclose(noise, [0.3, 0.5, np.sqrt(0.09 + 0.64)], rtol=1e-15)
+    assert models.flip_normal_form(0.2, 0.5, 0.3, 0.0).params == (0.2, 0.5, 0.3)
+
+
 def test_flip_drift_is_minus_the_slope_of_its_potential():
     sde = models.flip_normal_form(0.2, 0.5, 0.1)
     a, step = np.array([0.3, -0.9]), 1e-5
@@ -124,6 +148,8 @@ def test_noise_kicks_the_amplitude_by_eta_times_the_gradient_noise():
     [
         (lambda: models.flip_normal_form(math.nan, 1.0, 0.1), "mu=nan"),
         (lambda: models.flip_normal_form(0.1, 1.0, -0.1), "s=-0.1"),
+        (lambda: models.flip_normal_form(0.1, 1.0, 0.1, -0.1), "m=-0.1"),
+        (lambda: models.flip_coefficients(1.0, 1.0, 0.0, 0.0, feedback=math.inf), "feedback=inf"),
         (lambda: models.flip_coefficients(0.0, 1.0, 0.0, 0.0), "eta=0.0"),
         (lambda: models.two_cycle_amplitude(1.9, 1.0, 1.0, 0.0), "is not above 2"),
         (lambda: models.two_cycle_amplitude(2.1, 1.0, 0.0, 1.0), "2-cycle is unstable"),

@@ -11,7 +11,7 @@ from solvers import SDE, InvalidInput
 
 VALUES = {
     "eta": 0.1, "noise": 0.2, "curvature": 3.0, "mu": 0.1, "C": 1.0, "s": 0.1, "alpha": 1.0, "beta": 2.0,
-    "eta_base": 0.1,
+    "eta_base": 0.1, "width": 10.0,
 }  # fmt: skip
 
 
