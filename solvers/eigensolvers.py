@@ -277,6 +277,10 @@ def _normalise(right: np.ndarray, left: np.ndarray) -> None:
     total, peak = size.sum(axis=0), size.max(axis=0)
     columns = np.arange(right.shape[1])
     anchor = np.array([int(np.argmax(size[:, a] > 0.5 * peak[a])) for a in columns])
+    lost = np.flatnonzero(
+        left[anchor, columns] == 0
+    )  # what leaves with certainty has no part in the left vector
+    anchor[lost] = np.abs(left[:, lost] * right[:, lost]).argmax(axis=0)
     phase = left[anchor, columns] / np.abs(left[anchor, columns])
     right *= phase / total
     left /= phase

@@ -177,3 +177,20 @@ def test_a_gap_below_rounding_is_told():
         eigenmodes(transfer, k=2)
     with pytest.warns(AccuracyWarning, match="rounding of a stochastic matrix"):
         escape_rate(transfer, target=lambda x: x > 1.2)
+
+
+def test_mass_may_peak_where_all_of_it_leaves_next():
+    """The logistic map beyond its crisis piles mass at its critical value, which the next step sends over the wall.
+
+    By power iteration on the dense matrix.
+    """
+    logistic = TransferOperator.of_map(
+        lambda x: x - 3.1 * (x + x * x / 2), 0.0155, Grid.uniform(x=(-2, 1.2, 1000)), boundary="absorbing"
+    )
+    masses = np.full(1000, 1e-3)
+    for _ in range(400):  # the second eigenvalue is 0.3 of the first
+        landed = logistic.matrix @ masses
+        survival, masses = landed.sum(), landed / landed.sum()
+    found = escape_rate(logistic)
+    assert float(found["rate"]) == pytest.approx(-np.log(survival), rel=1e-10)
+    np.testing.assert_allclose(found["quasi_stationary"].values * 3.2e-3, masses, atol=1e-12)
