@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from eos_sde.bridge.batches import draw_batches, stream
-from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.minimum import Minimum
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.replicas import sgd_step
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
@@ -150,12 +149,7 @@ class _Cloud:
         rng = np.random.default_rng(0)
         rows = min(_SKETCH, len(self.factors))
         self.sketch = rng.standard_normal((rows, len(self.factors))) / np.sqrt(rows) @ self.factors
-        loss, network = LOSSES[task.loss_name], task.network
-
-        # the replicas' weights stay in the network's own arrays: a flat vector costs eight times as much here
-        @partial(jax.vmap, in_axes=(0, 0, None, None))
-        def gradient(weights: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> Any:
-            return jax.grad(lambda w: jnp.mean(loss(network.apply_arrays(w, x[batch]), y[batch])))(weights)
+        one_step, network = sgd_step(task), task.network
 
         @jax.jit
         def advance(
@@ -170,8 +164,7 @@ class _Cloud:
             weights = jax.vmap(network.unravel)(theta + delta[parents] * scale[:, None])
 
             def step(weights: Any, batch: jax.Array) -> tuple[Any, None]:
-                slopes = gradient(weights, batch, x, y)
-                return jax.tree.map(lambda w, g: w - eta * g, weights, slopes), None
+                return one_step(weights, batch, eta, x, y), None
 
             weights, _ = jax.lax.scan(step, weights, batches)
             delta = jax.vmap(lambda w: ravel_pytree(w)[0])(weights) - theta

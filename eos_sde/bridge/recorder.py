@@ -16,15 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.replicas import DIVERGED
 from eos_sde.bridge.rules import make_rule
 from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers import curvature
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.provenance import provenance
 
-_DIVERGED = (
-    1e3  # times the larger of 1 and the first loss: no catapult of a bounded-output network gets there
-)
 _ESTIMATOR = curvature.lanczos(order=8, tol=0.01)  # the error is about its square over the relative gap
 _MEASURED = {
     "loss": ("1", "full-batch training loss"),
@@ -216,7 +214,7 @@ def _run(
         values = {key: np.asarray(value) for key, value in values.items()}
         values["step"] = np.asarray(done)
         measurements.append(values)
-        limit = _DIVERGED * np.maximum(1.0, values["loss"]) if limit is None else limit
+        limit = DIVERGED * np.maximum(1.0, values["loss"]) if limit is None else limit
         # comparisons with NaN are false, so this is also the end of a run that is not finite
         if done == plan.steps or not np.any(values["loss"] <= limit):
             break
@@ -317,7 +315,7 @@ def _over_replicas(function: Callable, in_axes: tuple, *, single: bool) -> Calla
 def _diverged_at(measured: dict[str, NDArray]) -> NDArray[np.int64]:
     """First measured step at which each run counts as diverged, or -1; later values become NaN."""
     loss = measured["loss"]
-    limit = _DIVERGED * np.maximum(1.0, loss[:, :1])
+    limit = DIVERGED * np.maximum(1.0, loss[:, :1])
     bad = np.maximum.accumulate(~(loss <= limit), axis=1)
     for key in _MEASURED:
         measured[key] = np.where(bad, np.nan, measured[key])

@@ -1,0 +1,44 @@
+"""One SGD step of many replicas of a network at once, and when a run counts as diverged."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eos_sde.bridge.losses import LOSSES
+from eos_sde.bridge.task_library import Task
+
+DIVERGED = 1e3
+"""Loss, over the larger of 1 and the first loss, from which a run is lost: no catapult of a bounded-output network
+gets there."""
+
+
+def sgd_step(task: Task) -> Callable[[Any, jax.Array, Any, jax.Array, jax.Array], Any]:
+    """A step w - eta g_B(w) of each replica with its own batch; traceable.
+
+    The replicas' weights stay in the network's own arrays: a flat vector costs eight times as much here.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+
+    Returns
+    -------
+    callable
+        ``step(weights, batches, eta, x, y)``: arrays of the network with a leading axis of replicas, indices
+        (replicas, B), the learning rate and all examples; returns the new weights.
+    """
+    loss, network = LOSSES[task.loss_name], task.network
+
+    @partial(jax.vmap, in_axes=(0, 0, None, None))
+    def gradient(weights: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+        return jax.grad(lambda w: jnp.mean(loss(network.apply_arrays(w, x[batch]), y[batch])))(weights)
+
+    def step(weights: Any, batches: jax.Array, eta: Any, x: jax.Array, y: jax.Array) -> Any:
+        slopes = gradient(weights, batches, x, y)
+        return jax.tree.map(lambda w, g: w - eta * g, weights, slopes)
+
+    return step
