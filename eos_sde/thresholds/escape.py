@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,7 +220,7 @@ def flip_escape(
         )
         return Threshold(math.inf, 0.0, "escape", method, _SOURCE)
     enough = math.log(steps) + 4.0  # the rate is below |mu| exp(-barrier), so that rate * steps < e^-4
-    for size in np.geomspace(1e-6, 1.0, 100)[:-1]:
+    for size in np.geomspace(1e-12, 1.0, 240)[:-1]:
         low = (2 - float(size)) / h
         if line.form(low).C < 0 and line.form(low).barrier > enough:
             break
@@ -238,9 +239,7 @@ def flip_escape(
         grid=lambda eta: line.form(eta).grid(), horizon=steps,
     )  # fmt: skip
     operator = "transfer operator" if discrete else "Fokker-Planck"
-    return Threshold(
-        found.value, found.stderr, "escape", f"subcritical flip, {operator}: {found.method}", _SOURCE
-    )
+    return replace(found, method=f"subcritical flip, {operator}: {found.method}", source=_SOURCE)
 
 
 def line_escape(
@@ -299,9 +298,7 @@ def line_escape(
         lambda eta: NoisyMap("SGD on a line", sde.replace(eta=eta), 1.0),
         bracket=bracket, criterion="escape", tolerance=_TOLERANCE, grid=grid, horizon=steps,
     )  # fmt: skip
-    return Threshold(
-        found.value, found.stderr, "escape", f"map on the line, transfer operator: {found.method}", ""
-    )
+    return replace(found, method=f"map on the line, transfer operator: {found.method}")
 
 
 def _checked(
