@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from eos_sde.bridge.covariance import per_example_modes
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.spectrum import top_modes
+from eos_sde.bridge.spectrum import curvature_along, top_modes
 from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
@@ -57,11 +57,7 @@ def _group_gradients(task: Task, theta, direction, order):
         def loss(w):
             return task.loss(w, task.x[rows], task.y[rows])
 
-        def curvature(w):
-            slope = partial(jax.jvp, loss, tangents=(direction,))
-            return jax.jvp(lambda v: slope((v,))[1], (w,), (direction,))[1]
-
-        return jax.grad(loss)(theta), jax.grad(curvature)(theta)
+        return jax.grad(loss)(theta), jax.grad(curvature_along(loss, direction))(theta)
 
     return one(jnp.arange(task.n)), jax.lax.map(one, groups)
 

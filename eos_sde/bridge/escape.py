@@ -137,8 +137,8 @@ def measure_escape(
     Returns
     -------
     Dataset
-        ``eta`` (geometric middle of the last bracket), ``eta_low``, ``eta_high`` (the interval), each ``relative_to_edge``
-        = eta * sharpness / 2 as ``relative``, ``relative_low``, ``relative_high``; ``level``, ``sharpness``; over
+        ``eta`` (geometric middle of the last bracket), ``eta_low``, ``eta_high`` (the interval); the same times
+        sharpness / 2 as ``relative``, ``relative_low``, ``relative_high``; ``level``, ``sharpness``; over
         ``evaluation``: ``tried_eta``, the counts ``stayed``, ``returned``, ``adrift``, ``diverged``, and ``step``, the
         median look at which those that left had left (NaN if none).
 

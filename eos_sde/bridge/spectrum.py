@@ -1,5 +1,6 @@
 """Hessian-vector products and top eigenpairs of a task's loss, warm-started."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -30,6 +31,29 @@ def hessian_products(task: Task, theta: jax.Array, directions: jax.Array) -> jax
     """
     _, products = jax.linearize(jax.grad(task.loss), theta)
     return jax.vmap(products, 1, 1)(directions)
+
+
+def curvature_along(loss: Callable[[jax.Array], jax.Array], direction: jax.Array) -> Callable:
+    """The second derivative u' H(w) u of a loss along a direction, as a function of the weights; traceable.
+
+    Parameters
+    ----------
+    loss : callable
+        Of the weights.
+    direction : Array
+        u, shape (d,).
+
+    Returns
+    -------
+    callable
+        Weights to a scalar.
+    """
+
+    def curvature(w: jax.Array) -> jax.Array:
+        slope = partial(jax.jvp, loss, tangents=(direction,))
+        return jax.jvp(lambda v: slope((v,))[1], (w,), (direction,))[1]
+
+    return curvature
 
 
 def random_block(size: int, modes: int, seed: int = 0) -> jax.Array:
