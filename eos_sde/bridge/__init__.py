@@ -1,8 +1,11 @@
 """The bridge: real networks on real data, calibrated, predicted, trained, and compared with theory."""
 
+from eos_sde.bridge.applicability import Applicable, applicable_criterion
 from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.central_flow import caeo_flow, stochastic_central_flow
 from eos_sde.bridge.datasets import load_dataset
+from eos_sde.bridge.escape import measure_escape
+from eos_sde.bridge.escape_prediction import EscapePrediction, predict_escape
 from eos_sde.bridge.gram import curvature_gram
 from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
@@ -13,8 +16,11 @@ from eos_sde.bridge.rules import make_rule
 from eos_sde.bridge.task_library import Task, interpolation_task, load_task, task_defaults, tasks
 
 __all__ = [
+    "Applicable",
+    "EscapePrediction",
     "Minimum",
     "Task",
+    "applicable_criterion",
     "caeo_flow",
     "calibrate",
     "checkpoint",
@@ -24,8 +30,10 @@ __all__ = [
     "load_dataset",
     "load_task",
     "make_rule",
+    "measure_escape",
     "measure_onset",
     "predict",
+    "predict_escape",
     "record",
     "replay",
     "stochastic_central_flow",

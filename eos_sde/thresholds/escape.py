@@ -112,6 +112,38 @@ class _Form(NamedTuple):
         return Grid.uniform(A=(-wall, wall, min(max(cells, _FEWEST_CELLS), _MOST_CELLS)))
 
 
+def flip_barrier(
+    eta: float,
+    *,
+    curvature: float,
+    third: float,
+    fourth: float,
+    gradient_variance: float,
+    curvature_variance: float = 0.0,
+    feedback: float = 0.0,
+) -> float:
+    """Kramers exponent of the subcritical flip: mu^2/(2 |C| s^2), less with curvature noise.
+
+    Parameters
+    ----------
+    eta, curvature, third, fourth, gradient_variance, curvature_variance, feedback
+        As for `flip_escape_rate`.
+
+    Returns
+    -------
+    float
+        How far the quasi-potential rises to the unstable oscillation: 0 from the edge on, infinite below it where C >= 0.
+
+    Raises
+    ------
+    InvalidInput
+        If an argument is out of range.
+    """
+    line = _checked(curvature, third, fourth, gradient_variance, curvature_variance, feedback)
+    form = line.form(positive("eta", eta))
+    return 0.0 if form.mu >= 0 else math.inf if form.C >= 0 else form.barrier
+
+
 def flip_escape_rate(
     eta: float,
     *,
@@ -226,8 +258,8 @@ def flip_escape(
             break
     else:
         raise InvalidInput(
-            f"gradient_variance={line.gradient_variance:.4g} leaves no barrier near the edge; raise the batch size, or "
-            "shorten the horizon"
+            f"gradient_variance={line.gradient_variance:.4g} and curvature_variance={line.curvature_variance:.4g} "
+            "leave no barrier near the edge; raise the batch size, shorten the horizon, or use line_escape"
         )
 
     def build(eta: float) -> SDE | NoisyMap:

@@ -43,6 +43,7 @@ def test_rate_is_the_inverse_passage_time(barrier, curvature_variance):
     time = simpson(2 * np.exp(-fall) * inside, x=a)
     rate = thresholds.flip_escape_rate(eta, **LINE, **given)
     assert abs(rate * time - 1) < 4 * math.exp(-one.barrier) + 1e-3
+    assert thresholds.flip_barrier(eta, **LINE, **given) == one.barrier
     if curvature_variance == 0:
         assert one.barrier == pytest.approx(barrier, rel=1e-9)
     else:  # the noise that grows with the amplitude lowers the barrier
@@ -164,6 +165,11 @@ def test_feedback_turns_the_flip_supercritical():
     assert math.isinf(float(thresholds.flip_escape(**given, feedback=1.0)))
 
 
+def test_barrier_beyond_the_edge_and_of_a_supercritical_flip():
+    assert thresholds.flip_barrier(0.5, **LINE, gradient_variance=1.0) == 0
+    assert math.isinf(thresholds.flip_barrier(0.49, **LINE, gradient_variance=1.0, feedback=1.0))
+
+
 def test_catapult():
     edge = thresholds.catapult(8.0)
     assert (float(edge), edge.stderr, edge.criterion) == (0.5, 0.0, "catapult")
@@ -176,7 +182,7 @@ def test_catapult():
         (lambda: thresholds.catapult(0.0), "sharpness=0.0"),
         (lambda: thresholds.flip_escape(**LINE, gradient_variance=0.0, horizon=100), "use sgd_mean_square"),
         (lambda: thresholds.flip_escape(**LINE, gradient_variance=1.0, horizon=5), "horizon=5"),
-        (lambda: thresholds.flip_escape(**LINE, gradient_variance=1e3, horizon=50), "leaves no barrier"),
+        (lambda: thresholds.flip_escape(**LINE, gradient_variance=1e3, horizon=50), "leave no barrier"),
         (lambda: thresholds.flip_escape_rate(0.2, **LINE, gradient_variance=1.0), "not near the edge"),
         (
             lambda: thresholds.flip_escape_rate(
