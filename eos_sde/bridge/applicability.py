@@ -54,11 +54,11 @@ def applicable_criterion(
     In this order, each from the condition under which its theory was derived:
 
     1. "catapult": the full gradient exceeds the batch's noise, ``|grad L|^2 > p tr C``, and most of the loss lies
-       along the sharpest direction, ``|grad L|^2 > S L``: half or more of its largest value 2 S L on a quadratic, which
-       the two-layer network of Lewkowycz et al. (arXiv:2003.02218) attains. No fixed point is near; the
+       along the sharpest direction, ``|grad L|^2 > S L``: more than half of its largest value 2 S L on a quadratic,
+       which the two-layer network of Lewkowycz et al. (arXiv:2003.02218) attains. No fixed point is near; the
        linearisation about one is void.
-    2. The sharpness drifts: on the gradient flow eta S changes by ``eta^2 alpha T`` within the horizon (alpha = -grad L .
-       grad S), as much as separates it from 2. Rising: "plateau" (Damian, Nichani and Lee, arXiv:2209.15594).
+    2. The sharpness drifts: on the gradient flow eta S changes by ``eta^2 alpha T`` within the horizon (alpha =
+       -grad L . grad S), as much as separates it from 2. Rising: "plateau" (Damian, Nichani and Lee, arXiv:2209.15594).
        Falling, or rising from beyond 2: "none"; recalibrate, or shorten the horizon below |2 - eta S|/(eta^2 |alpha|).
     3. Else the Hessian is as good as frozen, whatever the gradient along slow directions (they are followed
        adiabatically), and stability about the moving minimum applies. Full batch: "deterministic". "escape" if the
@@ -81,9 +81,10 @@ def applicable_criterion(
     -------
     Applicable
         With ``sizes``: ``loss``; ``sharpness`` S; ``eta_sharpness``; ``gradient_square`` |grad L|^2; ``noise_square``
-        p tr C, the mean square of the batch's deviation from it; ``top_share`` |grad L|^2/(2 S L); ``drift`` eta^2 alpha
-        T; ``edge_distance`` 2 - eta S; ``barrier`` (infinite where the flip is supercritical or there is no noise, 0
-        from the edge on); ``log_horizon``; ``mean_square``, the mean-square threshold along the top eigenvector.
+        p tr C, the mean square of the batch's deviation from it; ``top_share`` |grad L|^2/(2 S L); ``drift``
+        eta^2 alpha T; ``edge_distance`` 2 - eta S; ``barrier`` (infinite where the flip is supercritical or there is
+        no noise, 0 from the edge on); ``log_horizon``; ``mean_square``, the mean-square threshold along the top
+        eigenvector.
 
     Raises
     ------
@@ -175,10 +176,14 @@ def _decide(sizes: dict[str, float], eta: float, *, full_batch: bool) -> tuple[s
             f"{frozen}; the barrier of the subcritical flip, {barrier:.3g}, is below log T = "
             f"{sizes['log_horizon']:.3g}: noise can take the weights over it"
         )
-    return "mean-square", (
-        f"{frozen}; the barrier of the flip, {barrier:.3g}, is above log T = {sizes['log_horizon']:.3g}, too high for "
-        f"the noise: linear stability is lost first, along the top eigenvector at eta = {sizes['mean_square']:.4g}"
-        + ("" if eta < sizes["mean_square"] else ", already passed")
+    weak = (
+        "no barrier is within reach of noise, for the flip is supercritical or every example fitted"
+        if math.isinf(barrier)
+        else f"the noise is too weak for the flip's barrier, {barrier:.3g} against log T = {sizes['log_horizon']:.3g}"
+    )
+    first = f"linear stability is lost first, along the top eigenvector at {sizes['mean_square']:.4g}"
+    return "mean-square", f"{frozen}; {weak}; {first}" + (
+        "" if eta < sizes["mean_square"] else ", already passed"
     )
 
 

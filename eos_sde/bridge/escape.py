@@ -37,6 +37,7 @@ FATES = {
 }
 
 FRACTION = 1.0 - np.exp(-1.0)  # that of an exponential law after its mean time: rate * horizon = 1
+_FEWEST = 10  # of fewer, all might show the event at the threshold in more than 2.5 % of cases
 _LEVEL = 0.05  # probability that the interval misses
 _LOOK = 5  # steps between two looks at the loss
 _CHUNK = 20  # looks in one compiled call
@@ -120,7 +121,7 @@ def measure_escape(
         "left": above the level at a look, whatever follows. "lost": left, and not returned by the end.
         "diverged": beyond a thousand times the larger of 1 and the first loss.
     replicas : int
-        At least 8.
+        At least 10.
     radius : float
         Distance of each start from the given weights, in a random direction; needed where the noise vanishes.
     level : float, optional
@@ -152,7 +153,7 @@ def measure_escape(
     theta, sharpness = _start(task, start)
     batch_size = count("batch_size", batch_size, most=task.n)
     horizon, seed = count("horizon", horizon, least=20), count("seed", seed, least=0)
-    replicas = count("replicas", replicas, least=8)
+    replicas = count("replicas", replicas, least=_FEWEST)
     if event not in EVENTS:
         raise InvalidInput(f"event={event!r} is not known: choose one of {', '.join(EVENTS)}")
     radius = non_negative("radius", radius)

@@ -132,7 +132,8 @@ def flip_barrier(
     Returns
     -------
     float
-        How far the quasi-potential rises to the unstable oscillation: 0 from the edge on, infinite below it where C >= 0.
+        How far the quasi-potential rises to the unstable oscillation: 0 from the edge on, infinite below it where
+        C >= 0.
 
     Raises
     ------
