@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ _HIGHEST, _LOWEST, _RATIO = (
     0.02,
     1.1,
 )  # of the edge, where escape on the line is sought, and the step down
+_MARGIN = 1.03  # on either side, since a finer grid gives slightly other rates
+_CERTAIN = 8.0  # standard deviations
 _RESOLVED = 1e-9  # rates of a transfer operator above this keep three digits and more
 _CELLS = 600
 
@@ -192,22 +194,37 @@ def _own_line(
     slope = tabulated(table.points, table.slopes.mean(axis=0))
     noise = tabulated(table.points, np.sqrt(p * table.slopes.var(axis=0)))
     curvature = float(np.interp(0.0, table.points, np.gradient(table.slopes.mean(axis=0), table.points)))
-    grid = Grid.uniform(x=(low, high, _CELLS // 2))
 
     def rate(eta: float) -> float:
+        grid = Grid.uniform(x=(*_undecided(low, high, eta, slope, noise), _CELLS // 2))
         operator = TransferOperator.of_map(
             lambda x: x - eta * slope(x), lambda x: eta * noise(x), grid, boundary="absorbing"
         )
         return float(escape_rate(operator)["rate"])
 
-    with (
-        warnings.catch_warnings()
-    ):  # on the way rates may be too small for their grid: only their sign counts
-        warnings.simplefilter("ignore", AccuracyWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", AccuracyWarning
+        )  # only on which side of 1/horizon a rate lies counts here
         bracket = _bracket(rate, 2 / curvature, horizon)
+    interval = _undecided(low, high, bracket[0], slope, noise)
     return thresholds.line_escape(
-        slope, noise, interval=(low, high), horizon=horizon, bracket=bracket, cells=_CELLS
+        slope, noise, interval=interval, horizon=horizon, bracket=bracket, cells=_CELLS
     )
+
+
+def _undecided(
+    low: float, high: float, eta: float, slope: Callable[[Any], Any], noise: Callable[[Any], Any]
+) -> tuple[float, float]:
+    """The part of the basin around 0 from which the next step does not leave with certainty.
+
+    To be beyond it is to have left; a wider grid would only carry points whose part in the slowest mode is nothing.
+    """
+    x = np.linspace(low, high, 4001)
+    landing, spread = x - eta * slope(x), _CERTAIN * eta * noise(x)
+    leaves = (landing + spread < low) | (landing - spread > high)
+    left, right = x[leaves & (x < 0)], x[leaves & (x > 0)]
+    return float(left[-1]) if left.size else low, float(right[0]) if right.size else high
 
 
 def _bracket(rate: Callable[[float], float], edge: float, horizon: int) -> tuple[float, float]:
@@ -225,7 +242,7 @@ def _bracket(rate: Callable[[float], float], edge: float, horizon: int) -> tuple
     while rate(low) < _RESOLVED and high / low > 1 + 1e-6:
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if rate(middle) * horizon > 1 else (middle, high)
-    return low, high
+    return low / _MARGIN, high * _MARGIN
 
 
 def _basin(task: Task, bottom: np.ndarray, direction: np.ndarray, level: float) -> tuple[float, float]:
