@@ -250,3 +250,34 @@ def test_predicted_against_measured_on_a_trained_network():
         assert float(predicted.thresholds["map on the line"]) < 0.8 * float(measured.eta_low)
         gone = measure_escape(task, weights, batch_size=batch_size, event="diverged", **common)
         assert float(gone.eta) == pytest.approx(float(thresholds.catapult(float(gone.sharpness))), rel=0.1)
+
+
+@pytest.mark.slow
+def test_subcritical_escape_of_a_trained_classifier():
+    """Tanh 16-4-10, cross entropy: noise drives it out before the edge, and it does not come back.
+
+    The map on the line and, where it has an answer, the normal form with feedback are within 10 % at 50 steps; the
+    mean-square threshold, which knows no barrier, is far too high, and over 300 steps the sharpness does not stay.
+    """
+    task = bridge.load_task("digits-mlp", examples=60, hidden=(4,), pool=2, loss="cross-entropy", eta=0.3)
+    weights = bridge.record(task, "gd", steps=30_000, seed=1, every=10_000, curvature=False)[
+        "final_params"
+    ].values[0]
+    for batch_size, laws in ((32, ("map on the line",)), (48, ("map on the line", "flip with feedback"))):
+        predicted = predict_escape(task, weights, batch_size=batch_size, horizon=50).thresholds
+        measured = measure_escape(task, weights, batch_size=batch_size, horizon=50, seed=0)
+        assert float(measured.relative_high) < 1
+        for law in laws:
+            assert float(predicted[law]) == pytest.approx(float(measured.eta), rel=0.1)
+        assert float(predicted["mean-square"]) > 1.2 * float(measured.eta)
+        assert int(measured.returned.max()) == 0
+        settings = {"eta": float(measured.eta), "batch_size": batch_size}
+        assert bridge.applicable_criterion(task, weights, horizon=50, **settings).criterion == "escape"
+        later = bridge.applicable_criterion(
+            task,
+            weights,
+            eta=0.95 * float(predicted["loss of stability"]),
+            batch_size=batch_size,
+            horizon=300,
+        )
+        assert later.criterion == "none"
