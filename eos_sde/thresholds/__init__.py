@@ -13,11 +13,11 @@ from eos_sde.thresholds.closed_forms import (
     sharpness_plateau,
 )
 from eos_sde.thresholds.crossing import locate
+from eos_sde.thresholds.escape import catapult, flip_barrier, flip_escape, flip_escape_rate, line_escape
 from eos_sde.thresholds.gram import GramBasis, GramOperator
 from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square
 from eos_sde.thresholds.mean_square_bounds import sgd_necessary_bounds, sgd_sufficient_bound
 from eos_sde.thresholds.mean_square_factored import BracketedThreshold
-from eos_sde.thresholds.escape import catapult, flip_barrier, flip_escape, flip_escape_rate, line_escape
 from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
 from eos_sde.thresholds.power_law import power_law_escape, power_law_escape_rate, power_law_exponent
