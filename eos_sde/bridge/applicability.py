@@ -64,7 +64,9 @@ def applicable_criterion(
        adiabatically), and stability about the moving minimum applies. Full batch: "deterministic". "escape" if the
        flip along the top eigenvector is subcritical and its barrier (`thresholds.flip_barrier`) is below log T,
        so that Kramers' rate can reach 1/T. Otherwise "mean-square": noise is too weak for any barrier, as at a minimum
-       that fits every example, or the oscillation is bounded, and linear stability is what is lost first.
+       that fits every example, or the oscillation is bounded, and linear stability is what is lost first. The barrier
+       is that of the local normal form: where the noise grows along the line faster than its first two derivatives
+       tell, it is too high, and "map on the line" of `predict_escape` is the better judge.
 
     Parameters
     ----------
