@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from eos_sde.bridge.spectrum import curvature_along, hessian_products, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.models.arguments import count, positive
 from eos_sde.thresholds import Threshold
+from eos_sde.thresholds.escape import undecided
 from solvers import Grid, TransferOperator, escape_rate, tabulated
 from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
 
@@ -30,7 +31,6 @@ _HIGHEST, _LOWEST, _RATIO = (
     1.1,
 )  # of the edge, where escape on the line is sought, and the step down
 _MARGIN = 1.03  # on either side, since a finer grid gives slightly other rates
-_CERTAIN = 8.0  # standard deviations
 _RESOLVED = 1e-9  # rates of a transfer operator above this keep three digits and more
 _CELLS = 600
 
@@ -106,16 +106,20 @@ def predict_escape(
     positive("sharpness", sharpness, "without positive curvature there is no edge to leave by; train further")
     bottom = np.asarray(theta) + line_minimum(task, theta, direction, 4 / sharpness**0.5) * direction
     line = _line(task, bottom, direction, batch_size, horizon) | {"level": level}
-    flip = {
-        key: line[key] for key in ("curvature", "third", "fourth", "gradient_variance", "curvature_variance")
-    }
+    flip = partial(
+        thresholds.flip_escape,
+        horizon=horizon,
+        curvature=line["curvature"],
+        third=line["third"],
+        fourth=line["fourth"],
+        gradient_variance=line["gradient_variance"],
+        curvature_variance=line["curvature_variance"],
+    )
     laws: dict[str, Callable[[], Threshold]] = {
         "loss of stability": lambda: thresholds.gradient_descent(sharpness),
         "mean-square": lambda: _mean_square(task, theta, batch_size),
-        "flip on the line": lambda: thresholds.flip_escape(**flip, horizon=horizon),
-        "flip with feedback": lambda: thresholds.flip_escape(
-            **flip, horizon=horizon, feedback=line["feedback"]
-        ),
+        "flip on the line": flip,
+        "flip with feedback": lambda: flip(feedback=line["feedback"]),
         "map on the line": lambda: _own_line(task, bottom, direction, batch_size, horizon, level),
         "catapult": lambda: _catapult(task, sharpness),
     }
@@ -196,7 +200,7 @@ def _own_line(
     curvature = float(np.interp(0.0, table.points, np.gradient(table.slopes.mean(axis=0), table.points)))
 
     def rate(eta: float) -> float:
-        grid = Grid.uniform(x=(*_undecided(low, high, eta, slope, noise), _CELLS // 2))
+        grid = Grid.uniform(x=(*undecided(low, high, eta, slope, noise), _CELLS // 2))
         operator = TransferOperator.of_map(
             lambda x: x - eta * slope(x), lambda x: eta * noise(x), grid, boundary="absorbing"
         )
@@ -207,24 +211,9 @@ def _own_line(
             "ignore", AccuracyWarning
         )  # only on which side of 1/horizon a rate lies counts here
         bracket = _bracket(rate, 2 / curvature, horizon)
-    interval = _undecided(low, high, bracket[0], slope, noise)
     return thresholds.line_escape(
-        slope, noise, interval=interval, horizon=horizon, bracket=bracket, cells=_CELLS
+        slope, noise, interval=(low, high), horizon=horizon, bracket=bracket, cells=_CELLS
     )
-
-
-def _undecided(
-    low: float, high: float, eta: float, slope: Callable[[Any], Any], noise: Callable[[Any], Any]
-) -> tuple[float, float]:
-    """The part of the basin around 0 from which the next step does not leave with certainty.
-
-    To be beyond it is to have left; a wider grid would only carry points whose part in the slowest mode is nothing.
-    """
-    x = np.linspace(low, high, 4001)
-    landing, spread = x - eta * slope(x), _CERTAIN * eta * noise(x)
-    leaves = (landing + spread < low) | (landing - spread > high)
-    left, right = x[leaves & (x < 0)], x[leaves & (x > 0)]
-    return float(left[-1]) if left.size else low, float(right[0]) if right.size else high
 
 
 def _bracket(rate: Callable[[float], float], edge: float, horizon: int) -> tuple[float, float]:

@@ -22,6 +22,7 @@ _SOURCE = "quasi-stationary rate of the flip normal form (Kuznetsov 2004, sectio
 _DROP = 12.0  # log units below the barrier at which a path counts as gone: e^-12 of them would return
 _TOLERANCE = 1e-4
 _FEWEST_CELLS, _MOST_CELLS = 400, 4000
+_CERTAIN = 6.0  # standard deviations: 1e-9 of what is counted as gone would come back
 _CELLS_PER_KICK = 8  # the grid then adds less than 0.3 % to the variance of a kick
 
 
@@ -296,7 +297,8 @@ def line_escape(
         Mean and standard deviation (>= 0) of the batch gradient at x, as functions a model may call on components
         (`solvers.tabulated`, arithmetic).
     interval : (float, float)
-        The basin; what lands outside has left.
+        The basin around the minimum at 0. What lands outside has left; what will do so in the next step with
+        certainty (6 standard deviations) counts as gone.
     horizon : int
         Steps.
     bracket : (float, float)
@@ -315,10 +317,12 @@ def line_escape(
         If an argument is out of range, or the rate does not cross 1/horizon in the bracket.
     """
     low, high = (finite(f"interval[{i}]", end) for i, end in enumerate(interval))
-    if not low < high:
-        raise InvalidInput(f"interval={(low, high)} is not increasing; give (low, high)")
+    if not low < 0 < high:
+        raise InvalidInput(
+            f"interval={(low, high)} is not around the minimum, 0; give (low, high) on either side"
+        )
     steps = count("horizon", horizon, least=10)
-    grid = Grid.uniform(x=(low, high, count("cells", cells, least=20)))
+    cells = count("cells", cells, least=20)
 
     def drift(t: float, y: Any, p: Any, xp: Any) -> Any:  # noqa: ARG001
         return (-p.eta * slope(y[0]),)
@@ -329,9 +333,24 @@ def line_escape(
     sde = SDE(drift, diffusion, params={"eta": 1.0}, names=("x",), convention="ito")
     found = locate(
         lambda eta: NoisyMap("SGD on a line", sde.replace(eta=eta), 1.0),
-        bracket=bracket, criterion="escape", tolerance=_TOLERANCE, grid=grid, horizon=steps,
+        bracket=bracket, criterion="escape", tolerance=_TOLERANCE, horizon=steps,
+        grid=lambda eta: Grid.uniform(x=(*undecided(low, high, eta, slope, noise), cells)),
     )  # fmt: skip
     return replace(found, method=f"map on the line, transfer operator: {found.method}")
+
+
+def undecided(
+    low: float, high: float, eta: float, slope: Callable[[Any], Any], noise: Callable[[Any], Any]
+) -> tuple[float, float]:
+    """The part of the basin around 0 from which the next step does not leave with certainty.
+
+    To be beyond it is to have left. A wider grid would carry points whose part in the slowest mode is below rounding.
+    """
+    x = np.linspace(low, high, 4001)
+    landing, spread = x - eta * slope(x), _CERTAIN * eta * noise(x)
+    leaves = (landing + spread < low) | (landing - spread > high)
+    left, right = x[leaves & (x < 0)], x[leaves & (x > 0)]
+    return float(left[-1]) if left.size else low, float(right[0]) if right.size else high
 
 
 def _checked(
