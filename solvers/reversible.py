@@ -35,6 +35,7 @@ _SHIFT = 1e-3
 LONG_LINE, MANY = 8000, 20_000
 # The search for missed modes: steps, at least and at most, and the accuracy of what it finds.
 _FEWEST, _SEARCH_STEPS, _SEARCHED = 8, 100, 1e-3
+_REFINEMENTS = 3
 # Vectors iterated beside the wanted ones.
 _GUARDS = 2
 # Weights below exp of this leave their functions to a solve: products of vectors with them would underflow.
@@ -121,7 +122,7 @@ def _start_block(start: Start | None, wanted: int, zeros: int, half: np.ndarray)
     functions = start.functions(zeros)[:, : wanted + _GUARDS]
     if functions.shape[1] < wanted or len(functions) != len(half):
         return None
-    return np.column_stack([functions * half[:, None], half * start_vector(len(half))])
+    return np.column_stack([functions * half[:, None], half * start_vector(len(half), 2)])
 
 
 def _iterated(solver: Factors, known: np.ndarray, start: np.ndarray, wanted: int, tol: float) -> np.ndarray:
@@ -231,7 +232,7 @@ def _start_functions(chain: Chain, count: int) -> np.ndarray:
     functions = functions[:, zeros:]
     for level in levels[::-1]:
         functions = level.interpolate(functions)
-    return np.column_stack([functions, start_vector(chain.size)])
+    return np.column_stack([functions, start_vector(chain.size, 2)])
 
 
 def _tiny_values(chain: Chain, wanted: int) -> np.ndarray | None:
@@ -314,13 +315,16 @@ def _lanczos_basis(
         x = lu.solve(x)
         return x - known @ (known.T @ x)
 
-    shape = (chain.size, chain.size)
-    solve = spl.LinearOperator(shape, matvec=lambda x: inverse(x.ravel(), null), dtype=float)  # pyright: ignore[reportCallIssue]
+    def largest(count: int, known: np.ndarray, start: np.ndarray, ncv: int) -> np.ndarray:
+        shape = (chain.size, chain.size)
+        solve = spl.LinearOperator(shape, matvec=lambda x: inverse(x.ravel(), known), dtype=float)  # pyright: ignore[reportCallIssue]
+        settings = {"k": count, "which": "LA", "v0": start, "tol": 0.01 * tol, "ncv": min(ncv, chain.size - 1)}
+        return arpack(spl.eigsh, solve, **settings)[1]
+
     vector, ncv = start_vector(chain.size), max(2 * wanted + 10, 20)
     if near is not None:
         vector, ncv = inverse(near, null), 2 * wanted + 4
-    settings = {"k": wanted, "which": "LA", "v0": vector, "tol": 0.01 * tol, "ncv": min(ncv, chain.size - 1)}
-    _, basis = arpack(spl.eigsh, solve, **settings)
+    basis = largest(wanted, null, vector, ncv)
     basis = np.linalg.qr(inverse(basis, null))[0]  # one more inverse iteration cleans all vectors at once
     for _ in range(8):
         slowest = _rayleigh_ritz(chain, basis)[0][:wanted]
@@ -329,8 +333,8 @@ def _lanczos_basis(
         vector = _missed(lambda x, known=known: inverse(x, known), known, limit)
         if vector is None:
             return basis
-        basis = np.linalg.qr(np.hstack([basis, vector[:, None]]))[0]
-        basis = np.linalg.qr(inverse(inverse(basis, null), null))[0]
+        basis = np.linalg.qr(np.hstack([basis, largest(1, known, vector, 20)]))[0]
+        basis = np.linalg.qr(inverse(basis, null))[0]
     raise ConvergenceFailure(
         "Lanczos keeps finding missed modes (a large cluster of eigenvalues); ask for larger k"
     )
@@ -339,10 +343,10 @@ def _lanczos_basis(
 def _missed(apply: Callable[[np.ndarray], np.ndarray], known: np.ndarray, limit: float) -> np.ndarray | None:
     """A vector of the deflated operator's largest eigenvalue if that is above the limit.
 
-    Lanczos steps from a random vector, until the largest Ritz value with its residual, within which there is an
+    Lanczos steps from another random vector, until the largest Ritz value with its residual, within which there is an
     eigenvalue, is below the limit, or has converged above it.
     """
-    vector = start_vector(len(known))
+    vector = start_vector(len(known), 1)
     vector -= known @ (known.T @ vector)
     basis = np.empty((len(known), min(_SEARCH_STEPS, len(known) - known.shape[1])))
     diagonal, beside = [], []
@@ -403,10 +407,22 @@ def extend_left(adjoint: sps.csr_array, value: complex, left: np.ndarray, reliab
     known = rows[:, reliable] @ left[reliable]
     result = left.astype(np.result_type(left, type(value), float))
     try:
-        result[rest] = -factor(inner, symmetric=False).solve(known.astype(inner.dtype))
+        result[rest] = _graded_solution(factor(inner, symmetric=False), inner, -known.astype(inner.dtype))
     except RuntimeError as error:  # SuperLU's only word for it
         raise ConvergenceFailure(
             f"the left eigenvector of {value:.6g} is undetermined where it is below {RELIABLE:g} of its "
             "maximum: the process hardly leaves that region; use more noise or a narrower grid"
         ) from error
     return result
+
+
+def _graded_solution(lu: Any, matrix: sps.csc_array, right: np.ndarray) -> np.ndarray:
+    """Solve by factors, and refine: each equation then holds beside its own terms (Skeel 1980, Math. Comp. 35, 817).
+
+    Without, equations hold beside the largest terms anywhere, and functions may differ by many powers of ten
+    from place to place.
+    """
+    solution = lu.solve(right)
+    for _ in range(_REFINEMENTS):
+        solution += lu.solve(right - matrix @ solution)
+    return solution
