@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.linalg as sl
@@ -36,6 +37,8 @@ LONG_LINE, MANY = 8000, 20_000
 # The search for missed modes: steps, at least and at most, and the accuracy of what it finds.
 _FEWEST, _SEARCH_STEPS, _SEARCHED = 8, 100, 1e-3
 _REFINEMENTS = 3
+# Beside its largest entry, psi of one mode is told from rounding of the others.
+_PEAK = 1e-2
 # Vectors iterated beside the wanted ones.
 _GUARDS = 2
 # Weights below exp of this leave their functions to a solve: products of vectors with them would underflow.
@@ -98,9 +101,10 @@ def reversible_modes(
             for a in range(len(values))
         ]
     )
+    left = _from_peaks(chain, values, left, vectors, null.shape[1], tol)
     right = np.exp(chain.log_weights)[:, None] * left
     # where the vector is large beside sqrt(weight), keep it; the product serves the far tails
-    reliable = np.abs(vectors) > RELIABLE * np.abs(vectors).max(axis=0)
+    reliable = np.abs(vectors) > _PEAK * np.abs(vectors).max(axis=0)
     scale = _ratio(right, vectors * half[:, None], reliable)
     right = np.where(reliable, vectors * half[:, None] * scale, right)
     return values, right, left, doubts
@@ -177,6 +181,7 @@ def _graded_modes(
             adjoint = sps.csr_array(chain.generator.T)
             columns = [extend_left(adjoint, values[a], left[:, a], reliable) for a in range(len(values))]
             left = np.column_stack(columns)
+        left = _from_peaks(chain, values, left, vectors, 0, tol)
         left = np.hstack([np.ones_like(null), left])
         right = np.exp(chain.log_weights)[:, None] * left
     return np.concatenate([np.zeros(null.shape[1]), values]), right, left, doubts
@@ -318,7 +323,13 @@ def _lanczos_basis(
     def largest(count: int, known: np.ndarray, start: np.ndarray, ncv: int) -> np.ndarray:
         shape = (chain.size, chain.size)
         solve = spl.LinearOperator(shape, matvec=lambda x: inverse(x.ravel(), known), dtype=float)  # pyright: ignore[reportCallIssue]
-        settings = {"k": count, "which": "LA", "v0": start, "tol": 0.01 * tol, "ncv": min(ncv, chain.size - 1)}
+        settings = {
+            "k": count,
+            "which": "LA",
+            "v0": start,
+            "tol": 0.01 * tol,
+            "ncv": min(ncv, chain.size - 1),
+        }
         return arpack(spl.eigsh, solve, **settings)[1]
 
     vector, ncv = start_vector(chain.size), max(2 * wanted + 10, 20)
@@ -414,6 +425,29 @@ def extend_left(adjoint: sps.csr_array, value: complex, left: np.ndarray, reliab
             "maximum: the process hardly leaves that region; use more noise or a narrower grid"
         ) from error
     return result
+
+
+def _from_peaks(
+    chain: Chain, values: np.ndarray, left: np.ndarray, vectors: np.ndarray, zeros: int, tol: float
+) -> np.ndarray:
+    """Functions whose equations fail where the mass is, solved for anew from the peaks of psi.
+
+    A mode on a barrier has its psi there, but its mass in the wells, where psi has few digits beside that of the
+    wells' own modes.
+    """
+    assert chain.log_weights is not None
+    weights = np.exp(chain.log_weights)
+    adjoint = sps.csr_array(chain.generator.T)
+    with np.errstate(invalid="ignore", over="ignore"):
+        wrong = weights @ np.abs(adjoint @ left - left * values) / (weights @ np.abs(left))
+    allowed = np.maximum(
+        tol * np.abs(values), 100 * np.finfo(float).eps * float(chain.outflow.max(initial=0.0))
+    )
+    for a in np.flatnonzero(wrong > allowed):
+        if a >= zeros and values[a] != 0:
+            peak = np.abs(vectors[:, a]) > _PEAK * np.abs(vectors[:, a]).max()
+            left[:, a] = extend_left(adjoint, values[a], left[:, a], peak)
+    return left
 
 
 def _graded_solution(lu: Any, matrix: sps.csc_array, right: np.ndarray) -> np.ndarray:

@@ -1,4 +1,11 @@
-"""Stochastic stability thresholds: closed forms, exact mean-square thresholds, and root finding on models."""
+"""Stochastic stability thresholds: closed forms, exact mean-square thresholds, and root finding on models.
+
+`max_stable_lr` and `StabilityMonitor` differentiate the user's own network: they live in `eos_sde.training`, above
+this package, and import JAX when first asked for here.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from eos_sde.thresholds.almost_sure import scalar_almost_sure, sgd_almost_sure
 from eos_sde.thresholds.closed_forms import (
@@ -25,11 +32,17 @@ from eos_sde.thresholds.result import Threshold
 from eos_sde.thresholds.sde_validity import sde_validity, svag_mean_square
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 
+if TYPE_CHECKING:
+    from eos_sde.training import StabilityMonitor, max_stable_lr
+
+_IN_TRAINING = ("StabilityMonitor", "max_stable_lr")
+
 __all__ = [
     "MARGINAL_RATIO",
     "BracketedThreshold",
     "GramBasis",
     "GramOperator",
+    "StabilityMonitor",
     "Threshold",
     "adam",
     "catapult",
@@ -41,6 +54,7 @@ __all__ = [
     "gradient_descent",
     "line_escape",
     "locate",
+    "max_stable_lr",
     "mean_square_growth",
     "momentum_sgd_scalar",
     "noise_kernel_norm",
@@ -61,3 +75,9 @@ __all__ = [
     "stochastic_edge",
     "svag_mean_square",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _IN_TRAINING:
+        return getattr(import_module("eos_sde.training"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from solvers import (
     InvalidInput,
     TransferOperator,
     eigenmodes,
+    from_potential,
     stationary_density,
 )
 from solvers.spectrum import verify
@@ -284,3 +285,36 @@ def test_an_eigenvalue_below_rounding_is_reported_with_the_number():
         eigenmodes(fp, 2)
     texts = [str(w.message) for w in caught]
     assert any(re.match(r"the eigenvalue -?\d.*e-\d+ is below", text) for text in texts)
+
+
+@pytest.mark.parametrize(("D", "n", "k"), [(0.02, 100, 8), (0.03, 100, 6), (0.02, 150, 9)])
+def test_equal_wells_and_the_barrier_between_them(D, n, k):
+    """Modes twofold to all digits, beside one on the barrier whose mass is in the wells; sums of lines are exact."""
+
+    def line(potential):
+        model = from_potential(
+            lambda t, y, p, xp: potential(y[0]),
+            lambda t, y, p, xp: (xp.sqrt(2 * p.D),),
+            params={"D": D},
+            names=("x",),
+            convention="ito",
+        )
+        operator = FokkerPlanck(model, Grid.uniform(x=(-1.5, 1.5, n)))
+        return eigenmodes(operator, 12, method="tridiagonal")["eigenvalue"].values
+
+    along, across = line(lambda x: (x**2 - 1) ** 2), line(lambda y: y**2)
+    exact = np.sort(np.add.outer(along, across).ravel())[::-1][:k]
+    model = from_potential(
+        lambda t, y, p, xp: (y[0] ** 2 - 1) ** 2 + y[1] ** 2,
+        lambda t, y, p, xp: (xp.sqrt(2 * p.D),) * 2,
+        params={"D": D},
+        names=("x", "y"),
+        convention="ito",
+    )
+    operator = FokkerPlanck(model, Grid.uniform(x=(-1.5, 1.5, n), y=(-1.5, 1.5, n)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)  # cells that are coarse for the weak noise
+        modes = eigenmodes(operator, k)
+    # Rounding of sums in an operator whose entries reach 1e3, and 1e-4 of the tiny one by its quotient.
+    np.testing.assert_allclose(modes["eigenvalue"][2:], exact[2:], rtol=1e-9)
+    np.testing.assert_allclose(modes["eigenvalue"][1], along[1], rtol=1e-4)
