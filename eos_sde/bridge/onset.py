@@ -59,13 +59,14 @@ def measure_onset(
     """Bisect for the learning rate at which SGD leaves an interpolating minimum.
 
     Many replicas start at tiny random distances from the minimum and take the network's own SGD steps, each
-    with its own batches without replacement. Every few steps the second moment |J delta|^2 of the
-    output perturbation is read and the replicas are put back to the tiny radius.
+    with its own batches without replacement. Every few steps the second moment |A delta|^2 of the
+    output perturbation is read, A the rows W^(1/2) J of all examples (W the curvature of the loss in the outputs: the
+    identity for the half squared error), and the replicas are put back to the tiny radius.
 
-    "mean-square": E|J delta|^2 grows. Rare replicas carry the mean, so the replicas of a population are
+    "mean-square": E|A delta|^2 grows. Rare replicas carry the mean, so the replicas of a population are
     resampled in proportion to their growth (cloning; Giardina, Kurchan, Peliti 2006), whose
     mean factor estimates exp of the moment Lyapunov exponent Lambda(2) per step.
-    "almost-sure": the mean of log|J delta| grows: what a typical run does.
+    "almost-sure": the mean of log|A delta| grows: what a typical run does.
 
     Populations are independent; their scatter gives the standard error of a growth rate. After the
     bisection the onset is the root of a weighted straight line through the growth rates near it, and
@@ -74,7 +75,7 @@ def measure_onset(
     Parameters
     ----------
     task : Task
-        With half squared error.
+        The training problem.
     minimum : Minimum
         Its interpolating minimum, from `find_minimum`.
     batch_size : int
@@ -144,8 +145,8 @@ class _Cloud:
     ) -> None:
         self.shape = (populations, replicas)
         self.examples, self.batch_size, self.clone = task.n, batch_size, clone
-        self.factors = minimum.jacobian.reshape(-1, task.size)
-        # a fixed random projection of J delta: another quadratic form of the same growth, at less cost
+        self.factors = minimum.factors
+        # a fixed random projection of A delta: another quadratic form of the same growth, at less cost
         rng = np.random.default_rng(0)
         rows = min(_SKETCH, len(self.factors))
         self.sketch = rng.standard_normal((rows, len(self.factors))) / np.sqrt(rows) @ self.factors
