@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from eos_sde.bridge.batches import draw_batches, stream
+from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.minimum import Minimum
+from eos_sde.bridge.networks import Network
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.replicas import sgd_step
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
@@ -23,7 +25,8 @@ CRITERIA = ("mean-square", "almost-sure")
 
 _RADIUS = 1e-6  # far below the curvature scale of the network, far above the rounding of its gradients
 _BLOCK = 5  # steps between two rescalings: even a factor of 10 a step stays within the linear range
-_BURN_IN = 100  # steps until the fast modes of a random perturbation have died out
+_BURN_IN = 100  # steps, at least, until the fast modes of a random perturbation have died out
+_BURN_IN_SHARE = 4  # of the horizon: the slow modes too, where a long horizon asks for them
 _SKETCH = 32  # numbers kept of the output perturbation
 _CHECK = 50  # steps between two looks at the significance
 _SIGNIFICANT = 4.0  # standard errors at which the sign of a growth rate counts as known
@@ -91,7 +94,9 @@ def measure_onset(
         Independent populations (at least 3), and replicas in each (default 64/sqrt(B),
         at least 16).
     horizon : int
-        Most steps spent on one learning rate after a burn-in of 100; fewer where the sign is clear.
+        Most steps spent on one learning rate, after a burn-in of a quarter as many and at least
+        100; fewer where the sign is clear. Slow modes hide the growth of the leading one for a time: an almost-sure
+        onset is found too late by about 1/(horizon * slope of the growth rate).
     tolerance : float
         Relative width at which the bisection ends.
     progress : callable, optional
@@ -150,28 +155,7 @@ class _Cloud:
         rng = np.random.default_rng(0)
         rows = min(_SKETCH, len(self.factors))
         self.sketch = rng.standard_normal((rows, len(self.factors))) / np.sqrt(rows) @ self.factors
-        one_step, network = sgd_step(task), task.network
-
-        @jax.jit
-        def advance(
-            delta: jax.Array,
-            parents: jax.Array,
-            scale: jax.Array,
-            batches: jax.Array,
-            eta: jax.Array,
-            data: tuple[jax.Array, ...],
-        ) -> tuple[jax.Array, jax.Array]:
-            theta, sketch, x, y = data
-            weights = jax.vmap(network.unravel)(theta + delta[parents] * scale[:, None])
-
-            def step(weights: Any, batch: jax.Array) -> tuple[Any, None]:
-                return one_step(weights, batch, eta, x, y), None
-
-            weights, _ = jax.lax.scan(step, weights, batches)
-            delta = jax.vmap(lambda w: ravel_pytree(w)[0])(weights) - theta
-            return delta, jnp.sum((delta @ sketch.T) ** 2, axis=1)
-
-        self._advance = advance
+        self._advance = _compiled(task.network, task.loss_name)
         self._data = (jnp.asarray(minimum.theta), jnp.asarray(self.sketch), task.x, task.y)
 
     def growth(self, eta: float, words: np.random.Philox, *, horizon: int, full: bool) -> _Growth:
@@ -185,7 +169,8 @@ class _Cloud:
         parents, state = np.arange(total), jnp.asarray(delta)
         rates: list[NDArray[np.float64]] = []
         mean, stderr, block = np.nan, np.inf, 0
-        for block in range(1, (_BURN_IN + horizon) // _BLOCK + 1):
+        burn_in = max(_BURN_IN, horizon // (_BURN_IN_SHARE * _BLOCK) * _BLOCK)
+        for block in range(1, (burn_in + horizon) // _BLOCK + 1):
             batches = draw_batches(words, _BLOCK * total, examples=self.examples, batch_size=self.batch_size)
             state, after = self._advance(
                 state,
@@ -203,12 +188,45 @@ class _Cloud:
                 (np.log(factor.mean(axis=1)) if self.clone else np.log(factor).mean(axis=1)) / _BLOCK
             )
             parents = _resample(factor, rng) if self.clone else np.arange(total)
-            measured = block * _BLOCK - _BURN_IN
+            measured = block * _BLOCK - burn_in
             if measured > 0 and measured % _CHECK == 0:
-                mean, stderr = _rate(np.array(rates[_BURN_IN // _BLOCK :]), corrected=self.clone)
+                mean, stderr = _rate(np.array(rates[burn_in // _BLOCK :]), corrected=self.clone)
                 if not full and abs(mean) > _SIGNIFICANT * stderr:
                     break
         return _Growth(eta, mean, stderr, block * _BLOCK)
+
+
+@lru_cache(maxsize=4)
+def _compiled(network: Network, loss_name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """SGD steps of all replicas: compiled once for all minima of a network."""
+    loss = LOSSES[loss_name]
+
+    # the replicas' weights stay in the network's own arrays: a flat vector costs eight times as much here
+    @partial(jax.vmap, in_axes=(0, 0, None, None))
+    def gradient(weights: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+        return jax.grad(lambda w: jnp.mean(loss(network.apply_arrays(w, x[batch]), y[batch])))(weights)
+
+    @jax.jit
+    def advance(
+        delta: jax.Array,
+        parents: jax.Array,
+        scale: jax.Array,
+        batches: jax.Array,
+        eta: jax.Array,
+        data: tuple[jax.Array, ...],
+    ) -> tuple[jax.Array, jax.Array]:
+        theta, sketch, x, y = data
+        weights = jax.vmap(network.unravel)(theta + delta[parents] * scale[:, None])
+
+        def step(weights: Any, batch: jax.Array) -> tuple[Any, None]:
+            slopes = gradient(weights, batch, x, y)
+            return jax.tree.map(lambda w, g: w - eta * g, weights, slopes), None
+
+        weights, _ = jax.lax.scan(step, weights, batches)
+        delta = jax.vmap(lambda w: ravel_pytree(w)[0])(weights) - theta
+        return delta, jnp.sum((delta @ sketch.T) ** 2, axis=1)
+
+    return advance
 
 
 def _rate(rates: NDArray[np.float64], *, corrected: bool) -> tuple[float, float]:
