@@ -166,7 +166,7 @@ def _onsets(folder, **settings):
     shape = tuple(map(len, sizes.values()))
     numbers = dict.fromkeys(("predicted", "measured", "sharpness"), 1.0) | {"predicted_stderr": 0.0}
     table = xr.Dataset(
-        {name: (tuple(sizes), np.full(shape, value)) for name, value in numbers.items()}, coords=sizes
+        {key: (tuple(sizes), np.full(shape, value)) for key, value in numbers.items()}, coords=sizes
     ).assign(measured_stderr=lambda t: 0.01 * t["measured"], reason=(tuple(sizes), np.full(shape, "")))
     table["measured"][0, 0, 0, 0, 0] = 0.8
     table["measured"][0, 1, 0, 0, 0] = np.nan

@@ -25,6 +25,7 @@ LOSSES = ("half-squared-error", "cross-entropy")
 MARGIN = 0.03
 """Relative difference up to which a prediction counts as good."""
 _NORMAL_95 = 1.96
+_TYPICAL_REPLICAS = 4
 _NUMBERS = {
     "predicted": ("time", "predicted threshold, learning rate"),
     "predicted_stderr": ("time", "error of the prediction"),
@@ -81,6 +82,8 @@ class Effort:
     populations, horizon : int
     tolerance : float
         As for `measure_onset`.
+    typical_horizon : int
+        Horizon of the almost-sure criterion, which slow modes delay.
     rtol : float
         Of the predicted almost-sure threshold.
     """
@@ -89,11 +92,25 @@ class Effort:
     populations: int
     horizon: int
     tolerance: float
+    typical_horizon: int
     rtol: float
 
+    def settings(self, criterion: str) -> dict[str, Any]:
+        """What decides a cell of a criterion."""
+        own = {"examples": self.examples, "populations": self.populations, "tolerance": self.tolerance}
+        if criterion == "mean-square":
+            return own | {"horizon": self.horizon}
+        return own | {"horizon": self.typical_horizon, "replicas": _TYPICAL_REPLICAS, "rtol": self.rtol}
 
-FULL = Effort(examples=64, populations=4, horizon=400, tolerance=0.02, rtol=0.005)
-QUICK = Effort(examples=16, populations=4, horizon=200, tolerance=0.03, rtol=0.02)
+    def measurement(self, criterion: str) -> dict[str, Any]:
+        """Arguments of `measure_onset`."""
+        return {
+            key: value for key, value in self.settings(criterion).items() if key not in ("examples", "rtol")
+        }
+
+
+FULL = Effort(examples=64, populations=4, horizon=400, tolerance=0.02, typical_horizon=4000, rtol=0.005)
+QUICK = Effort(examples=16, populations=4, horizon=200, tolerance=0.03, typical_horizon=1600, rtol=0.01)
 
 
 def onset_table(
@@ -180,7 +197,7 @@ class _Problem:
             predicted = _predict(minimum, criterion, batch_size, self._seed, effort)
             onset = measure_onset(
                 task, minimum, batch_size=batch_size, seed=self._seed, criterion=criterion,
-                populations=effort.populations, horizon=effort.horizon, tolerance=effort.tolerance,
+                **effort.measurement(criterion),
             )  # fmt: skip
         except ConvergenceFailure as failure:
             return dict.fromkeys(_NUMBERS, None) | {"reason": str(failure)}
@@ -221,7 +238,7 @@ class _Cells:
         network, loss, criterion, batch_size, seed = key
         path = self._folder / f"{network}_{loss}_{criterion}_batch{batch_size}_seed{seed}.json"
         settings = {
-            "effort": asdict(self._effort),
+            "effort": self._effort.settings(criterion),
             "task": NETWORKS[network].task,
             "settings": {
                 k: list(v) if isinstance(v, tuple) else v for k, v in NETWORKS[network].settings.items()

@@ -10,7 +10,7 @@ from eos_sde.bridge import onset_grid
 from eos_sde.bridge.onset_grid import LOSSES, NETWORKS, Effort, onset_table, summarise_onsets
 from solvers.errors import ConvergenceFailure, InvalidInput
 
-EFFORT = Effort(examples=6, populations=3, horizon=100, tolerance=0.2, rtol=0.1)
+EFFORT = Effort(examples=6, populations=3, horizon=100, tolerance=0.2, typical_horizon=100, rtol=0.1)
 CHOICE = {"networks": ["digits-tanh"], "batch_sizes": [2, 6], "seeds": [0], "effort": EFFORT}
 
 
