@@ -160,7 +160,7 @@ def _onsets(folder, **settings):
     sizes = {name: list(settings[key]) for name, key in (("network", "networks"), ("loss", "losses"))}
     sizes |= {
         "criterion": ["mean-square"],
-        "batch_size": settings["batch_sizes"],
+        "batch_size": list(settings["batch_sizes"]),
         "seed": list(settings["seeds"]),
     }
     shape = tuple(map(len, sizes.values()))
@@ -184,7 +184,7 @@ def test_onsets_writes_and_prints(monkeypatch, capsys, tmp_path):
     assert "batch 16" in out
     assert "| digits-gelu | half squared error | mean-square |" in out  # Markdown
     assert "Of 12 cells, 10 are within 3 %, 0 more only within" in out
-    assert "off: digits-gelu, half-squared-error, mean-square, 1, 0: 0.8000(80)" in out
+    assert "off: digits-gelu, half-squared-error, mean-square, 1, 0: 0.800(10)" in out
     assert "not measured: digits-gelu, cross-entropy, mean-square, 1, 0: no minimum was found" in out
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["onsets.nc", "onsets.png"]
     assert (tmp_path / "a" / "onsets.png").stat().st_size > 10_000

@@ -225,7 +225,7 @@ def _compiled(network: Network, loss_name: str, mixed: int) -> Callable[..., tup
         def step(delta: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, None]:
             batch, *mixing = inputs
             if mixing:
-                delta = jax.tree.map(lambda d: _rotate(d, *mixing, mixed), delta)
+                delta = jax.tree.map(lambda d: _rotate(d, mixing[0], mixing[1], mixed), delta)
             slopes = gradient(jax.tree.map(jnp.add, centre, delta), batch, x, y)
             return jax.tree.map(lambda d, g: d - eta * g, delta, slopes), None
 
