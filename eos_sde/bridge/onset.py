@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -13,10 +13,10 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from eos_sde.bridge.batches import draw_batches, stream
-from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.minimum import Minimum
 from eos_sde.bridge.networks import Network
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.replicas import batch_gradient
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
@@ -208,12 +208,7 @@ class _Cloud:
 @lru_cache(maxsize=4)
 def _compiled(network: Network, loss_name: str, mixed: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """SGD steps of all replicas, rotated among each `mixed` of them: compiled once for all minima of a network."""
-    loss = LOSSES[loss_name]
-
-    # the replicas' weights stay in the network's own arrays: a flat vector costs eight times as much here
-    @partial(jax.vmap, in_axes=(0, 0, None, None))
-    def gradient(weights: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> Any:
-        return jax.grad(lambda w: jnp.mean(loss(network.apply_arrays(w, x[batch]), y[batch])))(weights)
+    gradient = batch_gradient(network, loss_name)
 
     @jax.jit
     def advance(
