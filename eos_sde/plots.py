@@ -239,7 +239,7 @@ def _diagonal(axis: Axes, table: xr.Dataset) -> None:
             for name in ("predicted", "measured", "predicted_stderr", "measured_stderr")
         )
         axis.errorbar(x, y, dy, dx, label=label, **style)
-    axis.set(xscale="log", yscale="log", xlabel="predicted learning rate × sharpness / 2",
+    axis.set(xlabel="predicted learning rate × sharpness / 2",
              ylabel="measured learning rate × sharpness / 2")  # fmt: skip
 
 
