@@ -1,4 +1,4 @@
-"""The command line: `eos-sde replay`, `eos-sde tasks`, `eos-sde models`."""
+"""The command line: `eos-sde replay`, `eos-sde onsets`, `eos-sde tasks`, `eos-sde models`."""
 
 import json
 import os
@@ -50,16 +50,11 @@ def replay(
     dataset_path, figure_path = out / "replay.nc", out / "replay.png"
     _check_folder(out)
 
-    def keep(dataset: Any) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        partial = dataset_path.with_suffix(".part")
-        dataset.to_netcdf(partial, engine="h5netcdf")
-        partial.replace(dataset_path)
-
     with _progress() as advance:
         dataset = bridge.replay(
             task, rule, steps=steps, seed=seed, eta=eta, batch_size=batch,
-            deltas=tuple(delta) if delta else (0.1, 0.5), progress=advance, keep=keep,
+            deltas=tuple(delta) if delta else (0.1, 0.5), progress=advance,
+            keep=lambda dataset: _keep(dataset, dataset_path),
         )  # fmt: skip
     plots.save(plots.replay_figure(dataset), figure_path)
     if as_json:
@@ -68,6 +63,64 @@ def replay(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(dataset.attrs["description"])
     console.print(report.as_table(dataset))
+    console.print(f"dataset: {dataset_path}\nfigure:  {figure_path}", soft_wrap=True)
+
+
+@app.command()
+def onsets(
+    network: Annotated[list[str] | None, typer.Option(help="May be repeated; all four by default.")] = None,
+    loss: Annotated[
+        list[str] | None, typer.Option(help="half-squared-error or cross-entropy; both by default.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size; may be repeated. [1, 4, 16, 64]")
+    ] = None,
+    criterion: Annotated[
+        list[str] | None, typer.Option(help="mean-square (default) or almost-sure; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many: 0, 1, ...")] = 3,
+    quick: Annotated[
+        bool, typer.Option(help="16 examples and short measurements; batches 1, 4, 16.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for onsets.nc, onsets.png and the cells.")] = Path(
+        "onsets"
+    ),
+    as_json: _JSON = False,
+) -> None:
+    """Predict at which learning rate SGD loses a trained minimum, and measure it: networks x losses x batches x seeds.
+
+    Finished cells stay in the folder; the same command goes on where an interrupted one stopped. Example: eos-sde
+    onsets --network digits-tanh --batch 1 --batch 4 --seeds 1
+    """
+    from eos_sde import bridge, plots, report
+    from eos_sde.bridge.onset_grid import FULL, LOSSES, NETWORKS, QUICK
+
+    _check_folder(out)
+    if seeds < 1:
+        raise InvalidInput(f"seeds={seeds} must be at least 1")
+    dataset_path, figure_path = out / "onsets.nc", out / "onsets.png"
+    with _progress() as advance:
+        table = bridge.onset_table(
+            out / "cells",
+            networks=network or tuple(NETWORKS),
+            losses=loss or LOSSES,
+            batch_sizes=batch or ((1, 4, 16) if quick else (1, 4, 16, 64)),
+            criteria=criterion or ("mean-square",),
+            seeds=range(seeds),
+            effort=QUICK if quick else FULL,
+            progress=advance,
+        )
+    _keep(table, dataset_path)
+    plots.save(plots.onset_figure(table), figure_path)
+    if as_json:
+        sys.stdout.write(
+            report.onsets_as_json(table, dataset=str(dataset_path), figure=str(figure_path)) + "\n"
+        )
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print("Predicted threshold over 2/sharpness: measured onset over the predicted threshold.")
+    console.print(report.onsets_as_table(bridge.summarise_onsets(table)))
+    console.print(report.onsets_in_words(table), soft_wrap=True)
     console.print(f"dataset: {dataset_path}\nfigure:  {figure_path}", soft_wrap=True)
 
 
@@ -98,6 +151,14 @@ def _list(described: dict[str, str], as_json: bool) -> None:
     width = max(map(len, described))
     for name, text in described.items():
         sys.stdout.write(f"{name:{width}}  {text}\n")
+
+
+def _keep(dataset: Any, path: Path) -> None:
+    """Write a dataset whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    dataset.to_netcdf(partial, engine="h5netcdf")
+    partial.replace(path)
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures: the replay on one page, predicted against measured."""
+"""Figures: the replay on one page, and the table of onsets, predicted against measured."""
 
 import math
 from typing import Any
@@ -178,6 +178,85 @@ def _caeo_rate(axis: Axes, dataset: xr.Dataset) -> None:
     _paths(axis, dataset, "caeo_learning_rate")
     axis.set_ylabel("learning rate")
     _title(axis, "CAEO: and does the learning rate follow it down?")
+
+
+def onset_figure(table: xr.Dataset) -> Figure:
+    """Predicted against measured onset: on the diagonal for each criterion, and their ratio by batch size.
+
+    Parameters
+    ----------
+    table : Dataset
+        From `bridge.onset_table`.
+
+    Returns
+    -------
+    Figure
+        A colour per network; half squared error filled, cross entropy open; bars of one standard error on the left,
+        95 % intervals on the right.
+    """
+    criteria = table["criterion"].values
+    figure = Figure(figsize=(10.4, 4.3 * len(criteria)), layout="constrained")
+    axes = figure.subplots(len(criteria), 2, squeeze=False)
+    for (left, right), criterion in zip(axes, criteria, strict=True):
+        chosen = table.sel(criterion=criterion)
+        _diagonal(left, chosen)
+        _ratios(right, chosen)
+        _title(left, f"{criterion} onset: at which learning rate is the minimum lost?")
+        _title(right, "measured / predicted")
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(fontsize=8, loc="upper left", frameon=False)
+    return figure
+
+
+def _series(table: xr.Dataset):
+    """(label, marker style, cells) of each network and loss."""
+    for i, network in enumerate(table["network"].values):
+        for j, loss in enumerate(table["loss"].values):
+            colour = _COLOURS[i % len(_COLOURS)]
+            style = {
+                "fmt": "os"[j % 2],
+                "ms": 4,
+                "color": colour,
+                "mfc": colour if j == 0 else "white",
+                "lw": 1,
+            }
+            yield f"{network}, {loss.replace('-', ' ')}", style, table.sel(network=network, loss=loss)
+
+
+def _diagonal(axis: Axes, table: xr.Dataset) -> None:
+    edge = 2 / table["sharpness"]
+    ends = np.array(
+        [0.8 * float((table["predicted"] / edge).min()), 1.2 * float((table["measured"] / edge).max())]
+    )
+    margin = table.attrs["margin"]
+    axis.fill_between(ends, ends * (1 - margin), ends * (1 + margin), color=_GREY, alpha=0.2, lw=0)
+    axis.plot(ends, ends, color=_GREY, lw=1)
+    for label, style, cells in _series(table):
+        scale = 2 / cells["sharpness"]
+        x, y, dx, dy = (
+            (cells[name] / scale).values.ravel()
+            for name in ("predicted", "measured", "predicted_stderr", "measured_stderr")
+        )
+        axis.errorbar(x, y, dy, dx, label=label, **style)
+    axis.set(xlabel="predicted learning rate × sharpness / 2",
+             ylabel="measured learning rate × sharpness / 2")  # fmt: skip
+
+
+def _ratios(axis: Axes, table: xr.Dataset) -> None:
+    margin = table.attrs["margin"]
+    axis.axhspan(1 - margin, 1 + margin, color=_GREY, alpha=0.2, lw=0)
+    axis.axhline(1, color=_GREY, lw=1)
+    series = list(_series(table))
+    seeds = table.sizes["seed"]
+    for i, (_, style, cells) in enumerate(series):
+        for k in range(seeds):
+            one = cells.isel(seed=k)
+            shift = ((i * seeds + k + 0.5) / (len(series) * seeds) - 0.5) * 0.8
+            ends = np.stack([one["ratio"] - one["ratio_low"], one["ratio_high"] - one["ratio"]])
+            axis.errorbar(np.arange(one.sizes["batch_size"]) + shift, one["ratio"], ends, **style)
+    axis.set_xticks(np.arange(table.sizes["batch_size"]), [str(size) for size in table["batch_size"].values])
+    axis.set(xlabel="batch size")
 
 
 def save(figure: Any, path: Any) -> None:

@@ -1,9 +1,10 @@
-"""The replay's table, for people and for machines."""
+"""Tables of the replay and of the onsets, for people and for machines."""
 
 import json
 import math
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from rich import box
 from rich.console import Group
@@ -40,12 +41,7 @@ def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
     records = []
     for i in range(table.sizes["quantity"]):
         record = {name: table[name].values[i].item() for name in ("quantity", *names)}
-        records.append(
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in record.items()
-            }
-        )
+        records.append({key: _finite(value) for key, value in record.items()})
     return records
 
 
@@ -95,6 +91,87 @@ def as_table(dataset: xr.Dataset) -> Group:
         f"and {counts['off']} are off: there the theory named in the row fails on this network."
     )
     return Group(*blocks)
+
+
+def onsets_as_table(summary: xr.Dataset) -> Table:
+    """Predicted against measured onset, a row per network, loss and criterion; valid Markdown when printed plainly.
+
+    Parameters
+    ----------
+    summary : Dataset
+        From `bridge.summarise_onsets`.
+
+    Returns
+    -------
+    Table
+        For each batch size the predicted threshold over 2/sharpness, and the measured onset over the predicted
+        threshold with its standard error in the last digits.
+    """
+    table = Table(box=box.MARKDOWN)
+    batches = summary["batch_size"].values
+    for heading in ("network", "loss", "criterion", *(f"batch {size}" for size in batches)):
+        table.add_column(heading, no_wrap=True)
+    for network in summary["network"].values:
+        for loss in summary["loss"].values:
+            for criterion in summary["criterion"].values:
+                row = summary.sel(network=network, loss=loss, criterion=criterion)
+                cells = [
+                    f"{edge:.3f}: {concise(float(ratio), float(stderr))}"
+                    for edge, ratio, stderr in zip(
+                        row["relative_to_edge"].values,
+                        row["ratio"].values,
+                        row["ratio_stderr"].values,
+                        strict=True,
+                    )
+                ]
+                table.add_row(network, loss.replace("-", " "), criterion, *cells)
+    return table
+
+
+def onsets_in_words(table: xr.Dataset) -> str:
+    """How many cells hold, and which fail.
+
+    Parameters
+    ----------
+    table : Dataset
+        From `bridge.onset_table`.
+
+    Returns
+    -------
+    str
+        A sentence, and a line for each cell that is off or was not measured.
+    """
+    flat = table.stack(cell=table["ratio"].dims)
+    verdicts = list(flat["verdict"].values)
+    margin = f"{100 * table.attrs['margin']:g} %"
+    counts = {
+        word: verdicts.count(word) for word in (f"within {margin}", "within its error", "off", "not measured")
+    }
+    lines = [
+        f"Of {len(verdicts)} cells, {counts[f'within {margin}']} are within {margin}, "
+        f"{counts['within its error']} more only within their 95 % interval, {counts['off']} are off, and "
+        f"{counts['not measured']} were not measured."
+    ]
+    for i in np.flatnonzero(np.isin(verdicts, ["off", "not measured"])):
+        cell = flat.isel(cell=i)
+        name = ", ".join(str(cell[dim].item()) for dim in table["ratio"].dims)
+        told = cell["reason"].item() or concise(cell["ratio"].item(), cell["ratio_stderr"].item())
+        lines.append(f"{verdicts[i]}: {name}: {told}")
+    return "\n".join(lines)
+
+
+def onsets_as_json(table: xr.Dataset, /, **files: str) -> str:
+    """All cells, the provenance and the names of the files written, as one JSON document."""
+    frame = table.stack(cell=table["ratio"].dims)
+    names = [*table["ratio"].dims, *table.data_vars]
+    records = [
+        {name: _finite(frame[name].values[i].item()) for name in names} for i in range(frame.sizes["cell"])
+    ]
+    return json.dumps({**_plain(table.attrs), "files": files, "rows": records}, indent=1)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _named(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from eos_sde import bridge, cli, models
+from eos_sde.bridge import onset_grid
 from solvers.errors import AccuracyWarning, InvalidInput
 
 
@@ -35,6 +36,9 @@ def _elsewhere(tmp_path, monkeypatch):
         (["replay", "--bogus"], "No such option: --bogus"),
         (["replay", "--task"], "--task"),
         (["replay", "--out", "a-file"], "a-file"),
+        (["onsets", "--network", "resnet"], "network='resnet' is not known"),
+        (["onsets", "--batch", "65"], "batch_size=65 must lie between 1 and 64"),
+        (["onsets", "--seeds", "0"], "seeds=0 must be at least 1"),
         (["tasks", "extra"], "extra"),
         (["bogus"], "bogus"),
     ],
@@ -149,3 +153,43 @@ def test_interruption_says_what_is_kept(monkeypatch, capsys):
     monkeypatch.setattr(bridge, "replay", _raising(KeyboardInterrupt()))
     assert cli.main(["replay"]) == 130
     assert capsys.readouterr().err.startswith("eos-sde: interrupted; ")
+
+
+def _onsets(folder, **settings):
+    """A table of onsets made up in no time: one cell off, one not measured."""
+    sizes = {name: list(settings[key]) for name, key in (("network", "networks"), ("loss", "losses"))}
+    sizes |= {
+        "criterion": ["mean-square"],
+        "batch_size": list(settings["batch_sizes"]),
+        "seed": list(settings["seeds"]),
+    }
+    shape = tuple(map(len, sizes.values()))
+    numbers = dict.fromkeys(("predicted", "measured", "sharpness"), 1.0) | {"predicted_stderr": 0.0}
+    table = xr.Dataset(
+        {key: (tuple(sizes), np.full(shape, value)) for key, value in numbers.items()}, coords=sizes
+    ).assign(measured_stderr=lambda t: 0.01 * t["measured"], reason=(tuple(sizes), np.full(shape, "")))
+    table["measured"][0, 0, 0, 0, 0] = 0.8
+    table["measured"][0, 1, 0, 0, 0] = np.nan
+    table["reason"] = table["reason"].where(np.isfinite(table["measured"]), "no minimum was found")
+    settings["progress"]("onsets", 1.0)
+    return onset_grid._compared(table).assign_attrs(margin=0.03)
+
+
+def test_onsets_writes_and_prints(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bridge, "onset_table", _onsets)
+    choice = ["onsets", "--quick", "--seeds", "2", "--network", "digits-gelu", "--out", "a"]
+    assert cli.main(choice) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "batch 16" in out
+    assert "| digits-gelu | half squared error | mean-square |" in out  # Markdown
+    assert "Of 12 cells, 10 are within 3 %, 0 more only within" in out
+    assert "off: digits-gelu, half-squared-error, mean-square, 1, 0: 0.800(10)" in out
+    assert "not measured: digits-gelu, cross-entropy, mean-square, 1, 0: no minimum was found" in out
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["onsets.nc", "onsets.png"]
+    assert (tmp_path / "a" / "onsets.png").stat().st_size > 10_000
+    assert cli.main([*choice, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 12
+    assert [rows[0][name] for name in ("measured", "verdict", "loss")] == [0.8, "off", "half-squared-error"]
+    assert rows[6]["measured"] is None

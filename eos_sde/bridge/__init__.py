@@ -10,6 +10,7 @@ from eos_sde.bridge.gram import curvature_gram
 from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import measure_onset
+from eos_sde.bridge.onset_grid import onset_table, summarise_onsets
 from eos_sde.bridge.prediction import predict
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
@@ -32,11 +33,13 @@ __all__ = [
     "make_rule",
     "measure_escape",
     "measure_onset",
+    "onset_table",
     "predict",
     "predict_escape",
     "record",
     "replay",
     "stochastic_central_flow",
+    "summarise_onsets",
     "task_defaults",
     "tasks",
 ]

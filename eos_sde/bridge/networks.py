@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,
     "relu": jax.nn.relu,
+    "softplus": jax.nn.softplus,
 }
 
 _GAIN = 0.8
@@ -74,6 +75,46 @@ class MLP(eqx.Module):
         for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = act(x @ w + b)
         return x @ self.weights[-1] + self.biases[-1]
+
+
+class ConvNet(eqx.Module):
+    """A 3x3 convolution of square grey images, means over 2x2 squares of its activations, then an `MLP`.
+
+    The convolution is a product with the patches of the image, which stays fast when each of many replicas has
+    weights of its own.
+
+    Attributes
+    ----------
+    kernel : Array
+        Shape (9, channels).
+    bias : Array
+        Shape (channels,).
+    head : MLP
+        From the pooled activations to the outputs.
+    side : int
+        Pixels along an edge of the image, at least 4 and even.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    head: MLP
+    side: int = eqx.field(static=True)
+
+    def __init__(self, side: int, channels: int, layers: Sequence[int], activation: str, *, key: jax.Array):
+        kernel_key, head_key = jax.random.split(key)
+        self.side = side
+        self.kernel = _GAIN * jax.random.normal(kernel_key, (9, channels), jnp.float64) / 3
+        self.bias = jnp.zeros(channels, jnp.float64)
+        self.head = MLP((((side - 2) // 2) ** 2 * channels, *layers), activation, key=head_key)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Outputs for a batch of flattened images, shape (n, side^2) -> (n, c)."""
+        inner = self.side - 2
+        images = x.reshape(len(x), self.side, self.side)
+        shifts = [images[:, i : i + inner, j : j + inner] for i in range(3) for j in range(3)]
+        maps = ACTIVATIONS[self.head.activation](jnp.stack(shifts, axis=-1) @ self.kernel + self.bias)
+        pooled = maps.reshape(len(x), inner // 2, 2, inner // 2, 2, -1).mean(axis=(2, 4))
+        return self.head(pooled.reshape(len(x), -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +189,7 @@ def mlp(layers: Sequence[int], activation: str = "tanh") -> Network:
     ----------
     layers : sequence of int
         Widths from input to output, e.g. (64, 32, 32, 10).
-    activation : {"tanh", "gelu", "relu"}
+    activation : {"tanh", "gelu", "relu", "softplus"}
         Between layers. The theory needs derivatives: relu is for comparison only.
 
     Returns
@@ -167,3 +208,35 @@ def mlp(layers: Sequence[int], activation: str = "tanh") -> Network:
         raise InvalidInput(f"layer widths {tuple(layers)} must be positive integers")
     description = f"{activation} {'-'.join(map(str, layers))}"
     return network(lambda key: MLP(layers, activation, key=key), description)
+
+
+def convolutional(side: int, channels: int, layers: Sequence[int], activation: str = "tanh") -> Network:
+    """Small convolutional network of square grey images, as `ConvNet` says.
+
+    Parameters
+    ----------
+    side : int
+        Pixels along an edge, even and at least 4.
+    channels : int
+        Of the convolution.
+    layers : sequence of int
+        Widths after the pooling, hidden ones and the outputs.
+    activation : {"tanh", "gelu", "relu", "softplus"}
+        After the convolution and between layers.
+
+    Returns
+    -------
+    Network
+        The network.
+
+    Raises
+    ------
+    InvalidInput
+        For a size of image that cannot be pooled.
+    """
+    if side < 4 or side % 2:
+        raise InvalidInput(
+            f"images of {side} x {side} pixels do not suit channels: choose pool so that side is even"
+        )
+    description = f"{activation} convolution 3x3x{channels}, then {'-'.join(map(str, layers))}"
+    return network(lambda key: ConvNet(side, channels, layers, activation, key=key), description)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.minimum import Minimum
+from eos_sde.bridge.networks import Network
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.replicas import sgd_step
+from eos_sde.bridge.replicas import batch_gradient
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
@@ -23,7 +25,8 @@ CRITERIA = ("mean-square", "almost-sure")
 
 _RADIUS = 1e-6  # far below the curvature scale of the network, far above the rounding of its gradients
 _BLOCK = 5  # steps between two rescalings: even a factor of 10 a step stays within the linear range
-_BURN_IN = 100  # steps until the fast modes of a random perturbation have died out
+_BURN_IN = 100  # steps, at least, until the fast modes of a random perturbation have died out
+_BURN_IN_SHARE = 4  # of the horizon: the slow modes too, where a long horizon asks for them
 _SKETCH = 32  # numbers kept of the output perturbation
 _CHECK = 50  # steps between two looks at the significance
 _SIGNIFICANT = 4.0  # standard errors at which the sign of a growth rate counts as known
@@ -59,13 +62,16 @@ def measure_onset(
     """Bisect for the learning rate at which SGD leaves an interpolating minimum.
 
     Many replicas start at tiny random distances from the minimum and take the network's own SGD steps, each
-    with its own batches without replacement. Every few steps the second moment |J delta|^2 of the
-    output perturbation is read and the replicas are put back to the tiny radius.
+    with its own batches without replacement. Every few steps the second moment |A delta|^2 of the
+    output perturbation is read, A the rows W^(1/2) J of all examples (W the curvature of the loss in the outputs: the
+    identity for the half squared error), and the replicas are put back to the tiny radius.
 
-    "mean-square": E|J delta|^2 grows. Rare replicas carry the mean, so the replicas of a population are
-    resampled in proportion to their growth (cloning; Giardina, Kurchan, Peliti 2006), whose
-    mean factor estimates exp of the moment Lyapunov exponent Lambda(2) per step.
-    "almost-sure": the mean of log|J delta| grows: what a typical run does.
+    "mean-square": E|A delta|^2 grows. Rare batches in a row carry that mean, and so few replicas would miss it.
+    But second moments of linear maps depend on those before alone: between two steps the replicas of a
+    population are therefore mixed by a random orthogonal matrix, which changes no second moment and hands what one
+    of them has met to all. The mean growth of a population estimates exp of the moment Lyapunov exponent
+    Lambda(2) per step.
+    "almost-sure": the mean of log|A delta| grows: what a typical run does.
 
     Populations are independent; their scatter gives the standard error of a growth rate. After the
     bisection the onset is the root of a weighted straight line through the growth rates near it, and
@@ -74,7 +80,7 @@ def measure_onset(
     Parameters
     ----------
     task : Task
-        With half squared error.
+        The training problem.
     minimum : Minimum
         Its interpolating minimum, from `find_minimum`.
     batch_size : int
@@ -87,10 +93,11 @@ def measure_onset(
         Learning rates below and above the onset; from 0.3 to 1.15 times 2/sharpness if left out, widened
         where needed. No prediction enters.
     populations, replicas : int
-        Independent populations (at least 3), and replicas in each (default 64/sqrt(B),
-        at least 16).
+        Independent populations (at least 3), and replicas in each (default 64; for "mean-square" a power of 2).
     horizon : int
-        Most steps spent on one learning rate after a burn-in of 100; fewer where the sign is clear.
+        Most steps spent on one learning rate, after a burn-in of a quarter as many and at least
+        100; fewer where the sign is clear. Slow modes hide the growth of the leading one for a time: an almost-sure
+        onset is found too late by about 1/(horizon * slope of the growth rate).
     tolerance : float
         Relative width at which the bisection ends.
     progress : callable, optional
@@ -112,9 +119,9 @@ def measure_onset(
     """
     _check(task, minimum, batch_size, criterion, bracket, populations, horizon, tolerance)
     replicas = _default_replicas(task.n, batch_size) if replicas is None else replicas
-    if replicas < 1:
-        raise InvalidInput(f"replicas={replicas} must be a positive integer")
-    cloud = _Cloud(task, minimum, batch_size, populations, replicas, clone=criterion == "mean-square")
+    if replicas < 1 or (criterion == "mean-square" and replicas & (replicas - 1)):
+        raise InvalidInput(f"replicas={replicas} must be 1, 2, 4, 8, ...: they are mixed in pairs of pairs")
+    cloud = _Cloud(task, minimum, batch_size, populations, replicas, mixed=criterion == "mean-square")
     history: list[_Growth] = []
 
     def growth(eta: float, *, full: bool = False) -> float:
@@ -140,37 +147,16 @@ class _Cloud:
     """Replicas near a minimum, compiled once and run at many learning rates."""
 
     def __init__(
-        self, task: Task, minimum: Minimum, batch_size: int, populations: int, replicas: int, *, clone: bool
+        self, task: Task, minimum: Minimum, batch_size: int, populations: int, replicas: int, *, mixed: bool
     ) -> None:
         self.shape = (populations, replicas)
-        self.examples, self.batch_size, self.clone = task.n, batch_size, clone
-        self.factors = minimum.jacobian.reshape(-1, task.size)
-        # a fixed random projection of J delta: another quadratic form of the same growth, at less cost
+        self.examples, self.batch_size, self.mixed = task.n, batch_size, mixed
+        self.factors = minimum.factors
+        # a fixed random projection of A delta: another quadratic form of the same growth, at less cost
         rng = np.random.default_rng(0)
         rows = min(_SKETCH, len(self.factors))
         self.sketch = rng.standard_normal((rows, len(self.factors))) / np.sqrt(rows) @ self.factors
-        one_step, network = sgd_step(task), task.network
-
-        @jax.jit
-        def advance(
-            delta: jax.Array,
-            parents: jax.Array,
-            scale: jax.Array,
-            batches: jax.Array,
-            eta: jax.Array,
-            data: tuple[jax.Array, ...],
-        ) -> tuple[jax.Array, jax.Array]:
-            theta, sketch, x, y = data
-            weights = jax.vmap(network.unravel)(theta + delta[parents] * scale[:, None])
-
-            def step(weights: Any, batch: jax.Array) -> tuple[Any, None]:
-                return one_step(weights, batch, eta, x, y), None
-
-            weights, _ = jax.lax.scan(step, weights, batches)
-            delta = jax.vmap(lambda w: ravel_pytree(w)[0])(weights) - theta
-            return delta, jnp.sum((delta @ sketch.T) ** 2, axis=1)
-
-        self._advance = advance
+        self._advance = _compiled(task.network, task.loss_name, replicas if mixed else 1)
         self._data = (jnp.asarray(minimum.theta), jnp.asarray(self.sketch), task.x, task.y)
 
     def growth(self, eta: float, words: np.random.Philox, *, horizon: int, full: bool) -> _Growth:
@@ -180,34 +166,81 @@ class _Cloud:
         rng = np.random.Generator(words)
         # a random perturbation of the outputs, carried back to the weights: no flat directions
         delta = rng.standard_normal((total, len(self.factors))) @ self.factors
-        moment = np.sum((delta @ self.sketch.T) ** 2, axis=1)
-        parents, state = np.arange(total), jnp.asarray(delta)
+        moment = self._moment(np.sum((delta @ self.sketch.T) ** 2, axis=1))
+        state = jnp.asarray(delta)
         rates: list[NDArray[np.float64]] = []
         mean, stderr, block = np.nan, np.inf, 0
-        for block in range(1, (_BURN_IN + horizon) // _BLOCK + 1):
+        burn_in = max(_BURN_IN, horizon // (_BURN_IN_SHARE * _BLOCK) * _BLOCK)
+        for block in range(1, (burn_in + horizon) // _BLOCK + 1):
             batches = draw_batches(words, _BLOCK * total, examples=self.examples, batch_size=self.batch_size)
+            scale = np.broadcast_to(_RADIUS / np.sqrt(moment), self.shape).ravel()
+            mixing = self._mixing(rng)
             state, after = self._advance(
-                state,
-                parents,
-                _RADIUS / np.sqrt(moment[parents]),
-                batches.reshape(_BLOCK, total, -1),
-                eta,
-                self._data,
+                state, scale, (batches.reshape(_BLOCK, total, -1), *mixing), eta, self._data
             )
-            moment = np.asarray(after)
-            factor = (moment / _RADIUS**2).reshape(populations, replicas)
-            if not np.all(np.isfinite(factor)):
+            moment = self._moment(np.asarray(after))
+            if not np.all(np.isfinite(moment)):
                 return _Growth(eta, np.inf, 0.0, block * _BLOCK)
-            rates.append(
-                (np.log(factor.mean(axis=1)) if self.clone else np.log(factor).mean(axis=1)) / _BLOCK
-            )
-            parents = _resample(factor, rng) if self.clone else np.arange(total)
-            measured = block * _BLOCK - _BURN_IN
+            rates.append(np.log(moment / _RADIUS**2).mean(axis=1) / _BLOCK)
+            measured = block * _BLOCK - burn_in
             if measured > 0 and measured % _CHECK == 0:
-                mean, stderr = _rate(np.array(rates[_BURN_IN // _BLOCK :]), corrected=self.clone)
+                mean, stderr = _rate(np.array(rates[burn_in // _BLOCK :]), corrected=self.mixed)
                 if not full and abs(mean) > _SIGNIFICANT * stderr:
                     break
         return _Growth(eta, mean, stderr, block * _BLOCK)
+
+    def _moment(self, squares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Second moment of a population (populations, 1), or of each replica (populations, replicas)."""
+        squares = squares.reshape(self.shape)
+        return squares.mean(axis=1, keepdims=True) if self.mixed else squares
+
+    def _mixing(self, rng: np.random.Generator) -> tuple[NDArray, ...]:
+        """Signs and orders of the replicas in the rotations of a block, (steps, all replicas)."""
+        populations, replicas = self.shape
+        if not self.mixed or replicas == 1:
+            return ()
+        shape = (_BLOCK, populations, replicas)
+        order = np.argsort(rng.random(shape), axis=2) + replicas * np.arange(populations)[:, None]
+        signs = 2.0 * rng.integers(0, 2, shape) - 1.0
+        return order.reshape(_BLOCK, -1), signs.reshape(_BLOCK, -1)
+
+
+@lru_cache(maxsize=4)
+def _compiled(network: Network, loss_name: str, mixed: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """SGD steps of all replicas, rotated among each `mixed` of them: compiled once for all minima of a network."""
+    gradient = batch_gradient(network, loss_name)
+
+    @jax.jit
+    def advance(
+        delta: jax.Array, scale: jax.Array, inputs: tuple[jax.Array, ...], eta: jax.Array, data: tuple
+    ) -> tuple[jax.Array, jax.Array]:
+        theta, sketch, x, y = data
+        centre = network.unravel(theta)
+
+        def step(delta: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, None]:
+            batch, *mixing = inputs
+            if mixing:
+                delta = jax.tree.map(lambda d: _rotate(d, mixing[0], mixing[1], mixed), delta)
+            slopes = gradient(jax.tree.map(jnp.add, centre, delta), batch, x, y)
+            return jax.tree.map(lambda d, g: d - eta * g, delta, slopes), None
+
+        moved, _ = jax.lax.scan(step, jax.vmap(network.unravel)(delta * scale[:, None]), inputs)
+        flat = jax.vmap(lambda d: ravel_pytree(d)[0])(moved)
+        return flat, jnp.sum((flat @ sketch.T) ** 2, axis=1)
+
+    return advance
+
+
+def _rotate(replicas: jax.Array, order: jax.Array, signs: jax.Array, size: int) -> jax.Array:
+    """Random orthogonal mixture of each `size` replicas along the first axis: order, signs, Walsh-Hadamard."""
+    mixed = replicas[order].reshape(len(replicas), -1) * signs[:, None]
+    half = 1
+    while half < size:
+        pairs = mixed.reshape(-1, 2, half, mixed.shape[1])
+        mixed = jnp.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
+        mixed = mixed.reshape(len(replicas), -1)
+        half *= 2
+    return (mixed / np.sqrt(size)).reshape(replicas.shape)
 
 
 def _rate(rates: NDArray[np.float64], *, corrected: bool) -> tuple[float, float]:
@@ -215,33 +248,25 @@ def _rate(rates: NDArray[np.float64], *, corrected: bool) -> tuple[float, float]
 
     The product Z of a population's mean factors is an unbiased estimate of the second moment after T
     steps, so that log E Z = T Lambda exactly, while the mean of log Z falls short of it by half its variance
-    (to second cumulants). The variance per step is read from windows of `_CHECK` steps and populations.
+    (to second cumulants). That variance grows by the long-run variance of the rate: of windows of `_CHECK` steps, plus
+    twice the covariance of neighbours, without which bursts that decay again would count as growth.
     """
     populations = rates.shape[1]
     per_population = rates.mean(axis=0)
     mean, stderr = float(per_population.mean()), float(per_population.std(ddof=1) / np.sqrt(populations))
     if not corrected:
         return mean, stderr
-    windows = rates.reshape(-1, _CHECK // _BLOCK, populations).mean(axis=1)
-    half = 0.5 * _CHECK * float(windows.var(ddof=1))
-    return mean + half, float(np.hypot(stderr, half * np.sqrt(2 / (windows.size - 1))))
-
-
-def _resample(factor: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Systematic resampling of each population in proportion to the factors: flat parent indices."""
-    populations, replicas = factor.shape
-    cumulative = np.cumsum(factor / factor.sum(axis=1, keepdims=True), axis=1)
-    points = (np.arange(replicas) + rng.random((populations, 1))) / replicas
-    picks = [
-        np.searchsorted(c, p).clip(0, replicas - 1) + replicas * k
-        for k, (c, p) in enumerate(zip(cumulative, points, strict=True))
-    ]
-    return np.concatenate(picks)
+    windows = rates.reshape(-1, _CHECK // _BLOCK, populations).mean(axis=1) - mean
+    variance = float(np.sum(windows**2)) / (windows.size - 1)
+    neighbours = float(np.mean(windows[1:] * windows[:-1])) if len(windows) > 1 else 0.0
+    half = 0.5 * _CHECK * max(0.0, variance + 2 * neighbours)
+    # for white noise the sum of the two has the variance 6 variance^2 / windows
+    return mean + half, float(np.hypot(stderr, 0.5 * _CHECK * variance * np.sqrt(6 / windows.size)))
 
 
 def _default_replicas(examples: int, batch_size: int) -> int:
-    """Small batches need many: rare replicas carry their mean. Gradient descent needs one."""
-    return 1 if batch_size == examples else max(16, int(64 / np.sqrt(batch_size)))
+    """Gradient descent needs one."""
+    return 1 if batch_size == examples else 64
 
 
 def _bisect(

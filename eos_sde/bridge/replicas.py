@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eos_sde.bridge.losses import LOSSES
+from eos_sde.bridge.networks import Network
 from eos_sde.bridge.task_library import Task
 
 DIVERGED = 1e3
@@ -15,10 +16,34 @@ DIVERGED = 1e3
 gets there."""
 
 
-def sgd_step(task: Task) -> Callable[[Any, jax.Array, Any, jax.Array, jax.Array], Any]:
-    """A step w - eta g_B(w) of each replica with its own batch; traceable.
+def batch_gradient(network: Network, loss_name: str) -> Callable[[Any, jax.Array, jax.Array, jax.Array], Any]:
+    """Gradient of each replica's mean loss over its own batch; traceable.
 
     The replicas' weights stay in the network's own arrays: a flat vector costs eight times as much here.
+
+    Parameters
+    ----------
+    network : Network
+    loss_name : str
+        One of `LOSSES`.
+
+    Returns
+    -------
+    callable
+        ``gradient(weights, batches, x, y)``: arrays of the network with a leading axis of replicas, indices
+        (replicas, B) and all examples; returns arrays like the weights.
+    """
+    loss = LOSSES[loss_name]
+
+    @partial(jax.vmap, in_axes=(0, 0, None, None))
+    def gradient(weights: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+        return jax.grad(lambda w: jnp.mean(loss(network.apply_arrays(w, x[batch]), y[batch])))(weights)
+
+    return gradient
+
+
+def sgd_step(task: Task) -> Callable[[Any, jax.Array, Any, jax.Array, jax.Array], Any]:
+    """A step w - eta g_B(w) of each replica with its own batch; traceable.
 
     Parameters
     ----------
@@ -31,11 +56,7 @@ def sgd_step(task: Task) -> Callable[[Any, jax.Array, Any, jax.Array, jax.Array]
         ``step(weights, batches, eta, x, y)``: arrays of the network with a leading axis of replicas, indices
         (replicas, B), the learning rate and all examples; returns the new weights.
     """
-    loss, network = LOSSES[task.loss_name], task.network
-
-    @partial(jax.vmap, in_axes=(0, 0, None, None))
-    def gradient(weights: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> Any:
-        return jax.grad(lambda w: jnp.mean(loss(network.apply_arrays(w, x[batch]), y[batch])))(weights)
+    gradient = batch_gradient(task.network, task.loss_name)
 
     def step(weights: Any, batches: jax.Array, eta: Any, x: jax.Array, y: jax.Array) -> Any:
         slopes = gradient(weights, batches, x, y)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from eos_sde.bridge.datasets import load_dataset
 from eos_sde.bridge.losses import LOSSES
-from eos_sde.bridge.networks import ACTIVATIONS, Network, mlp
+from eos_sde.bridge.networks import ACTIVATIONS, Network, convolutional, mlp
 from eos_sde.bridge.precision import double_precision
 from solvers.errors import InvalidInput
 
-OUTPUTS = ("one-hot", "scalar")
+OUTPUTS = ("one-hot", "scalar", "parity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +194,8 @@ def _recipe(dataset: str, **own: Any) -> _Recipe:
         "activation": "tanh",
         "loss": "half-squared-error",
         "outputs": "one-hot",
+        "smoothing": 0.0,
+        "channels": 0,
         "centre": False,
         "test_examples": None,
         "source": "subset",
@@ -256,8 +258,11 @@ def load_task(name: str, **settings: Any) -> Task:
         "fashion-mlp" (tanh 196-24-24-10, eta = 0.1) or "digits-mlp" (tanh 64-32-32-10, eta = 0.2).
     **settings
         ``examples`` (int), ``test_examples`` (int; all if left out), ``hidden`` (tuple of widths),
-        ``activation`` ("tanh", "gelu", "relu"), ``loss`` ("half-squared-error", "cross-entropy"),
-        ``outputs`` ("one-hot": ten; "scalar": one, with target +1 for even and -1 for odd labels),
+        ``channels`` (int; above 0 a 3x3 convolution with so many channels comes before the hidden layers),
+        ``activation`` ("tanh", "gelu", "relu", "softplus"), ``loss`` ("half-squared-error", "cross-entropy"),
+        ``outputs`` ("one-hot": ten; "scalar": one, with target +1 for even and -1 for odd labels; "parity": two
+        classes, even and odd), ``smoothing`` (s in [0, 1): cross entropy against the probabilities
+        (1 - s) one-hot + s/c),
         ``pool`` (images are averaged over squares of pool x pool pixels), ``centre`` (bool: subtract the mean
         training image), ``eta`` (default learning rate),
         ``source`` (see `load_dataset`), ``seed`` (kept with the task as the default of its users).
@@ -291,10 +296,13 @@ def load_task(name: str, **settings: Any) -> Task:
     test_images, test_labels = data.balanced(test_examples, "test")
     x, x_test = _inputs(images, chosen["pool"]), _inputs(test_images, chosen["pool"])
     mean = x.mean(axis=0) if chosen["centre"] else 0.0
-    y, y_test = (_targets(one, chosen["outputs"], len(data.classes)) for one in (labels, test_labels))
+    y, y_test = (
+        _targets(one, chosen["outputs"], len(data.classes), chosen["smoothing"])
+        for one in (labels, test_labels)
+    )
     return Task(
         name=name,
-        network=mlp((x.shape[1], *chosen["hidden"], y.shape[1]), chosen["activation"]),
+        network=_network(images.shape[1] // chosen["pool"], y.shape[1], chosen),
         x=jnp.asarray(x - mean),
         y=jnp.asarray(y),
         x_test=jnp.asarray(x_test - mean),
@@ -311,7 +319,8 @@ def interpolation_task(name: str, **settings: Any) -> Task:
     """Small version of a task that its network can fit exactly, for the stability of minima.
 
     100 examples, one output (+1 for even labels, -1 for odd), one hidden layer of 32 tanh units;
-    Fashion images pooled to 7x7, so that measuring an onset takes seconds.
+    Fashion images pooled to 7x7, so that measuring an onset takes seconds. With cross entropy, two classes (even,
+    odd) with probabilities 0.95 and 0.05 (smoothing = 0.1): hard targets have no minimum at finite weights.
 
     Parameters
     ----------
@@ -328,6 +337,8 @@ def interpolation_task(name: str, **settings: Any) -> Task:
     small: dict[str, Any] = {"examples": 100, "outputs": "scalar", "hidden": (32,)}
     if name == "fashion-mlp":
         small["pool"] = 4
+    if settings.get("loss") == "cross-entropy":
+        small |= {"outputs": "parity", "smoothing": 0.1}
     return load_task(name, **(small | settings))
 
 
@@ -342,10 +353,19 @@ def _check(chosen: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{key}={value!r} must be a positive integer")
+    channels = chosen["channels"]
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 0:
+        raise InvalidInput(f"channels={channels!r} must be an integer from 0: 0 for no convolution")
+    if not 0 <= chosen["smoothing"] < 1:
+        raise InvalidInput(f"smoothing={chosen['smoothing']!r} must lie in [0, 1)")
+    if chosen["smoothing"] and chosen["loss"] != "cross-entropy":
+        raise InvalidInput(f"smoothing={chosen['smoothing']} is for loss='cross-entropy': leave it out")
     if not chosen["eta"] > 0:
         raise InvalidInput(f"eta={chosen['eta']!r} must be a positive learning rate")
     if chosen["loss"] == "cross-entropy" and chosen["outputs"] == "scalar":
-        raise InvalidInput("loss='cross-entropy' needs outputs='one-hot': a single output has no softmax")
+        raise InvalidInput(
+            "loss='cross-entropy' needs outputs='one-hot' or 'parity': a single output has no softmax"
+        )
 
 
 def _inputs(images: NDArray[np.float64], pool: int) -> NDArray[np.float64]:
@@ -354,7 +374,16 @@ def _inputs(images: NDArray[np.float64], pool: int) -> NDArray[np.float64]:
     return pooled.reshape(n, -1)
 
 
-def _targets(labels: NDArray[np.int64], outputs: str, classes: int) -> NDArray[np.float64]:
-    if outputs == "one-hot":
-        return np.eye(classes)[labels]
-    return np.where(labels % 2 == 0, 1.0, -1.0)[:, None]
+def _network(side: int, outputs: int, chosen: Mapping[str, Any]) -> Network:
+    layers, activation = (*chosen["hidden"], outputs), chosen["activation"]
+    if chosen["channels"]:
+        return convolutional(side, chosen["channels"], layers, activation)
+    return mlp((side**2, *layers), activation)
+
+
+def _targets(labels: NDArray[np.int64], outputs: str, classes: int, smoothing: float) -> NDArray[np.float64]:
+    if outputs == "scalar":
+        return np.where(labels % 2 == 0, 1.0, -1.0)[:, None]
+    if outputs == "parity":
+        labels, classes = labels % 2, 2
+    return (1 - smoothing) * np.eye(classes)[labels] + smoothing / classes

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eos_sde.bridge.minimum import find_minimum
-from eos_sde.bridge.onset import _rate, _resample, measure_onset
+from eos_sde.bridge.onset import _rate, _rotate, measure_onset
 from eos_sde.bridge.task_library import interpolation_task, load_task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
@@ -57,7 +58,7 @@ def test_gradient_descent_leaves_at_two_over_sharpness(task, minimum):
 def test_mean_square_onset_is_the_predicted_one(task, minimum, batch_size):
     onset = measure_onset(task, minimum, batch_size=batch_size, seed=1)
     predicted = predicted_mean_square(minimum.jacobian[:, 0], batch_size)
-    # 3 % covers the linear fit and the cloning of finite populations, found to be 1 to 2 % at batch 1
+    # 3 % covers the linear fit and the finite populations
     assert np.isclose(float(onset.eta), predicted, rtol=0.03)
     assert float(onset.eta_low) < float(onset.eta_high)
     # negative control: the deterministic edge is not the answer
@@ -84,16 +85,33 @@ def test_rate_recovers_the_mean_of_lognormal_growth():
     rates = (5 * m + np.sqrt(5) * s * rng.standard_normal((blocks, populations))) / 5
     value, stderr = _rate(rates, corrected=True)
     assert abs(value - (m + s**2 / 2)) < 4 * stderr  # false alarm 6e-5
-    assert stderr < 0.007
+    # scatter s/sqrt(3200 steps) = 0.0035, half the variance s^2/2 known to sqrt(6/64 windows): 0.0061; 1.4 of both
+    assert stderr < 0.010
     uncorrected, _ = _rate(rates, corrected=False)
     assert abs(uncorrected - m) < 4 * s / np.sqrt(5 * blocks * populations)
 
 
-def test_resampling_is_in_proportion():
-    factor = np.array([[1.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 4.0]])
-    parents = _resample(factor, np.random.default_rng(0)).reshape(2, 4)
-    assert np.array_equal(np.bincount(parents[0], minlength=4), [1, 2, 1, 0])
-    assert np.array_equal(parents[1], [7, 7, 7, 7])
+def test_rate_does_not_take_bursts_for_growth():
+    """The log of the moment is 50 m a window plus an independent level: the mean grows at m, levels or not."""
+    rng = np.random.default_rng(1)
+    m, populations, windows = 0.002, 32, 8
+    levels = rng.standard_normal((windows + 1, populations))
+    rates = np.repeat(m + np.diff(levels, axis=0) / 50, 10, axis=0)
+    value, stderr = _rate(rates, corrected=True)
+    assert abs(value - m) < 4 * stderr  # false alarm 6e-5
+    # negative control: half the variance of the windows alone, 50/2 * 2/50^2, is beyond that error
+    assert 4 * stderr < 0.02
+
+
+def test_rotation_keeps_second_moments():
+    rng = np.random.default_rng(0)
+    replicas = rng.standard_normal((8, 2, 3)) * 10.0 ** -np.arange(8)[:, None, None]
+    order = np.array([2, 0, 3, 1, 5, 7, 4, 6])
+    mixed = np.asarray(_rotate(jnp.asarray(replicas), order, rng.choice([-1.0, 1.0], 8), 4)).reshape(2, 4, 6)
+    for before, after in zip(replicas.reshape(2, 4, 6), mixed, strict=True):
+        assert np.allclose(after.T @ after, before.T @ before, rtol=0, atol=1e-14 * np.sum(before**2))
+        sizes = np.linalg.norm(after, axis=1)
+        assert sizes.max() < 2 * sizes.min()  # one replica held nearly all: each of the four gets its share
 
 
 def test_a_bracket_without_the_onset_is_said_to_be_so(task, minimum):
@@ -114,6 +132,7 @@ def test_a_bracket_without_the_onset_is_said_to_be_so(task, minimum):
         ({"horizon": 10}, "horizon=10"),
         ({"tolerance": 0.0}, "tolerance=0.0"),
         ({"replicas": 0}, "replicas=0"),
+        ({"replicas": 48}, "replicas=48 must be 1, 2, 4, 8"),
     ],
 )
 def test_bad_input_is_refused(task, minimum, settings, message):
@@ -130,7 +149,7 @@ def test_minimum_of_another_task_is_refused(task, minimum):
 def test_no_interpolation_without_enough_weights():
     with pytest.raises(InvalidInput, match="interpolation needs fewer"):
         find_minimum(load_task("digits-mlp", examples=1000, hidden=(8,)), seed=0)
-    with pytest.raises(InvalidInput, match="no zero-loss minimum"):
+    with pytest.raises(InvalidInput, match="hard targets"):
         find_minimum(load_task("digits-mlp", examples=10, loss="cross-entropy"), seed=0)
     with pytest.raises(ConvergenceFailure, match="above tolerance"):
         find_minimum(interpolation_task("digits-mlp", examples=12), seed=0, tolerance=1e-60)

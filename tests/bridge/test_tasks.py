@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.signal import correlate2d
 
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.task_library import interpolation_task, load_task, tasks
@@ -63,6 +64,33 @@ def test_centred_inputs_have_no_mean():
     assert np.abs(np.asarray(task.x).mean(axis=0)).max() < 1e-15
 
 
+def test_smoothed_parities():
+    task = interpolation_task("digits-mlp", examples=20, loss="cross-entropy")
+    assert np.allclose(np.asarray(task.y)[:4], [[0.95, 0.05], [0.05, 0.95]] * 2, rtol=0, atol=1e-15)
+    ten = load_task("digits-mlp", examples=20, loss="cross-entropy", smoothing=0.2)
+    assert np.allclose(np.asarray(ten.y)[3], 0.02 + 0.8 * np.eye(10)[3], rtol=0, atol=1e-15)
+
+
+def test_convolution_by_hand():
+    task = load_task("digits-mlp", examples=5, channels=3, hidden=(4,), activation="softplus")
+    theta = task.init(2)
+    arrays = task.network.unravel(theta)
+    kernel = np.asarray(arrays.kernel).reshape(3, 3, 3)
+    softplus = lambda z: np.log1p(np.exp(z))  # noqa: E731
+    expected = []
+    for image in np.asarray(task.x).reshape(5, 8, 8):
+        maps = [correlate2d(image, kernel[:, :, k], mode="valid") + float(arrays.bias[k]) for k in range(3)]
+        pooled = softplus(np.stack(maps, axis=-1)).reshape(3, 2, 3, 2, 3).mean(axis=(1, 3)).ravel()
+        first, last = (
+            (np.asarray(w), np.asarray(b))
+            for w, b in zip(arrays.head.weights, arrays.head.biases, strict=True)
+        )
+        expected.append(softplus(pooled @ first[0] + first[1]) @ last[0] + last[1])
+    assert np.allclose(task.apply(theta), expected, rtol=1e-12)
+    assert task.size == 9 * 3 + 3 + 27 * 4 + 4 + 4 * 10 + 10
+    assert "convolution 3x3x3" in task.description
+
+
 def test_scalar_targets_are_parities():
     task = interpolation_task("digits-mlp")
     assert task.y.shape == (100, 1)
@@ -103,6 +131,10 @@ def test_accuracy_counts():
         ({"name": "fashion-mlp", "pool": 3}, "pool=3 must divide"),
         ({"name": "fashion-mlp", "hidden": (0,)}, "must be positive integers"),
         ({"name": "fashion-mlp", "eta": -0.1}, "eta=-0.1"),
+        ({"name": "fashion-mlp", "channels": -1}, "channels=-1"),
+        ({"name": "fashion-mlp", "channels": 2, "pool": 4}, "images of 7 x 7 pixels"),
+        ({"name": "digits-mlp", "smoothing": 1.0}, "smoothing=1.0 must lie"),
+        ({"name": "digits-mlp", "smoothing": 0.1}, "is for loss='cross-entropy'"),
         ({"name": "fashion-mlp", "loss": "cross-entropy", "outputs": "scalar"}, "needs outputs='one-hot'"),
     ],
 )
