@@ -1,5 +1,7 @@
 """Grid.fit: the mass outside its box against exact tails, the spacing against eigenvalues, and refusals."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import linalg, special, stats
@@ -286,7 +288,7 @@ def test_three_dimensions():
     # 1.7e-7 a side is 5.1 deviations; 20 search cells of 1.7 boxes are 0.9 deviations wide and too diffusive
     assert np.all(top / deviation > 5.0)
     assert np.all(top / deviation < 8.0)
-    assert max(grid.shape) <= 128
+    assert math.prod(grid.shape) <= 128**3
 
 
 @pytest.mark.parametrize(
