@@ -7,7 +7,6 @@ the batch, so that a step costs 4 B c r multiplications.
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from solvers import memory
+from solvers.request import available_cores
 
 CHUNK = 100
 """Steps between two notes of the growth."""
@@ -71,7 +71,7 @@ class CopyGrowth:
         """
         w = self._start.copy()
         total = np.zeros(len(w))
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             for chunk in range(chunks):
                 batches = drawn_batches(
                     len(self._rows), self._sampling, self._sampling.generator(_COPIES, chunk), (len(w), CHUNK)
@@ -82,10 +82,6 @@ class CopyGrowth:
                 else:
                     list(grown)
         return total / ((chunks - burn) * CHUNK)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def drawn_batches(
