@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from solvers.cloning import choose_parents, log_mean
 from solvers.linear_flow import WIDTH, begin, linear_flow, move, normalise
 from solvers.wiener import crossing_uniforms, draw
 
@@ -159,6 +160,7 @@ def _breed(flow, p, seed, path, window, x, logs, total):
     even, odd = np.empty(m * WIDTH), np.empty(m * WIDTH)
     term, moved = np.empty(flow.d * WIDTH), np.empty(flow.d * WIDTH)
     scratch, weights, kept = np.empty(WIDTH), np.empty(size), np.empty_like(x)
+    parents = np.empty(size, np.int64)
     scale = math.sqrt(flow.dt)
     for pair in range(first, last):
         check = (pair + 1) % flow.pairs_per_norm == 0 or (at_mark and pair + 1 == last)
@@ -172,35 +174,18 @@ def _breed(flow, p, seed, path, window, x, logs, total):
                 normalise(x[b], flow.d, logs[b * WIDTH : (b + 1) * WIDTH], scratch)
         if not check:
             continue
-        top = -np.inf
-        for i in range(size):
-            top = max(top, p * logs[i])
-        mean, square = 0.0, 0.0
-        for i in range(size):
-            weights[i] = math.exp(p * logs[i] - top)
-            mean += weights[i]
-            square += weights[i] * weights[i]
-        if mean * mean > 0.5 * size * square:
-            continue
-        total[0] += top + math.log(mean / size)
         mark, _ = crossing_uniforms(seed, path, pair, 0)
+        grown = choose_parents(logs, p, mark, weights, parents)
+        if math.isnan(grown):
+            continue
+        total[0] += grown
         kept[:] = x
-        reached, source = weights[0], 0
         for i in range(size):
-            wanted = (i + mark) / size * mean
-            while reached < wanted and source < size - 1:
-                source += 1
-                reached += weights[source]
+            source = parents[i]
             for j in range(flow.d):
                 x[i // WIDTH, j * WIDTH + i % WIDTH] = kept[source // WIDTH, j * WIDTH + source % WIDTH]
         for i in range(size):
             logs[i] = 0.0
-
-
-def _log_mean(p: float, logs: np.ndarray) -> float:
-    exponents = p * logs
-    top = exponents.max()
-    return float(top + np.log(np.exp(exponents - top).mean()))
 
 
 def cloned_rates(
@@ -244,7 +229,7 @@ def cloned_rates(
                 raise InterruptedError("the run was cancelled")
             _breed(flow, p, seed, path, window, x, logs, total)
             if window[2]:
-                reached.append(total[0] + _log_mean(p, logs))
+                reached.append(total[0] + log_mean(p * logs))
         return (reached[-1] - reached[0]) / ((settings.pairs - settings.burn) * 2 * settings.dt)
 
     rates = np.array(_parallel(population, 2 * populations, settings.threads))

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from solvers import memory
+from solvers.cloning import choose_parents, log_mean
 from solvers.request import available_cores
 
 CHUNK = 100
@@ -158,29 +159,18 @@ def _breed(rows, batches, w, logs, eta, order, marks):
     """
     clones, steps, size = batches.shape
     projections, kept, weights = np.empty((size, rows.shape[1])), np.empty_like(w), np.empty(clones)
+    parents = np.empty(clones, np.int64)
     total = 0.0
     for k in range(steps):
         for i in range(clones):
             logs[i] += _step(rows, batches[i, k], w[i], eta, projections)
-        top = order * logs[0]
-        for i in range(clones):
-            top = max(top, order * logs[i])
-        mean, square = 0.0, 0.0
-        for i in range(clones):
-            weights[i] = math.exp(order * logs[i] - top)
-            mean += weights[i]
-            square += weights[i] * weights[i]
-        if mean * mean > 0.5 * clones * square:
+        grown = choose_parents(logs, order, marks[k], weights, parents)
+        if math.isnan(grown):
             continue
-        total += top + math.log(mean / clones)
+        total += grown
         kept[:] = w
-        reached, source = weights[0], 0
         for i in range(clones):
-            wanted = (i + marks[k]) / clones * mean
-            while reached < wanted and source < clones - 1:
-                source += 1
-                reached += weights[source]
-            w[i] = kept[source]
+            w[i] = kept[parents[i]]
         logs[:] = 0.0
     return total
 
@@ -195,12 +185,7 @@ def population_rate(
     logs, total, before = np.zeros(clones), 0.0, 0.0
     for chunk in range(chunks):
         if chunk == burn:
-            before = total + _log_mean(order * logs)
+            before = total + log_mean(order * logs)
         batches = drawn_batches(len(rows), sampling, generator, (clones, CHUNK))
         total += _breed(rows, batches, w, logs, eta, order, generator.random(CHUNK))
-    return (total + _log_mean(order * logs) - before) / ((chunks - burn) * CHUNK)
-
-
-def _log_mean(exponents: np.ndarray) -> float:
-    top = exponents.max()
-    return float(top + np.log(np.exp(exponents - top).mean()))
+    return (total + log_mean(order * logs) - before) / ((chunks - burn) * CHUNK)
