@@ -11,6 +11,7 @@ from solvers.chain import Chain
 from solvers.chain_kernels import project
 from solvers.coarsening import Coarse, coarsened
 from solvers.factorisation import TransposedFactors, start_vector
+from solvers.mode_order import real_span
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Real vectors iterated beside those that must converge: the last blocks' ones, and a random one.
@@ -111,17 +112,6 @@ class TwoSided:
         return result
 
 
-def real_columns(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """A real basis of the span of modes that come in complex pairs."""
-    columns = []
-    for value, vector in zip(values, vectors.T, strict=True):
-        if value.imag >= 0:
-            columns.append(vector.real)
-        if value.imag > 0:
-            columns.append(vector.imag)
-    return np.column_stack(columns)
-
-
 def nearest_modes(
     chain: Chain,
     two_sided: TwoSided,
@@ -154,8 +144,8 @@ def nearest_modes(
     block_masses = masses
     for level in levels:
         block_masses = np.bincount(level.block, block_masses, level.chain.size)
-    ratios = real_columns(values, right / np.maximum(block_masses, 1e-300)[:, None])
-    functions = real_columns(values, left)
+    ratios = real_span(values, right / np.maximum(block_masses, 1e-300)[:, None])
+    functions = real_span(values, left)
     noise = start_vector(chain.size)
     wanted = ratios.shape[1] + 1 - _GUARDS
     starts = []

@@ -25,10 +25,10 @@ from solvers.lattice_operator import on_states, prefers_cycles
 from solvers.lattice_rates import Rates, chain_of, rates_of
 from solvers.lattice_transfer import spread
 from solvers.lattice_weights import balancing_weights
-from solvers.mode_order import biorthonormal
+from solvers.mode_order import biorthonormal, real_span
 from solvers.multigrid import Level, Multigrid, coarser_lattices, operator
 from solvers.nonreversible import Triple, nonreversible_modes
-from solvers.nonsymmetric_davidson import ComplexPairs, closed, nonsymmetric_davidson, real_span
+from solvers.nonsymmetric_davidson import ComplexPairs, closed, nonsymmetric_davidson
 
 # Modes start on the finest lattice of no more cells than this.
 _START = 10_000

@@ -40,3 +40,14 @@ def biorthonormal(y: np.ndarray, z: np.ndarray) -> np.ndarray:
             "parameters by a little"
         )
     return (z / z_size) @ np.linalg.inv(gram).T / y_size
+
+
+def real_span(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Real columns that span complex pairs of columns: real and imaginary part of the first one of each."""
+    columns = []
+    for value, vector in zip(values, vectors.T, strict=True):
+        if value.imag >= 0:
+            columns.append(vector.real)
+        if value.imag > 0:
+            columns.append(vector.imag)
+    return np.column_stack(columns) if columns else np.zeros((len(vectors), 0))

@@ -8,6 +8,7 @@ import numpy as np
 
 from solvers.davidson import EPS, HOVERING, PATIENCE, PIECE, ROUNDING, Map, append_orthonormal
 from solvers.errors import ConvergenceFailure
+from solvers.mode_order import real_span
 
 # Eigenvalues whose imaginary part is below this share of their size count as real.
 _REAL = 1e-10
@@ -141,17 +142,6 @@ def closed(values: np.ndarray, wanted: int) -> int:
     """The least count >= wanted that splits no complex pair of values in the order of `_ritz`."""
     split = 0 < wanted < len(values) and values[wanted - 1].imag > 0
     return wanted + int(split)
-
-
-def real_span(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Real columns that span complex pairs of columns: real and imaginary part of the first one of each."""
-    columns = []
-    for value, vector in zip(values, vectors.T, strict=True):
-        if value.imag >= 0:
-            columns.append(vector.real)
-        if value.imag > 0:
-            columns.append(vector.imag)
-    return np.column_stack(columns) if columns else np.zeros((len(vectors), 0))
 
 
 def _ritz(form: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
