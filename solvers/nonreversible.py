@@ -27,6 +27,8 @@ Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 _GRADED = 1e-120
 # Up to so many states Arnoldi's method with SuperLU is faster than blocks of vectors (1e5 cells: 7.6 against 17 s).
 _BLOCKS = 300_000
+# Fast rotation: the imaginary parts to search exceed the real ones by this factor.
+_TALL = 3.0
 # Modes beyond the wanted ones that a neighbour starts from: it must search beyond the wanted ones too.
 _MORE = 3
 
@@ -290,12 +292,17 @@ def _arnoldi(
 
     Nearness is not slowness: a fast rotation has a small real part far from the origin. So more modes than
     wanted are computed, until the disc that was searched contains every eigenvalue as slow as the k-th
-    within the sector |Im| <= t |Re| spanned by the modes found. `near` are sums of right and left vectors like
-    those sought, and their number.
+    within the sector |Im| <= t |Re| spanned by the modes found. Of a disc around a shift as large as the imaginary
+    parts the rim is nearly upright, so that fewer fast modes are found on the way. `near` are sums of right and left
+    vectors like those sought, and their number.
     """
     n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
+
+    def factored(shift: float):
+        return factor(sps.csc_array(shift * sps.eye_array(n) - matrix), symmetric=False)
+
     shift = 1e-3 * rate_scale
-    lu = factor(sps.csc_array(shift * sps.eye_array(n) - matrix), symmetric=False)
+    lu = factored(shift)
 
     def solver(transpose: bool) -> spl.LinearOperator:
         mode = "T" if transpose else "N"
@@ -333,7 +340,8 @@ def _arnoldi(
         kept = closed_count(values, k, cluster=True)
         slow = values[: min(kept, len(values))]
         sector = float(np.max(np.abs(slow.imag) / np.maximum(-slow.real, 1e-300)))
-        reach = float(-slow[-1].real) * np.hypot(1.0, sector)
+        slowness = float(-slow[-1].real)
+        reach = float(np.hypot(shift + slowness, sector * slowness))
         agree = kept < len(values) and np.abs(values[:kept] - values_left[:kept]).max() <= 1e-5 * max(
             float(np.abs(values[:kept]).max()), 1e-300
         )
@@ -341,10 +349,13 @@ def _arnoldi(
             break
         if count >= min(n - 2, 40 * k + 200):
             raise ConvergenceFailure(
-                f"{count} modes nearest zero do not settle which {k} are slowest (searched radius "
+                f"{count} modes nearest {shift:.3g} do not settle which {k} are slowest (searched radius "
                 f"{radius:.3g}, needed {reach:.3g}); use fewer modes or method='dense' on a coarser grid"
             )
         count *= 2
+        if sector * slowness > max(shift, _TALL * slowness):
+            shift = sector * slowness
+            lu = factored(shift)
     if projector is not None:
         values = np.concatenate([[0.0], values])
         y = np.column_stack([projector[0], y])
