@@ -57,6 +57,36 @@ def against(rates, log_masses, wrapped0, wrapped1, out):
                         out[i, j, s] = back * np.exp(log_masses[a, b] - log_masses[i, j])
 
 
+@njit(cache=True, error_model="numpy")
+def settle(rates, outflow, wrapped0, wrapped1, upwards0, upwards1, log_masses):
+    """One Gauss-Seidel sweep, in place, for masses whose inflow is their outflow; the largest change of a logarithm.
+
+    Sums of positive terms: no mass loses its digits or its sign.
+    """
+    n0, n1, slots = rates.shape
+    most = 0.0
+    for p in range(n0):
+        i = p if upwards0 else n0 - 1 - p
+        for q in range(n1):
+            j = q if upwards1 else n1 - 1 - q
+            inflow = 0.0
+            for s in range(slots):
+                a, b = i + STEPS[s][0], j + STEPS[s][1]
+                if wrapped0:
+                    a %= n0
+                if wrapped1:
+                    b %= n1
+                if 0 <= a < n0 and 0 <= b < n1:
+                    back = rates[a, b, s + 1 if s % 2 == 0 else s - 1]
+                    if back > 0.0:
+                        inflow += back * np.exp(log_masses[a, b] - log_masses[i, j])
+            if inflow > 0.0:
+                change = np.log(inflow / outflow[i, j])
+                log_masses[i, j] += change
+                most = max(most, abs(change))
+    return most
+
+
 @njit(cache=True)
 def _bernoulli(z):
     return 1.0 - 0.5 * z if abs(z) < 1e-8 else z / np.expm1(z)
@@ -169,6 +199,60 @@ def sweep(x, b, inverse, rates, upwards0, upwards1, lanes):
                 x[i + 1, j + 1, q] = t[q] * f
 
 
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def sweep_lines(x, b, outflow, rates, axis, upwards, lanes):
+    """One Gauss-Seidel sweep, in place, that solves for whole lines of cells along an axis at once."""
+    width = len(lanes)
+    n0, n1, slots = rates.shape
+    many, length = (n0, n1) if axis == 1 else (n1, n0)
+    ahead, back = (2, 3) if axis == 1 else (0, 1)
+    c, d = np.empty(length + 1, x.dtype), np.empty((length + 1, width), x.dtype)
+    t = np.empty(width, x.dtype)
+    c[0] = 0
+    d[0] = 0
+    for a in range(many):
+        line = a if upwards else many - 1 - a
+        for p in range(length):
+            i, j = (line, p) if axis == 1 else (p, line)
+            for q in range(width):
+                t[q] = b[i, j, q]
+            if axis == 1:
+                for q in range(width):
+                    t[q] += rates[i, j, 0] * x[i + 2, j + 1, q] + rates[i, j, 1] * x[i, j + 1, q]
+            else:
+                for q in range(width):
+                    t[q] += rates[i, j, 2] * x[i + 1, j + 2, q] + rates[i, j, 3] * x[i + 1, j, q]
+            if slots == 8:
+                for q in range(width):
+                    t[q] += (
+                        rates[i, j, 4] * x[i + 2, j + 2, q]
+                        + rates[i, j, 5] * x[i, j, q]
+                        + rates[i, j, 6] * x[i + 2, j, q]
+                        + rates[i, j, 7] * x[i, j + 2, q]
+                    )
+            # around a periodic axis: what was there before
+            if p == 0:
+                for q in range(width):
+                    t[q] += rates[i, j, back] * (x[i + 1, j, q] if axis == 1 else x[i, j + 1, q])
+            if p == length - 1:
+                for q in range(width):
+                    t[q] += rates[i, j, ahead] * (x[i + 1, j + 2, q] if axis == 1 else x[i + 2, j + 1, q])
+            before = rates[i, j, back] if p > 0 else x.dtype.type(0.0)
+            f = x.dtype.type(1.0) / (outflow[i, j] - before * c[p])
+            c[p + 1] = rates[i, j, ahead] * f
+            for q in range(width):
+                d[p + 1, q] = (t[q] + before * d[p, q]) * f
+        for q in range(width):
+            t[q] = d[length, q]
+        for p in range(length - 1, -1, -1):
+            i, j = (line, p) if axis == 1 else (p, line)
+            if p < length - 1:
+                for q in range(width):
+                    t[q] = d[p + 1, q] + c[p + 1] * t[q]
+            for q in range(width):
+                x[i + 1, j + 1, q] = t[q]
+
+
 @njit(cache=True, inline="always")
 def _image(x, rates, killed, i, j, slots, t, lanes):
     """Write A x at a cell to t, from differences: a constant gives nothing but what is killed."""
@@ -275,10 +359,11 @@ def rotate(x, matrix, constant, lanes):
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def rest(x, turn, rates, killed, masses, out, lanes):
+def rest(x, turn, rates, killed, masses, seen, out, lanes):
     """Write A x - x turn to `out`.
 
-    Returns sums over cells: of mass |rest| and mass |x| per function, and the largest |rest| and |x|.
+    Returns sums over cells: of mass |rest| and mass |x| per function, and the largest |rest| and |x| where there is
+    at least the mass `seen`.
     """
     width = len(lanes)
     n0, n1, slots = rates.shape
@@ -297,8 +382,10 @@ def rest(x, turn, rates, killed, masses, out, lanes):
                 out[i, j, q] = t[q]
                 row[0, q] += m * abs(t[q])
                 row[1, q] += m * abs(x[i + 1, j + 1, q])
-                sums[2, q] = max(sums[2, q], abs(t[q]))
-                sums[3, q] = max(sums[3, q], abs(x[i + 1, j + 1, q]))
+            if m >= seen:
+                for q in range(width):
+                    sums[2, q] = max(sums[2, q], abs(t[q]))
+                    sums[3, q] = max(sums[3, q], abs(x[i + 1, j + 1, q]))
         sums[:2] += row
     return sums
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sps
 
 from solvers import block_lattice as kernels
 from solvers.chain import Chain
 from solvers.coarsening import coarsened
-from solvers.factorisation import Solver, resolvent
+from solvers.factorisation import Solver, factor
 from solvers.planes import Bottom, Plane, cycle, rates_of
 
 # Blocks of the last lattice, at most.
@@ -30,87 +31,117 @@ _MOST_CYCLES, _PATIENCE = 60, 4
 TAILS, _TAILS_ROUNDING = 1e-7, 100 * np.finfo(float).eps
 # Relative distance of a mode to the value aimed at that is trusted, and that of wanted modes from those not iterated.
 _NEAR, _APART = 0.1, 0.15
-# Functions are iterated in bundles of so many; of each as many begin as noise, to show what blocks cannot.
-_LANES, NOISE = 8, 1
+# So many functions are iterated, or multiples of four more; as many begin as noise, to show what blocks cannot.
+_LANES, _STEP, NOISE = 8, 4, 1
 # Smaller chains are factored; thinner ones are lines.
 MANY, _NARROW = 20_000, 40
 # Shift of resolvents, beside the rate of diffusing across the grid.
 SHIFT = 1e-3
 
+# Doubt about a converged rate of decay: two nearer than that may come in another order on the left and on the right.
+_ORDERED = 1e-3
+# A series around the shift is used for values up to this share of the slowest unknown rate; factors are shared by
+# values so near each other, and so many are kept.
+_SERIES, _SHARED, _KEPT = 0.5, 0.02, 24
+
+Map = Callable[[np.ndarray], np.ndarray]
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 Slowest = Callable[[Chain, int], Triple]
 
 
 @dataclass
 class Coarse:
-    """Modes of the last lattice: rates (-eigenvalues), functions and dual measures (columns), and its resolvent."""
+    """Modes of the last lattice: rates (-eigenvalues), functions and dual measures (columns), and their operator A."""
 
     rates: np.ndarray
     functions: np.ndarray
     measures: np.ndarray
-    solver: Solver
+    matrix: sps.csr_array
     shift: float
-    scale: np.ndarray | None = None  # of right vectors over the functions they are seen as
 
 
 @dataclass
 class Found:
-    """An invariant subspace: functions with their rim, A x = x turn, their values, and the number of cycles."""
+    """An invariant subspace: functions with their rim, A x = x turn, their values, how many converged, and cycles."""
 
     x: np.ndarray
     turn: np.ndarray
     values: np.ndarray
+    count: int
     cycles: int
+
+
+class _Inverses:
+    """(A - value)^-1 outside the known modes, applied to columns; factors for values near each other are shared."""
+
+    def __init__(self, coarse: Coarse):
+        self._matrix, self._shift, self._size = coarse.matrix, coarse.shift, len(coarse.functions)
+        # what is not known decays at least so fast
+        self._reach = _SERIES * float(coarse.rates[-1].real)
+        self._factors: list[tuple[complex, Solver]] = []
+
+    def _at(self, value: complex) -> Solver:
+        for known, solver in self._factors:
+            if abs(known - value) <= _SHARED * abs(value) and (known.imag == 0) == (value.imag == 0):
+                return solver
+        at = value if value.imag else value.real
+        matrix = sps.csc_array(self._matrix - at * sps.eye_array(self._size))
+        solver = factor(matrix, symmetric=False)
+        self._factors = [*self._factors[-_KEPT:], (value, solver)]
+        return solver
+
+    def near_zero(self, values: np.ndarray) -> np.ndarray:
+        """For which values the series around the shift is used."""
+        return np.abs(values + self._shift) <= self._reach
+
+    def by_series(self, b: np.ndarray, values: np.ndarray, outside: Map) -> np.ndarray:
+        """For columns, each with its real value, near zero."""
+        solver = self._at(complex(-self._shift))
+        y = outside(solver.solve(b))
+        for _ in range(3):
+            y = outside(solver.solve(b + (values + self._shift) * y))
+        return y
+
+    def by_factors(self, b: np.ndarray, value: complex, outside: Map) -> np.ndarray:
+        """For one vector."""
+        return outside(self._at(value).solve(b))
 
 
 def bottom_of(coarse: Coarse, kept: int) -> Bottom:
     """(A - value)^-1 on the last lattice, without the first `kept` modes, which Ritz values take care of.
 
-    Known modes one by one; the others by the resolvent at the shift and corrections for the distance to the value.
+    Known modes one by one. The others by the resolvent at the shift and corrections for the distance to a value near
+    zero; by factors for the value itself if modes that are not known may be nearer to zero.
     """
     z, v, rates = coarse.functions, coarse.measures, coarse.rates
+    inverses = _Inverses(coarse)
 
     def outside(y: np.ndarray) -> np.ndarray:
-        return y - np.real(z @ (v.T @ y)) if not np.iscomplexobj(y) else y - z @ (v.T @ y)
-
-    def inverse(b: np.ndarray) -> np.ndarray:
-        if coarse.scale is None:
-            return coarse.solver.solve(b, "T")
-        return coarse.solver.solve(b * coarse.scale, "N") / coarse.scale
-
-    def solve(b: np.ndarray) -> np.ndarray:
-        if not np.iscomplexobj(b):
-            return inverse(b)
-        both = inverse(np.ascontiguousarray(np.hstack([b.real, b.imag])))
-        return both[:, : b.shape[1]] + 1j * both[:, b.shape[1] :]
+        rest = z @ (v.T @ y)
+        return y - rest if np.iscomplexobj(y) else y - rest.real
 
     def bottom(right: np.ndarray, values: np.ndarray) -> np.ndarray:
-        b = right.astype(float)
-        paired = np.flatnonzero(values.imag > 0)
-        if len(paired):
-            b = b.astype(complex)
-            b[:, paired] += 1j * b[:, paired + 1].real
-            values = values.copy()
-            values[paired + 1] = values[paired]
-            b[:, paired + 1] = 0.0
-        else:
-            values = values.real
-        parts = v.T @ b
+        b = right.astype(complex)
+        first = np.flatnonzero(values.imag > 0)
+        b[:, first] += 1j * b[:, first + 1].real
         gap = rates[:, None] - values
         least = _NEAR * np.abs(rates)[:, None]
         close = np.abs(gap) < least  # as far as the blocks can tell
         gap = np.where(close, np.where(gap.real < 0, -least, least), gap)
         gap[:kept] = np.inf
-        known = parts / gap
-        b = outside(b)
-        y = outside(solve(b))
-        for _ in range(3):
-            y = outside(solve(b + (values + coarse.shift) * y))
-        y = y + z @ known
-        result = np.real(y).copy()
-        if len(paired):
-            result[:, paired + 1] = np.imag(y[:, paired])
-        return result
+        known = z @ ((v.T @ b) / gap)
+        series = (values.imag == 0) & inverses.near_zero(values)
+        result = np.zeros(b.shape, complex)
+        if series.any():
+            result[:, series] = inverses.by_series(outside(b.real[:, series]), values.real[series], outside)
+        for column in np.flatnonzero(~series & (values.imag >= 0)):
+            value = complex(values[column])
+            given = b[:, column] if value.imag else b[:, column].real
+            result[:, column] = inverses.by_factors(outside(given), value, outside)
+        result += known
+        real = result.real.copy()
+        real[:, first + 1] = result[:, first].imag
+        return real
 
     return bottom
 
@@ -162,12 +193,14 @@ def improved(
     *,
     conserving: bool = False,
     symmetric: bool = False,
+    seen: float = 0.0,
 ) -> Found | None:
     """Iterate functions on a plane until the first `wanted` have converged; None if they do not.
 
     Each step: Ritz values, residuals, and a cycle for (A - value) on each residual (Jacobi-Davidson's correction). The
     last `noise` columns begin as noise and aim at 0: what blocks cannot see would appear there. `tails` is the largest
-    residual anywhere, relative to value and function, or 0 on blocks, where modes need not be accurate.
+    residual anywhere (where there is at least the mass `seen`), relative to value and function, or 0 on blocks, where
+    modes need not be accurate.
     """
     plane = planes[number]
     norm = 2.0 * float(plane.outflow.max())
@@ -183,20 +216,21 @@ def improved(
         if found is None:
             return None
         values, rotation, turn = found
+        shown = wanted if symmetric else uncut(values, wanted, len(lanes) - noise, _ORDERED * np.abs(values))
         kernels.rotate(x, rotation, mean @ rotation if conserving else np.zeros(len(lanes)), lanes)
         plane.fill_rim(x)
-        sums = kernels.rest(x, turn, plane.rates, plane.killed, plane.masses, plane.right, lanes)
-        size = np.abs(values[:wanted])
+        sums = kernels.rest(x, turn, plane.rates, plane.killed, plane.masses, seen, plane.right, lanes)
+        size = np.abs(values[:shown])
         if tails:
             size = np.where(size > _ROUNDING * norm, size, size[size > _ROUNDING * norm].min(initial=norm))
         else:
             size = np.maximum(size, _ROUGH * size.max())
         off = sums[0] / sums[1]
-        excess = off[:wanted] / np.maximum(tol * size, _ROUNDING * norm)
+        excess = off[:shown] / np.maximum(tol * size, _ROUNDING * norm)
         far = sums[2] / sums[3] / max(tails * float(size.max()), _TAILS_ROUNDING * norm)
-        worst = max(float(excess.max()), float(far[:wanted].max()) if tails else 0.0)
+        worst = max(float(excess.max()), float(far[:shown].max()) if tails else 0.0)
         if worst <= 1.0:
-            return Found(x, turn, values, count)
+            return Found(x, turn, values, shown, count)
         waited = 0 if worst < 0.8 * best else waited + 1
         best = min(best, worst)
         if waited >= _PATIENCE or not np.isfinite(worst):
@@ -207,16 +241,28 @@ def improved(
     return None
 
 
+def uncut(rates: np.ndarray, wanted: int, most: int, doubt: np.ndarray) -> int:
+    """The first of `wanted` or more rates, slowest first, that cuts no pair, nor rates nearer than their doubt."""
+    count = wanted
+    while count < min(most, len(rates)):
+        near = rates[count].real - doubt[count] < (rates.real + doubt)[:count].max()
+        paired = np.abs(rates[:count] - np.conj(rates[count])).min() < 1e-6 * abs(rates[count])
+        if not (near or (paired and rates[count].imag != 0)):
+            break
+        count += 1
+    return count
+
+
 def lanes_for(rates: np.ndarray, zeros: int, wanted: int) -> tuple[int, ...]:
     """As many functions as are iterated for the `wanted` slowest: more where others are near them."""
-    width = _LANES * -(-(wanted + NOISE) // _LANES)
-    for more in (width, width + _LANES):
+    width = max(_LANES, _STEP * -(-(wanted + NOISE) // _STEP))
+    for more in (width, width + _STEP, width + 2 * _STEP):
         others = rates[zeros + more - NOISE :, None]
         if not others.size or np.all(
             np.abs(others - rates[zeros : zeros + wanted]) > _APART * np.abs(others)
         ):
             return (0,) * more
-    return (0,) * (width + _LANES)
+    return (0,) * (width + 2 * _STEP)
 
 
 def tolerance(number: int, tol: float) -> float:
@@ -319,9 +365,9 @@ def reversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slowest
         return None
     shift = SHIFT * last.rate_scale
     measures = right / np.einsum("ia,ia->a", left, right)
-    coarse = Coarse(-values, left, measures, resolvent(last, shift), shift)
+    coarse = Coarse(-values, left, measures, last.matrix("backward", 0.0), shift)
     for plane in planes:
-        plane.prepare(lanes)
+        plane.prepare(lanes, balanced=True)
     modes = climbed(
         planes,
         started(left[:, zeros:kept], planes[-1]),

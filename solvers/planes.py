@@ -15,8 +15,15 @@ from solvers import block_lattice as kernels
 from solvers.chain import Chain, Place
 
 Bottom = Callable[[np.ndarray, np.ndarray], np.ndarray]
-# Orders of the Gauss-Seidel sweeps before and after the correction from blocks. More of them do not help.
-_BEFORE, _AFTER = ((True, True),), ((False, False),)
+# Orders of the Gauss-Seidel sweeps before and after the correction from blocks: with detailed balance more of them
+# do not help; a drift that turns has to be followed into each quadrant.
+_BALANCED = (((True, True),), ((False, False),))
+_TURNING = (((True, True), (True, False)), ((False, False), (False, True)))
+# Sweeps over lines, to and fro, where exchange along one axis is faster by such a factor.
+_LINES = (((True, True), (False, False)), ((True, True), (False, False)))
+_STIFF = 4.0
+# Sets of sweeps over masses at most, and the change of a logarithm at which they are good enough for a guess.
+_SETS, _SETTLED = 12, 0.05
 
 
 @dataclass
@@ -71,13 +78,66 @@ class Plane:
                 total = np.add.reduceat(total, np.arange(0, total.shape[axis], 2), axis=axis)
             self.share = (share / _repeated(total, self.shape)).astype(np.float32)
 
-    def prepare(self, lanes: tuple[int, ...]) -> None:
-        """Make the arrays of cycles for so many functions."""
+    def settled(self, log_masses: np.ndarray, rate: float = 0.0) -> np.ndarray:
+        """Masses (their logarithms) nearer to those that decay at a rate: each cell's inflow balances its outflow.
+
+        Interpolated ones are far off where they change by orders of magnitude from cell to cell; there a few sweeps
+        along the drift determine them.
+        """
+        logs, out = log_masses.copy(), np.maximum(self.outflow - rate, 0.5 * self.outflow)
+        around0, around1 = self.wrapped
+        for _ in range(_SETS):
+            changes = [
+                kernels.settle(self.rates, out, around0, around1, upwards0, upwards1, logs)
+                for upwards0, upwards1 in (*_TURNING[0], *_TURNING[1])
+            ]
+            if max(changes) < _SETTLED:
+                break
+        return logs
+
+    def tame(self, cells: np.ndarray) -> None:
+        """In these cells, let no function grow by itself, and no rate be larger than the outflow is meant to be."""
+        rates, sums = self.rates[cells], self.rates[cells].sum(axis=1)
+        rates *= np.minimum(1.0, self.outflow[cells] / np.maximum(sums, 1e-300))[:, None]
+        self.rates[cells] = rates
+        self.killed[cells] = np.maximum(self.killed[cells], 0.0)
+        self.outflow = self.rates.sum(axis=2) + self.killed
+
+    def prepare(self, lanes: tuple[int, ...], *, balanced: bool = False) -> None:
+        """Make the arrays of cycles for so many functions; `balanced` says that there is detailed balance."""
         self.lanes = lanes
+        self.before, self.after = _BALANCED if balanced else _TURNING
         self.single = self.rates.astype(np.float32), self.killed.astype(np.float32)
         self.inverse = (1.0 / self.outflow).astype(np.float32)
+        self.lines = None if balanced else self._stiff_axis()
+        if self.lines is not None:
+            self.inverse = self.outflow.astype(np.float32)
+            self.before, self.after = _LINES
         self.right = np.zeros((*self.shape, len(lanes)), np.float32)
         self.x = self.functions(np.float32)
+
+    def _stiff_axis(self) -> int | None:
+        """The axis along which exchange is much faster, if one is: there functions are smoothed line by line."""
+        across = [float(np.median(self.rates[..., 2 * a : 2 * a + 2].sum(axis=2))) for a in range(2)]
+        for axis in range(2):
+            if across[axis] > _STIFF * across[1 - axis]:
+                return axis
+        return None
+
+    def smooth(self, order: tuple[bool, bool]) -> None:
+        """One sweep over `x` for the equation with `right`, in an order."""
+        if self.lines is None:
+            kernels.sweep(self.x, self.right, self.inverse, self.single[0], *order, self.lanes)
+        else:
+            kernels.sweep_lines(
+                self.x,
+                self.right,
+                self.inverse,
+                self.single[0],
+                self.lines,
+                order[1 - self.lines],
+                self.lanes,
+            )
 
     def functions(self, dtype: type = np.float64) -> np.ndarray:
         """Functions side by side, zero, with a rim."""
@@ -129,7 +189,9 @@ def reversed_in_time(plane: Plane, log_masses: np.ndarray) -> Plane:
     """The operator on ratios of masses to the given ones; where these are not stationary, it kills a little."""
     rates = np.empty_like(plane.rates)
     kernels.against(plane.rates, log_masses, plane.wrapped[0], plane.wrapped[1], rates)
-    return Plane(rates, plane.outflow - rates.sum(axis=2), plane.masses, plane.wrapped)
+    result = Plane(rates, plane.outflow - rates.sum(axis=2), plane.masses, plane.wrapped)
+    result.outflow = plane.outflow
+    return result
 
 
 def chain_of(plane: Plane, like: Chain) -> Chain:
@@ -170,8 +232,8 @@ def cycle(planes: list[Plane], number: int, values: np.ndarray, bottom: Bottom) 
         return x
     x[:] = 0
     around = any(plane.wrapped)
-    for order in _BEFORE:
-        kernels.sweep(x, plane.right, plane.inverse, plane.single[0], *order, plane.lanes)
+    for order in plane.before:
+        plane.smooth(order)
         if around:
             plane.fill_rim(x)
     blocks = planes[number + 1]
@@ -179,8 +241,8 @@ def cycle(planes: list[Plane], number: int, values: np.ndarray, bottom: Bottom) 
     coarse = cycle(planes, number + 1, values, bottom)
     blocks.fill_rim(coarse)
     kernels.add_interpolated(coarse, x, plane.lanes)
-    for order in _AFTER:
+    for order in plane.after:
         if around:
             plane.fill_rim(x)
-        kernels.sweep(x, plane.right, plane.inverse, plane.single[0], *order, plane.lanes)
+        plane.smooth(order)
     return x

@@ -11,7 +11,6 @@ import numpy as np
 from solvers import block_lattice as kernels
 from solvers.chain import Chain
 from solvers.coarsening import refined
-from solvers.factorisation import resolvent
 from solvers.plane_modes import (
     COARSEST,
     NOISE,
@@ -27,6 +26,7 @@ from solvers.plane_modes import (
     lanes_for,
     started,
     tolerance,
+    uncut,
 )  # fmt: skip
 from solvers.planes import Plane, chain_of, joined, rates_of, reversed_in_time
 
@@ -34,6 +34,12 @@ from solvers.planes import Plane, chain_of, joined, rates_of, reversed_in_time
 _FAR_OFF, _GUESSES = 1e-3, 8
 # Ratios where there is no mass need not be as accurate as functions.
 _TAILS = 1e-4
+# Where there is less, densities are lost in the rounding of others, and ratios to it need not be known at all.
+_EMPTY = 1e-30
+# Modes of the last lattice beyond the wanted ones: some are iterated too, others only known.
+_MORE = 8
+# Masses of the last lattice below this share of the largest are rounding.
+_LOST = 1e-200
 
 
 def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slowest) -> Triple | None:
@@ -61,25 +67,50 @@ def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slow
     last = chain_of(planes[-1][0], chain)
     if len(last.closed_classes) != zeros:
         return None
-    values, right, left = slowest(last, min(3 * wanted + 6, last.size // 4))
-    count = _closed(values, wanted)
-    lanes = lanes_for(-values, 0, count)
-    if count >= len(values) or not right[:, 0].real.min() > 0:
+    modes = slowest(last, min(wanted + _MORE, last.size // 4))
+    rates = -modes[0]
+    count = uncut(rates, wanted, len(rates), np.zeros(len(rates)))
+    held = uncut(rates, wanted, len(rates), _doubt(planes[-1], chain, modes[0], slowest))
+    if count >= len(rates):
         return None
-    shift = SHIFT * last.rate_scale
-    solver, masses = resolvent(last, shift), right[:, 0].real
-    seen = Coarse(-values, right / masses[:, None], masses[:, None] * left, solver, shift, masses[:, None])
-    found = _rights(planes, np.log(masses), seen, count, tol, lanes)
+    for vectors in modes[1:]:
+        vectors[:, 0] *= np.sign(vectors[:, 0].real.sum())
+    lanes = lanes_for(rates, 0, held)
+    # others between the wanted ones and those that blocks tell apart can keep these from converging
+    for more in (lanes, (0,) * (len(lanes) + 4)):
+        found = _both_sides(planes, chain, modes, zeros, count, tol, more)
+        if found is not None:
+            return found
+    return None
+
+
+def _both_sides(
+    planes, chain: Chain, modes: Triple, zeros: int, count: int, tol: float, lanes: tuple[int, ...]
+) -> Triple | None:
+    """From the modes of the last blocks to those of the cells; None if the iteration does not converge."""
+    values, right, left = modes
+    last = planes[-1][0]
+    masses = right[:, 0].real
+    masses = np.maximum(masses, _LOST * masses.max())
+    log_masses = last.settled(np.log(masses).reshape(last.shape), -float(values[0].real))
+    backwards = chain_of(_seen_from(last, log_masses, lanes), chain)
+    ratios = np.where(masses[:, None] < _EMPTY, 0.0, right / masses[:, None])
+    ratios[:, 0] = 1.0
+    shift = SHIFT * backwards.rate_scale
+    seen = Coarse(-values, ratios, masses[:, None] * left, backwards.matrix("backward", 0.0), shift)
+    found = _rights(planes, log_masses, seen, count, tol, lanes)
     if found is None:
         return None
-    y, start, log_masses = found
+    y, start, log_masses, right_count = found
     for (plane, _), logs in zip(planes, log_masses, strict=True):
         plane.weigh(logs)
         plane.prepare(lanes)
-    x = _left(planes, Coarse(-values, left, right, solver, shift), zeros, count, tol, lanes)
-    if x is None:
+    blocks = Coarse(-values, left, right, chain_of(last, chain).matrix("backward", 0.0), shift)
+    functions = _left(planes, blocks, zeros, count, tol, lanes)
+    if functions is None:
         return None
-    return _joined_sides(planes[0][0], x, y, start, log_masses[0], zeros, count)
+    count = min(right_count, zeros + functions.count)
+    return _joined_sides(planes[0][0], functions.x, y, start, log_masses[0], zeros, count)
 
 
 def _blocks(chain: Chain) -> list[tuple[Plane, tuple[np.ndarray, ...]]] | None:
@@ -98,16 +129,17 @@ def _blocks(chain: Chain) -> list[tuple[Plane, tuple[np.ndarray, ...]]] | None:
     return planes
 
 
-def _closed(values: np.ndarray, wanted: int) -> int:
-    """The first of `wanted` or more values at which neither a pair nor a cluster is cut."""
-    count = wanted
-    while count < len(values):
-        near = np.abs(values[:count] - values[count]).min() < 1e-3 * abs(values[count])
-        paired = np.abs(values[:count] - np.conj(values[count])).min() < 1e-6 * abs(values[count])
-        if not (near or (paired and values[count].imag != 0)):
-            break
-        count += 1
-    return count
+def _doubt(
+    last: tuple[Plane, tuple[np.ndarray, ...]], chain: Chain, values: np.ndarray, slowest: Slowest
+) -> np.ndarray:
+    """How far rates of decay of blocks may be from those of the cells, from blocks of twice the width.
+
+    Half the difference: the error is all of it where it is of first order, a third where it is of second order.
+    """
+    wider = chain_of(joined(*last)[0], chain)
+    others = slowest(wider, min(len(values) + _MORE, wider.size // 4))[0]
+    nearest = np.abs(values[:, None] - others).argmin(axis=1)
+    return 0.5 * np.abs(values.real - others[nearest].real)
 
 
 def _real_columns(values: np.ndarray, functions: np.ndarray, most: int) -> tuple[np.ndarray, int]:
@@ -128,10 +160,10 @@ def _real_columns(values: np.ndarray, functions: np.ndarray, most: int) -> tuple
 def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
     """Ratios of right vectors on the cells, log of the masses under them, and of the slowest vector on all planes."""
     plane, widths = planes[-1]
-    logs = [log_masses.reshape(plane.shape)]
-    ratios = [reversed_in_time(plane, logs[0])]
-    ratios[0].prepare(lanes)
+    logs = [log_masses]
+    ratios = [_seen_from(plane, logs[0], lanes)]
     columns, used = _real_columns(-coarse.rates, coarse.functions, len(lanes) - NOISE)
+    found = None
     x, noise = started(columns, ratios[0]), len(lanes) - columns.shape[1]
     bottom = bottom_of(coarse, used)
     start = logs[0]
@@ -142,16 +174,26 @@ def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
         for axis in range(2):
             density = refined(density, axis, plane.shape[axis], plane.wrapped[axis])
         start = density + np.log(np.multiply.outer(*widths))
+        start = plane.settled(start, float(coarse.rates[0].real))
         here = _seen_from(plane, start, lanes)
         x = here.interpolated(x, ratios[0])
         add_noise(x, noise)
         for _ in range(_GUESSES):
             found = improved(
-                [here, *ratios], 0, x, count, noise, tolerance(number, tol), bottom, 0.0 if number else _TAILS
+                [here, *ratios],
+                0,
+                x,
+                count,
+                noise,
+                tolerance(number, tol),
+                bottom,
+                0.0 if number else _TAILS,
+                seen=_EMPTY,
             )
             if found is None:
                 return None
             slowest = x[1:-1, 1:-1, 0] / np.sum(here.masses * x[1:-1, 1:-1, 0])
+            slowest[here.masses < _EMPTY] = 1.0
             if number or slowest.min() > _FAR_OFF:
                 break
             # in the tails the masses were a bad guess
@@ -163,25 +205,27 @@ def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
             return None
         if number:  # blocks need only a guess
             slowest = np.clip(slowest, 0.1, 10.0)
-        logs.insert(0, start + np.log(slowest))
+        logs.insert(0, plane.settled(start + np.log(slowest), float(coarse.rates[0].real)))
         if number:
             here = _seen_from(plane, logs[0], lanes)
             x[1:-1, 1:-1] /= slowest[..., None]
             ratios.insert(0, here)
-    return x, start, logs
+    return x, start, logs, found.count
 
 
 def _seen_from(plane: Plane, log_masses: np.ndarray, lanes: tuple[int, ...]) -> Plane:
+    """The operator on ratios to the masses; no growth where there is no mass, whatever they are there."""
     ratios = reversed_in_time(plane, log_masses)
     ratios.weigh(log_masses)
+    ratios.tame(ratios.masses < _EMPTY)
     ratios.prepare(lanes)
     return ratios
 
 
-def _left(planes, coarse: Coarse, zeros: int, count: int, tol: float, lanes) -> np.ndarray | None:
+def _left(planes, coarse: Coarse, zeros: int, count: int, tol: float, lanes) -> Found | None:
     columns, used = _real_columns(-coarse.rates[zeros:], coarse.functions[:, zeros:], len(lanes) - NOISE)
     bottom = bottom_of(coarse, zeros + used)
-    found: Found | None = climbed(
+    return climbed(
         [plane for plane, _ in planes],
         started(columns, planes[-1][0]),
         count - zeros,
@@ -190,7 +234,6 @@ def _left(planes, coarse: Coarse, zeros: int, count: int, tol: float, lanes) -> 
         len(lanes) - columns.shape[1],
         conserving=zeros == 1,
     )
-    return None if found is None else found.x
 
 
 def _joined_sides(plane: Plane, x, y, start, slowest, zeros: int, count: int) -> Triple | None:

@@ -8,6 +8,7 @@ import pytest
 
 from solvers import SDE, AccuracyWarning, FokkerPlanck, Grid, eigenmodes, from_potential
 from solvers.block_lattice import rates_out
+from solvers.nonreversible import stationary_masses
 from solvers.planes import Plane, chain_of, joined, rates_of, reversed_in_time
 from tests.operators import separable_wells
 
@@ -45,6 +46,27 @@ def torus():
     )
 
 
+def turning(speed, D=0.2):
+    return model(
+        lambda t, y, p, xp: (-4 * y[0] * (y[0] ** 2 - 1) - speed * y[1], -2 * y[1] + speed * y[0]),
+        lambda t, y, p, xp: ((2 * D) ** 0.5, (2 * D) ** 0.5),
+    )
+
+
+def oscillator(D):
+    return model(
+        lambda t, y, p, xp: (y[1], (1 - y[0] ** 2) * y[1] - y[0]),
+        lambda t, y, p, xp: ((2 * D) ** 0.5, (2 * D) ** 0.5),
+    )
+
+
+def langevin(temperature):
+    return model(
+        lambda t, y, p, xp: (y[1], y[0] - y[0] ** 3 - y[1]),
+        lambda t, y, p, xp: (0.0 * y[0], (2 * temperature) ** 0.5),
+    )
+
+
 BOX = {"x": (-2.2, 2.2, 151), "y": (-2.5, 2.5, 146)}
 STRETCHED = {"x": 2.2 * np.sinh(np.linspace(-2, 2, 151)) / np.sinh(2.0), "y": np.linspace(-2.5, 2.5, 150)}
 CIRCLES = {"x": (0, 2 * np.pi, 150), "y": (0, 2 * np.pi, 145)}
@@ -61,6 +83,14 @@ CASES = {
         correlated(), Grid.uniform(x=(-3.6, 3.6, 200), y=(-3.8, 3.8, 200))
     ),
     "torus": lambda: FokkerPlanck(torus(), Grid.uniform(**CIRCLES), boundary="periodic"),
+    "fast rotation": lambda: FokkerPlanck(turning(5.0), Grid.uniform(**BOX)),
+    "weak noise in a wide box": lambda: FokkerPlanck(
+        turning(1.5, 0.02), Grid.uniform(x=(-2.2, 2.2, 200), y=(-2.5, 2.5, 200))
+    ),
+    "limit cycle": lambda: FokkerPlanck(oscillator(0.5), Grid.uniform(x=(-5, 5, 150), y=(-6.5, 6.5, 150))),
+    "no noise along an axis": lambda: FokkerPlanck(
+        langevin(0.3), Grid.uniform(x=(-2.8, 2.8, 150), y=(-3.5, 3.5, 150))
+    ),
     "absorbed rotation": lambda: FokkerPlanck(
         model(lambda t, y, p, xp: (-y[0] - 2 * y[1], 2 * y[0] - y[1]), lambda t, y, p, xp: (1.0, 1.0)),
         Grid.uniform(x=(-1.5, 1.5, 150), y=(-1.5, 1.5, 150)),
@@ -120,17 +150,35 @@ def test_degenerate_modes_are_all_found_and_repeat_bit_for_bit():
 
 
 def test_where_cycles_fail_the_operator_is_factored_and_says_so():
-    # closed orbits: blocks of cells add diffusion across them
+    # closed orbits at high speed: blocks of cells add diffusion across them
     fp = FokkerPlanck(
-        model(lambda t, y, p, xp: (-y[0] - 5 * y[1], 5 * y[0] - y[1]), lambda t, y, p, xp: (1.0, 1.0)),
+        model(lambda t, y, p, xp: (-y[0] - 40 * y[1], 40 * y[0] - y[1]), lambda t, y, p, xp: (1.0, 1.0)),
         Grid.uniform(x=(-3.6, 3.6, 150), y=(-3.8, 3.8, 150)),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AccuracyWarning)
         modes = eigenmodes(fp, 3)
-    np.testing.assert_allclose(modes.eigenvalue.values[1:], [-1 + 5j, -1 - 5j], rtol=0.02)
+    np.testing.assert_allclose(modes.eigenvalue.values[1:], [-1 + 40j, -1 - 40j], rtol=0.02)
     if modes.attrs["method"] != "davidson":
         assert "did not converge" in modes.attrs["method_reason"]
+
+
+def test_settled_masses_are_stationary_where_the_drift_dominates():
+    """Sweeps from masses that are off by factors of millions in a corner, against a factorisation."""
+    fp = FokkerPlanck(turning(1.5, 0.01), Grid.uniform(x=(-1.6, 1.6, 40), y=(-1.6, 1.6, 40)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)
+        exact = np.log(stationary_masses(fp.chain)).reshape(40, 40)
+    rates = rates_of(fp.chain)
+    assert rates is not None
+    plane = Plane(rates, fp.chain.loss.reshape(40, 40), np.zeros((40, 40)), (False, False))
+    corner = (slice(33, None), slice(33, None))
+    wrong = exact.copy()
+    wrong[corner] += 15.0
+    settled = plane.settled(wrong)
+    # each set of sweeps leaves less than `_SETTLED` of change; along the drift that is all there is
+    assert np.abs((settled - exact)[corner]).max() < 0.1
+    assert np.abs((wrong - exact)[corner]).max() > 10.0
 
 
 def test_blocks_have_the_rates_of_the_coarser_grid():
