@@ -38,6 +38,8 @@ _TAILS = 1e-4
 _EMPTY = 1e-30
 # Modes of the last lattice beyond the wanted ones: some are iterated too, others only known.
 _MORE = 8
+# Where the cycles do not converge they may from finer blocks, up to so many times as many.
+_FINEST = 5
 # Masses of the last lattice below this share of the largest are rounding.
 _LOST = 1e-200
 
@@ -61,8 +63,16 @@ def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slow
         None if the iteration does not converge: noise that is weak beside the blocks.
     """
     planes = _blocks(chain)
-    if planes is None:
-        return None
+    while planes is not None and len(planes) > 1 and planes[-1][0].killed.size <= _FINEST * COARSEST:
+        found = _from_blocks(planes, chain, wanted, tol, slowest)
+        if found is not None:
+            return found
+        planes.pop()
+    return None
+
+
+def _from_blocks(planes, chain: Chain, wanted: int, tol: float, slowest: Slowest) -> Triple | None:
+    """The same from the modes of the last blocks."""
     zeros = len(chain.closed_classes)
     last = chain_of(planes[-1][0], chain)
     if len(last.closed_classes) != zeros:
