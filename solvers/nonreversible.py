@@ -17,9 +17,9 @@ from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import TransposedFactors, arpack, factor, on_fronts, resolvent, start_vector
 from solvers.graded_modes import TwoSided, nearest_modes, two_levels
 from solvers.lattice_operator import prefers_cycles
+from solvers.left_functions import RELIABLE, extend_left
 from solvers.missed_modes import both_completed, same_values
 from solvers.mode_order import biorthonormal, closed_count, slowest_first
-from solvers.reversible import RELIABLE, extend_left
 from solvers.starts import Start
 from solvers.turning_planes import nonreversible_functions
 
