@@ -12,6 +12,9 @@ from solvers.errors import AccuracyWarning
 if TYPE_CHECKING:
     from solvers.fokker_planck import FokkerPlanck
 
+# Share of the model's noise from which on upwind diffusion is told of as noise.
+_FALSE_NOISE = 0.05
+
 
 def warn_if_unresolved(fp: FokkerPlanck, masses: np.ndarray, stacklevel: int = 3) -> None:
     """Warn if cells are too coarse, or the grid too narrow, for where the stationary mass lies.
@@ -48,7 +51,37 @@ def warn_if_unresolved(fp: FokkerPlanck, masses: np.ndarray, stacklevel: int = 3
                 ),
                 stacklevel=stacklevel,
             )
+        elif (ratio := _upwind_over_noise(fp, masses, axis, added)) > _FALSE_NOISE:
+            warnings.warn(
+                AccuracyWarning(
+                    f"upwind fluxes along {name} add a diffusion of {added:.3g}, which spreads the density "
+                    f"{ratio:.2g} times as fast as the model's own noise: where that is hardly damped it decides "
+                    f'the result; use more cells along {name}, or advection="second-order"'
+                ),
+                stacklevel=stacklevel,
+            )
     _warn_if_peak_on_wall(fp, masses, stacklevel + 1)
+
+
+def _upwind_over_noise(fp: FokkerPlanck, masses: np.ndarray, axis: int, added: float) -> float:
+    """Rate at which upwind diffusion spreads the density along an axis, over that of the noise along all others.
+
+    Rates are diffusion over variance. In a slowly damped rotation both are fed into the same amplitude, however small
+    they are beside its speed.
+    """
+    if added == 0:
+        return 0.0
+    spreading = []
+    for k, name in enumerate(fp.grid.names):
+        face, center = fp.faces[k], fp.grid.centers[name]
+        others = tuple(j for j in range(fp.grid.d) if j != k)
+        marginal = masses.reshape(fp.grid.shape).sum(axis=others)
+        variance = float((marginal * (center - (marginal * center).sum()) ** 2).sum())
+        weight = 0.5 * (masses[face.first] + masses[face.second])
+        diffusion = added if k == axis else float(np.sum(weight * (face.diffusion + face.split)))
+        spreading.append(diffusion / max(variance, 1e-300))
+    noise = sum(spreading) - spreading[axis]
+    return spreading[axis] / noise if noise > 0 else 0.0
 
 
 def _warn_if_peak_on_wall(fp: FokkerPlanck, masses: np.ndarray, stacklevel: int) -> None:
