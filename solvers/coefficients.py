@@ -12,7 +12,7 @@ from solvers.grid import Grid
 # share of the gradient of D in the current: J = (a - c D') p - D p'
 _SHARE = {"ito": 1.0, "stratonovich": 0.5, "klimontovich": 0.0}
 _OTHER_TIME = 0.7390851
-# Cells at which a dependence on time is looked for, evenly spread.
+# Cells at which a dependence on time is looked for at once.
 _LOOKED_AT = 50_000
 
 
@@ -196,16 +196,18 @@ class Coefficients:
         )
 
     def _refuse_time(self, mesh: tuple[np.ndarray, ...]) -> None:
-        step = -(-mesh[0].size // _LOOKED_AT)
-        some = tuple(np.ascontiguousarray(m.ravel()[::step]) for m in mesh)
-        with np.errstate(all="ignore"):
-            for what, read in (("drift", self.sde.drift_at), ("diffusion", self.sde.diffusion_at)):
-                now, later = np.array(read(0.0, some)), np.array(read(_OTHER_TIME, some))
-                if not np.array_equal(now, later, equal_nan=True):
-                    raise InvalidInput(
-                        f"the {what} depends on time, and an operator on a grid needs an autonomous SDE; fix t "
-                        "in the model's functions, or use TimeDependentFokkerPlanck with evolve"
-                    )
+        """In every cell, since only some may change, and in blocks of them, which takes little memory."""
+        flat = [np.ascontiguousarray(m).ravel() for m in mesh]
+        for begin in range(0, flat[0].size, _LOOKED_AT):
+            some = tuple(m[begin : begin + _LOOKED_AT] for m in flat)
+            with np.errstate(all="ignore"):
+                for what, read in (("drift", self.sde.drift_at), ("diffusion", self.sde.diffusion_at)):
+                    now, later = np.array(read(0.0, some)), np.array(read(_OTHER_TIME, some))
+                    if not np.array_equal(now, later, equal_nan=True):
+                        raise InvalidInput(
+                            f"the {what} depends on time, and an operator on a grid needs an autonomous SDE; fix t "
+                            "in the model's functions, or use TimeDependentFokkerPlanck with evolve"
+                        )
 
 
 def _tensor(sigma: list[list[np.ndarray]]) -> list[list[np.ndarray]]:

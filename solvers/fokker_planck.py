@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sps
 
+from solvers import accuracy_warnings, fluxes, memory
 from solvers import boundary as boundaries
-from solvers import fluxes, memory
 from solvers.advection import SCHEMES, second_order_correction
 from solvers.chain import Chain, Place, reversible_weights
 from solvers.coefficients import Coefficients
@@ -131,7 +131,7 @@ class FokkerPlanck:
         self.faces, self._rates = in_one_piece([self._interior_faces(axis) for axis in range(grid.d)])
         self._wall_loss = np.zeros(grid.size)
         self.wall_rates: dict[tuple[int, int], np.ndarray] = {}  # (axis, side): into an absorbing wall
-        self._wall_pressure: dict[tuple[str, str], np.ndarray] = {}
+        self.wall_pressure: dict[tuple[str, str], np.ndarray] = {}  # drift out of a reflecting wall
         for axis in range(grid.d):
             self._add_walls(axis, allow_wall_mass)
 
@@ -263,7 +263,7 @@ class FokkerPlanck:
             # the next face inwards must agree: where D vanishes on the wall itself, the wall alone misleads
             inner = part(self.faces[axis].lift, axis, slice(0, 1) if side == 0 else slice(-1, None))
             pressed = np.where(inner * (-1.0 if side == 0 else 1.0) > 0, lift / distance, 0.0)
-            self._wall_pressure[name, word] = pressed
+            self.wall_pressure[name, word] = pressed
             if np.all(pressed > 0) and not allow_wall_mass:
                 speed = float(np.median(pressed))
                 raise InvalidInput(
@@ -286,10 +286,6 @@ class FokkerPlanck:
     def warn_if_unresolved(self, masses: np.ndarray, stacklevel: int = 3) -> None:
         """Warn if cells are too coarse, or the grid too narrow, for where the stationary mass lies.
 
-        Large cell Peclet numbers P in empty regions are harmless. What matters is the excess diffusion
-        (P/2) coth(P/2) - 1 averaged over the stationary mass: beyond 5 percent eigenvalues are off by about
-        as much. On faces without noise it is the upwind diffusion |a| h / 2, over spread times speed, beyond 5 percent.
-
         Parameters
         ----------
         masses : ndarray of shape (size,)
@@ -297,28 +293,17 @@ class FokkerPlanck:
         stacklevel : int
             As for `warnings.warn`.
         """
-        for axis, name in enumerate(self.grid.names):
-            _, mean, noisy = self.mean_excess(masses, axis)
-            if noisy and mean > 0.05:
-                warnings.warn(
-                    AccuracyWarning(
-                        f"cells along {name} are too coarse: where the stationary mass lies, the scheme's "
-                        f"diffusion exceeds the model's by {100 * mean:.0f} % on average; use about "
-                        f"{np.sqrt(mean / 0.005):.0f} times as many cells for half a percent"
-                    ),
-                    stacklevel=stacklevel,
-                )
-            added, share = self.upwind_diffusion(masses, axis)
-            if share > 0.05:
-                warnings.warn(
-                    AccuracyWarning(
-                        f"{name} has little or no noise, and upwind fluxes add a diffusion of {added:.3g} there, "
-                        f"{100 * share:.0f} % of spread times speed of the model; use more cells along {name}, or "
-                        'advection="second-order"'
-                    ),
-                    stacklevel=stacklevel,
-                )
-        self._warn_if_peak_on_wall(masses, stacklevel + 1)
+        accuracy_warnings.warn_if_unresolved(self, masses, stacklevel + 1)
+
+    def warn_if_tail_is_heavy(self, stacklevel: int = 3) -> None:
+        """Warn if the density, in one dimension, would not be normalisable without its reflecting walls.
+
+        Parameters
+        ----------
+        stacklevel : int
+            As for `warnings.warn`.
+        """
+        accuracy_warnings.warn_if_tail_is_heavy(self, stacklevel + 1)
 
     def mean_excess(self, masses: np.ndarray, axis: int) -> tuple[float, float, bool]:
         """Root mean square Peclet number and mean relative excess diffusion on the faces across an axis.
@@ -371,57 +356,3 @@ class FokkerPlanck:
         variance = float((marginal * (center - (marginal * center).sum()) ** 2).sum())
         motion = np.sqrt(variance * float(np.sum(weight * speed**2)))
         return added, added / motion if motion > 0 else 0.0
-
-    def _warn_if_peak_on_wall(self, masses: np.ndarray, stacklevel: int) -> None:
-        density = masses.reshape(self.grid.shape) / self.grid.volumes
-        peak = np.unravel_index(int(np.argmax(density)), self.grid.shape)
-        for (name, word), pressure in self._wall_pressure.items():
-            axis = self.grid.names.index(name)
-            on_wall = peak[axis] == (0 if word == "low" else self.grid.shape[axis] - 1)
-            along = (*peak[:axis], 0, *peak[axis + 1 :])
-            if on_wall and pressure[along] > 0 and not np.all(pressure > 0):
-                wall = self.grid.edges[name][0 if word == "low" else -1]
-                warnings.warn(
-                    AccuracyWarning(
-                        f"the stationary density is largest at the {word} wall {name}={wall:g} and the drift "
-                        f"there is {pressure[along]:.3g} out of the grid: mass is missed; widen the grid"
-                    ),
-                    stacklevel=stacklevel,
-                )
-
-    def warn_if_tail_is_heavy(self, stacklevel: int = 3) -> None:
-        """Warn if the density, in one dimension, would not be normalisable without its reflecting walls.
-
-        At a wall where it still exceeds 1e-3 of its maximum, and its logarithm is convex (a tail that flattens,
-        not a box inside a well), the local power law |x - peak|^-a is continued: for a <= 1 its mass is infinite.
-
-        Parameters
-        ----------
-        stacklevel : int
-            As for `warnings.warn`.
-        """
-        weights = self.chain.log_weights
-        if self.grid.d > 1 or weights is None or self.allow_wall_mass or self.grid.size < 4:
-            return
-        (name,) = self.grid.names
-        center, edges = self.grid.centers[name], self.grid.edges[name]
-        density = weights - np.log(self.grid.widths[name])
-        peak = center[np.argmax(density)]
-        for side, word in zip(_SIDES, ("low", "high"), strict=True):
-            outwards = -1 if side == 0 else 1
-            x = (outwards * center)[::-outwards][:3]
-            level = density[::-outwards][:3]
-            if self.boundary[name][side] != "reflecting" or level[0] - density.max() < np.log(1e-3):
-                continue
-            near, far = np.diff(level[::-1]) / np.diff(x[::-1])  # outward slopes, the last one at the wall
-            exponent = -far * abs(edges[side] - peak)
-            if far < 0 and far - near > 1e-6 * abs(near) and exponent <= 1.0:
-                warnings.warn(
-                    AccuracyWarning(
-                        f"at the {word} wall {name}={edges[side]:g} the stationary density is "
-                        f"{np.exp(level[0] - density.max()):.2g} of its maximum and falls like "
-                        f"|{name} - {peak:.3g}|^-{exponent:.2g}, which without the wall has infinite mass: the "
-                        "result depends on where the wall is; pass allow_wall_mass=True if it is part of the model"
-                    ),
-                    stacklevel=stacklevel,
-                )

@@ -17,8 +17,9 @@ from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.factorisation import TransposedFactors, arpack, factor, on_fronts, resolvent, start_vector
 from solvers.graded_modes import TwoSided, nearest_modes, two_levels
 from solvers.lattice_operator import prefers_cycles
+from solvers.left_functions import RELIABLE, extend_left
+from solvers.missed_modes import both_completed, same_values
 from solvers.mode_order import biorthonormal, closed_count, slowest_first
-from solvers.reversible import RELIABLE, extend_left
 from solvers.starts import Start
 from solvers.turning_planes import nonreversible_functions
 
@@ -31,6 +32,8 @@ _BLOCKS = 300_000
 _TALL = 3.0
 # Modes beyond the wanted ones that a neighbour starts from: it must search beyond the wanted ones too.
 _MORE = 3
+# Smaller eigenvalues of a stochastic matrix, beside the largest, are rounding.
+_RESOLVED = 1e-11
 
 
 @one_blas_thread
@@ -331,9 +334,7 @@ def _arnoldi(
                 spl.eigs, solver(transpose), k=count, which="LM", v0=first[transpose], tol=0.01 * tol,
                 ncv=min(2 * count + 10, n),
             )  # fmt: skip
-            lam = shift - 1 / nu
-            order = slowest_first(lam)
-            found.append((lam[order], vectors[:, order]))
+            found.append(_ordered(shift - 1 / nu, vectors, slowest_first))
         (values, y), (values_left, z) = found
         # Arnoldi orders by distance; of equally distant pairs one may be cut, so the rim is not trusted
         radius = float(np.abs(values - shift).max()) * (1 - 1e-6)
@@ -342,11 +343,20 @@ def _arnoldi(
         sector = float(np.max(np.abs(slow.imag) / np.maximum(-slow.real, 1e-300)))
         slowness = float(-slow[-1].real)
         reach = float(np.hypot(shift + slowness, sector * slowness))
-        agree = kept < len(values) and np.abs(values[:kept] - values_left[:kept]).max() <= 1e-5 * max(
-            float(np.abs(values[:kept]).max()), 1e-300
-        )
-        if agree and reach <= radius:
-            break
+        if reach <= radius:
+            found = both_completed(
+                [solver(transpose).matmat for transpose in (False, True)],
+                [(1 / (shift - lam), vectors) for lam, vectors in found],
+                min(kept, len(values)),
+                1 / reach,
+                0.1 * tol,
+            )
+            found = [_ordered(shift - 1 / nu, vectors, slowest_first) for nu, vectors in found]
+            (values, y), (values_left, z) = found
+            kept = closed_count(values, k, cluster=True)
+            equal = 1e-5 * max(float(np.abs(values[:kept]).max()), 1e-300)
+            if kept < len(values) and same_values(values, values_left, kept, equal):
+                break
         if count >= min(n - 2, 40 * k + 200):
             raise ConvergenceFailure(
                 f"{count} modes nearest {shift:.3g} do not settle which {k} are slowest (searched radius "
@@ -400,16 +410,21 @@ def stochastic_modes(
         found = []
         for operator, vector in zip((scaled, sps.csr_array(scaled.T)), first, strict=True):
             nu, vectors = arpack(spl.eigs, operator, v0=vector, **settings)
-            order = _largest_first(nu)
-            found.append((nu[order], vectors[:, order]))
+            found.append(_ordered(nu, vectors, _largest_first))
         (values, y), (values_left, z) = found
-        if np.abs(np.abs(values[:k]) - np.abs(values_left[:k])).max() > 1e-6:
+        kept = closed_count(values, k, cluster=True)
+        smallest = max(abs(values[kept - 1]), _RESOLVED * abs(values[0]))
+        applied = [scaled.__matmul__, sps.csr_array(scaled.T).__matmul__]
+        found = both_completed(applied, found, k, smallest, 0.1 * tol)
+        found = [_ordered(*pairs, _largest_first) for pairs in found]
+        (values, y), (values_left, z) = found
+        if not same_values(values, values_left, k, max(1e-6, 0.1 * tol)):
             raise ConvergenceFailure(
                 "left and right Arnoldi runs disagree; use fewer modes or method='dense'"
             )
         more = closed_count(values, k + _MORE, cluster=False)
         spare = Start(values[:more], y[:, :more] * balance[:, None], z[:, :more] / balance[:, None])
-    resolved = int(np.sum(np.abs(values[:k]) > 1e-11 * np.abs(values[0])))
+    resolved = int(np.sum(np.abs(values[:k]) > _RESOLVED * np.abs(values[0])))
     if resolved < k:
         raise ConvergenceFailure(
             f"only {resolved} modes have a modulus above rounding (next: {abs(values[resolved]):.2g}); ask "
@@ -418,6 +433,13 @@ def stochastic_modes(
     values, y, z = _selected(values, y, z, k)
     adjoint = sps.csr_array(matrix.T)
     return values, y * balance[:, None], _left(adjoint, values, z, balance), spare
+
+
+def _ordered(
+    values: np.ndarray, vectors: np.ndarray, order_of: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    order = order_of(values)
+    return values[order], vectors[:, order]
 
 
 def _settled(now: np.ndarray, then: np.ndarray) -> bool:

@@ -285,6 +285,14 @@ def test_time_dependence_and_nan_are_refused_with_the_place():
     driven = SDE(lambda t, y, p, xp: (xp.sin(t) - y[0],), lambda t, y, p, xp: (1.0,), convention="ito")
     with pytest.raises(InvalidInput, match="depends on time"):
         FokkerPlanck(driven, grid)
+    # in two cells of many: where a pulse sits
+    pulse = SDE(
+        lambda t, y, p, xp: (-y[0] + xp.where(xp.abs(y[0] - 0.50004) < 2e-5, xp.sin(t), 0.0),),
+        lambda t, y, p, xp: (1.0,),
+        convention="ito",
+    )
+    with pytest.raises(InvalidInput, match="drift depends on time"):
+        FokkerPlanck(pulse, Grid.uniform(x=(-2, 2, 200_000)))
     rough = SDE(lambda t, y, p, xp: (xp.log(y[0]),), lambda t, y, p, xp: (1.0,), convention="ito")
     with pytest.raises(InvalidInput, match=r"drift of x is nan at x=-0.9"):
         FokkerPlanck(rough, grid)

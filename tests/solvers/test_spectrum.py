@@ -18,6 +18,7 @@ from solvers import (
     from_potential,
     stationary_density,
 )
+from solvers.eigensolvers import Modes, generator_modes
 from solvers.spectrum import verify
 from tests.operators import (
     brownian_square,
@@ -223,13 +224,30 @@ def test_absorbed_irreversible_operator():
 
 def test_a_wrong_mode_is_not_returned():
     fp = FokkerPlanck(double_well(0.2), Grid.uniform(x=(-3, 3, 120)))
-    from solvers.eigensolvers import generator_modes
-
     modes = generator_modes(fp.chain, 3, "auto", 1e-10)
     verify(modes, 1e-10, relative=False)
     modes.residual[1] = 1e-6
     with pytest.raises(ConvergenceFailure, match="mode 1"):
         verify(modes, 1e-10, relative=False)
+
+
+def test_the_mode_that_fails_its_check_is_named():
+    """Beside the largest residual, relative or absolute, which is within what rounding is allowed."""
+    # An operator of norm 1e6 with eigenvalues 1e-9, 1e3 and 1e4: rounding is allowed 2000 eps 1e6 = 4.4e-7, so 3e-7 is
+    # sound though it is 300 times the first; the others are allowed 10 tol of themselves, 1e-6 and 1e-5.
+    values, residual = np.array([-1e-9, -1e3, -1e4]), np.array([3e-7, 3e-6, 2e-5])
+
+    def modes(residual):
+        return Modes(values, np.eye(3), np.eye(3), residual / 1e6, 0, 1e6, "dense")
+
+    verify(modes(np.array([3e-7, 9e-7, 9e-6])), 1e-10, relative=False)
+    # two fail: by three times and by twice what they are allowed
+    with pytest.raises(ConvergenceFailure, match=r"mode 1 .*-1000.* has residual 3e-06, allowed 1e-06"):
+        verify(modes(residual), 1e-10, relative=False)
+    with pytest.raises(ConvergenceFailure, match=r"mode 2 .* has residual 2e-05, allowed 1e-05"):
+        verify(modes(np.array([3e-7, 9e-7, 2e-5])), 1e-10, relative=False)
+    with pytest.raises(ConvergenceFailure, match=r"mode 1 .* has residual nan"):
+        verify(modes(np.array([3e-7, np.nan, 2e-5])), 1e-10, relative=False)
 
 
 def test_coarse_cells_are_reported():

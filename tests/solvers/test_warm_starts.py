@@ -222,3 +222,51 @@ def test_neighbours_are_continued_linearly():
     assert continued < 0.05 * plain  # h^2 beside h
     # too far to go on along the line
     assert np.array_equal(neighbours.start(0.5, 50).left, start(0.11, turn).left)
+
+
+def rotors(axes, cells, force, noise, waves, step=None):
+    """Equal rotors driven along as many circles, or their map after a step: an operator, and that of one circle."""
+
+    def on(names):
+        model = SDE(
+            lambda t, y, p, xp: tuple(p.force - xp.sin(waves * angle) for angle in y),
+            lambda t, y, p, xp: (xp.sqrt(2 * p.noise),) * len(names),
+            params={"force": force, "noise": noise},
+            names=names,
+            convention="ito",
+        )
+        grid = Grid.uniform(**dict.fromkeys(names, (0, 2 * np.pi, cells)))
+        if step is None:
+            return FokkerPlanck(model, grid, boundary="periodic")
+        return TransferOperator(model, grid, step=step, boundary="periodic")
+
+    return on(tuple("xyz"[:axes])), on(("x",))
+
+
+@pytest.mark.parametrize(
+    ("axes", "cells", "force", "noise", "waves", "step", "k", "tol"),
+    [
+        (3, 10, 0.7, 0.1, 4, None, 14, 1e-5),
+        (3, 10, 0.7, 0.3, 1, None, 6, 9e-3),
+        (2, 24, 0.2, 0.05, 2, None, 9, 9e-3),
+        (2, 12, 0.7, 0.3, 1, 0.5, 4, 9e-3),
+        (2, 20, 0.5, 0.1, 1, 1.0, 3, 9e-3),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:cells along:solvers.AccuracyWarning")  # the truth has the same cells
+def test_equal_modes_are_all_found(axes, cells, force, noise, waves, step, k, tol):
+    """A sum of modes sees one of each eigenspace, on both sides: the sums of one circle's eigenvalues say how many."""
+    whole, _ = rotors(axes, cells, force, noise, waves, step)
+    start = problem_of(whole).modes(k, tol).near()
+    whole, one = rotors(axes, cells, 1.01 * force, noise, waves, step)
+    found = problem_of(whole).modes(k, tol, start).values
+    matrix = (one.matrix if step else one.generator).toarray()
+    line = np.linalg.eigvals(matrix)
+    join = np.multiply if step else np.add
+    exact = line
+    for _ in range(axes - 1):
+        exact = join.outer(exact, line).ravel()
+    slowness = (lambda values: -np.abs(values)) if step else (lambda values: -values.real)
+    exact = np.sort(slowness(exact))[: len(found)]
+    # the operators are products of those of one circle: apart from rounding, only the tolerance is between them
+    np.testing.assert_allclose(np.sort(slowness(found)), exact, rtol=10 * tol, atol=1e-6)
