@@ -1,6 +1,6 @@
 """What the stability monitor adds to training: the same loop with and without it, taking turns, CPU time.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/monitor_overhead.py
+Run: OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/monitor_overhead.py
 
 Every loop is watched twice: with the default settings, which count gradients, and with `paced`, which goes by the
 clock. Two whole intervals are timed in the long run of the schedule; what the first steps and the compilation cost is
@@ -17,7 +17,7 @@ from eos_sde import bridge
 from eos_sde.training import StabilityMonitor
 from solvers import InvalidInput
 
-REPEATS = 5
+REPEATS, SECONDS = 5, 3.0  # at least so many turns, and so long
 BY_CLOCK = 0.08  # share asked for
 CASES = [  # hidden widths, batch, probe examples, rule
     ((32, 32), 32, 64, "sgd"),
@@ -84,7 +84,7 @@ def side_by_side(one, two, carry):
     for run in (one, two):
         jax.block_until_ready(run(carry))
     times = [[], []]
-    for _ in range(REPEATS):
+    while len(times[0]) < REPEATS or sum(times[0]) < SECONDS:
         for run, kept in zip((one, two), times, strict=True):
             begun = time.process_time()
             jax.block_until_ready(run(carry))

@@ -311,7 +311,7 @@ class StabilityMonitor:
             As for `update`, of the sizes that will train.
         step : float, optional
             Seconds that a step of your loop takes without the monitor (on CPUs process time, of all threads). If left
-            out, plain SGD is timed: other loops take longer, and keep the share all the more.
+            out, plain SGD is timed: other loops take longer. Time on an idle machine: another one scatters.
 
         Returns
         -------
