@@ -115,11 +115,13 @@ def timed(
     _, measured, products = compiled(start, beyond, arguments)
     idle = _least(lambda: compiled(late, within, arguments)) / _STEPS
     total = _least(lambda: compiled(start, beyond, arguments))
+    plain = _least(lambda: bare(params, batch)) / _BARE_STEPS
     count = int(measured.sum())
     return Pace(
-        step=_least(lambda: bare(params, batch)) / _BARE_STEPS if step is None else step,
+        step=plain if step is None else step,
         idle=idle,
-        measurement=(total - _STEPS * idle) / count,
+        # a difference of noisy times, but never less than the gradients it holds
+        measurement=max((total - _STEPS * idle) / count, plain),
         products=float(jnp.sum(jnp.where(measured, products, 0))) / count,
         compilation=compilation,
         sizes=(examples(batch), examples(batch if data is None else data)),

@@ -9,6 +9,7 @@ import pytest
 
 from eos_sde.training import StabilityMonitor, schedule
 from eos_sde.training.linear_rules import RULES
+from eos_sde.training.pace import Pace
 from eos_sde.training.schedule import Price
 from solvers import InvalidInput
 
@@ -96,19 +97,22 @@ def test_dearer_measurements_wait_longer():
 
 
 def test_pace_divides_what_idling_leaves_of_the_overhead():
-    monitor = StabilityMonitor(quadratic, rule="gd", overhead=0.1)
-    step = 1e-3  # 100 us for the monitor: far above its idle steps on any machine
-    paced = monitor.paced(jnp.ones(2), LINE, step=step)
-    pace = paced.pace
-    assert pace.step == step
-    assert 0 < pace.idle < 0.1 * step
-    assert pace.measurement > pace.idle
-    # a measurement with as many products as the timed ones: its seconds over those that a step allows
-    allowed = 0.1 * step - pace.idle
+    pace = Pace(step=1e-3, idle=2e-5, measurement=4e-3, products=3.0, compilation=1.0, sizes=(64, 64))
     price = pace.price(0.1)
-    priced = price.fixed + price.product * pace.products
-    assert priced == pytest.approx(pace.measurement / allowed, rel=1e-9)
-    assert paced.steps_between(2, 2) == price.typical
+    # 100 us of a step less 20 us of idling leave 80 us; 4 ms are 50 times that
+    assert price.fixed + 3.0 * price.product == pytest.approx(50.0, rel=1e-12)
+    # with equal sizes 13 gradients beside the products, and 3 for each
+    assert price.fixed / price.product == pytest.approx(13 / 3, rel=1e-12)
+
+
+def test_a_paced_monitor_goes_by_its_clock():
+    monitor = StabilityMonitor(quadratic, rule="gd", overhead=0.1)
+    paced = monitor.paced(jnp.ones(2), LINE, step=1.0)  # 0.1 s for the monitor: no scan idles so long
+    assert paced.pace.step == 1.0
+    assert paced.pace.idle > 0
+    assert paced.pace.compilation > 0
+    assert paced.pace.products >= 1
+    assert paced.steps_between(2, 2) == paced.pace.price(0.1).typical
     assert monitor.pace is None
 
 
