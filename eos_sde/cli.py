@@ -78,7 +78,8 @@ def onsets(
     criterion: Annotated[
         list[str] | None, typer.Option(help="mean-square (default) or almost-sure; may be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many: 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    seed: Annotated[int, typer.Option(help="The first of them; the others follow.")] = 0,
     quick: Annotated[
         bool, typer.Option(help="16 examples and short measurements; batches 1, 4, 16.")
     ] = False,
@@ -98,6 +99,8 @@ def onsets(
     _check_folder(out)
     if seeds < 1:
         raise InvalidInput(f"seeds={seeds} must be at least 1")
+    if seed < 0:
+        raise InvalidInput(f"seed={seed} must be at least 0")
     dataset_path, figure_path = out / "onsets.nc", out / "onsets.png"
     with _progress() as advance:
         table = bridge.onset_table(
@@ -106,7 +109,7 @@ def onsets(
             losses=loss or LOSSES,
             batch_sizes=batch or ((1, 4, 16) if quick else (1, 4, 16, 64)),
             criteria=criterion or ("mean-square",),
-            seeds=range(seeds),
+            seeds=range(seed, seed + seeds),
             effort=QUICK if quick else FULL,
             progress=advance,
         )

@@ -39,6 +39,7 @@ def _elsewhere(tmp_path, monkeypatch):
         (["onsets", "--network", "resnet"], "network='resnet' is not known"),
         (["onsets", "--batch", "65"], "batch_size=65 must lie between 1 and 64"),
         (["onsets", "--seeds", "0"], "seeds=0 must be at least 1"),
+        (["onsets", "--seed", "-1"], "seed=-1 must be at least 0"),
         (["tasks", "extra"], "extra"),
         (["bogus"], "bogus"),
     ],
@@ -177,15 +178,15 @@ def _onsets(folder, **settings):
 
 def test_onsets_writes_and_prints(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(bridge, "onset_table", _onsets)
-    choice = ["onsets", "--quick", "--seeds", "2", "--network", "digits-gelu", "--out", "a"]
+    choice = ["onsets", "--quick", "--seeds", "2", "--seed", "3", "--network", "digits-gelu", "--out", "a"]
     assert cli.main(choice) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "batch 16" in out
     assert "| digits-gelu | half squared error | mean-square |" in out  # Markdown
     assert "Of 12 cells, 10 are within 3 %, 0 more only within" in out
-    assert "off: digits-gelu, half-squared-error, mean-square, 1, 0: 0.800(10)" in out
-    assert "not measured: digits-gelu, cross-entropy, mean-square, 1, 0: no minimum was found" in out
+    assert "off: digits-gelu, half-squared-error, mean-square, 1, 3: 0.800(10)" in out
+    assert "not measured: digits-gelu, cross-entropy, mean-square, 1, 3: no minimum was found" in out
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["onsets.nc", "onsets.png"]
     assert (tmp_path / "a" / "onsets.png").stat().st_size > 10_000
     assert cli.main([*choice, "--json"]) == 0

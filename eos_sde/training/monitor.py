@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from functools import partial
+from copy import copy
 from typing import Any, NamedTuple
 
 import jax
@@ -13,30 +12,19 @@ import xarray as xr
 
 from eos_sde.models.arguments import count, fraction, positive
 from eos_sde.optimizers import curvature
-from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
+from eos_sde.optimizers.curvature.interface import Estimator, flat_view
 from eos_sde.training import readings as log
-from eos_sde.training.linear_rules import adam_moments, linear_rule, preconditioner
-from eos_sde.training.objective import examples, objective
+from eos_sde.training import schedule
+from eos_sde.training.judgement import Judge, Suspicion
+from eos_sde.training.linear_rules import linear_rule
+from eos_sde.training.measurement import Measurement, Memory
+from eos_sde.training.objective import examples
+from eos_sde.training.pace import Pace, timed
 from eos_sde.training.readings import JUDGED, MEASURED, Reading
-from eos_sde.training.top_mode import (
-    curvature_variance,
-    one_mode_threshold,
-    saturation,
-    self_stabilization,
-    where_positive,
-)  # fmt: skip
+from eos_sde.training.schedule import Price, Schedule
 from solvers.errors import InvalidInput
 
-_NEAR = 0.5  # of a threshold: from here on the third derivative is worth its cost
-_RELEASE = 0.9  # of a threshold: below, a flag that was set is taken back
-_CATAPULT = (
-    3.0  # growth per step of an oscillation from which on it raises the sharpness: eta = 4/S without momentum
-)
 _ORDER = 3
-_GRADIENTS = (
-    22.0  # of the probe data, per measurement at the edge: 1.5 passes of Lanczos, 9 for the rest, ...
-)
-_BATCH_GRADIENTS = 4.0  # ... and of the batch
 
 
 class MonitorState(NamedTuple):
@@ -52,6 +40,10 @@ class MonitorState(NamedTuple):
         Running sums: batch sharpness, g_B' H g_B, |grad L|^2, and their weight.
     first_loss : float
         Of the first measurement.
+    schedule : Schedule
+        Of the measurements.
+    suspicion : Suspicion
+        Alarms that wait for another measurement.
     reading : Reading
         The last one.
     """
@@ -60,6 +52,8 @@ class MonitorState(NamedTuple):
     curvature: Any
     means: jax.Array
     first_loss: jax.Array
+    schedule: Schedule
+    suspicion: Suspicion
     reading: Reading
 
 
@@ -68,8 +62,9 @@ class StabilityMonitor:
 
     ``state = monitor.init(params)`` once; before each update ``state, reading = monitor.update(state, params, batch,
     learning_rate)``. Pure: compile it with the training step, under ``jax.jit`` and ``jax.lax.scan`` (not ``vmap``,
-    under which every step would pay for a measurement). The curvature is measured at every k-th step; in between
-    the last values stand, and the distances follow the learning rate of each step.
+    under which every step would pay for a measurement). The curvature is measured now and then: at steps 0, 1, 2, 4, 8,
+    ..., wherever an alarm begins, and regularly; in between the last values stand, and the distances follow the
+    learning rate of each step.
 
     Parameters
     ----------
@@ -82,16 +77,16 @@ class StabilityMonitor:
     examples : int, optional
         n, the size of the training set, for batches drawn without replacement; if left out they count as fresh.
     every : int, optional
-        Steps between measurements. If left out: as many as keep the cost within `overhead`, by counting gradients.
+        A fixed number of steps between measurements, left for alarms only. Better left out.
     overhead : float
-        Share of the training time that the monitor may add, in (0, 1).
+        Share of the training time that the measurements may add, in (0, 1), the first ones apart (see
+        `schedule.Schedule`): by counting gradients, or by the clock of `paced`.
     momentum, b1, b2, eps, weight_decay : float, optional
         Options of the rule; optax's defaults, and momentum 0.9, if left out.
     average : int
         Measurements over which the running means extend.
     limit : float
-        Divergence is predicted where the loss would rise beyond `limit` times the larger of the first and the present
-        loss.
+        Divergence is a loss beyond `limit` times the larger of the first and the present one.
     estimator : Estimator, optional
         From `eos_sde.curvature`; Lanczos of order 3 if left out.
     notify : callable, optional
@@ -114,11 +109,14 @@ class StabilityMonitor:
     *The warning.* A rate beyond a threshold is no divergence: networks answer with an excursion that lowers the
     sharpness (Damian, Nichani and Lee 2023). In their reduced model an excess sharpness y is removed at the amplitude
     x^2 = 2 y^2/beta, that is at a loss S y^2/beta above the present one, with beta = \|grad S\|^2 across the top
-    mode; y = S (1 - threshold/eta). The monitor warns when that peak lies beyond `limit`, and when eta is beyond the
+    mode; y = S (1 - threshold/eta). There is an alarm when that peak lies beyond `limit`, and when eta is beyond the
     ``catapult`` threshold, where oscillation raises the sharpness instead (4/S without momentum: Lewkowycz et al.
     2020; see `thresholds.closed_forms.momentum_edge`). Adam's preconditioner grows with the gradients and bounds its
-    steps by about eta a weight: there the catapult does not apply, and the peak is at most the loss of such
-    steps along the top mode. ``edge`` and ``warning`` are taken back below 0.9 of the thresholds.
+    steps by about eta a weight: there the peak is at most the loss of such steps along the top mode, and just that
+    beyond the catapult threshold. An alarm is measured at once and again at the next step, and is a warning if it
+    still stands then and eta over the catapult threshold has not fallen by a tenth: some networks come back. Beyond 3
+    times that threshold (12/S), or where the budget leaves it unmeasured, an alarm is a warning at once. ``edge`` and
+    ``warning`` are taken back below 0.9 of the thresholds.
 
     References
     ----------
@@ -154,7 +152,7 @@ class StabilityMonitor:
         batch_size: int | None = None,
         examples: int | None = None,
         every: int | None = None,
-        overhead: float = 0.05,
+        overhead: float = 0.04,
         momentum: float | None = None,
         b1: float | None = None,
         b2: float | None = None,
@@ -182,6 +180,7 @@ class StabilityMonitor:
             curvature.lanczos(order=_ORDER, tol=0.1, restarts=4) if estimator is None else estimator
         )
         self.notify = notify
+        self.pace: Pace | None = None
         self.seed = count("seed", seed, least=0)
 
     def init(self, params: Any) -> MonitorState:
@@ -202,7 +201,10 @@ class StabilityMonitor:
         no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         reading = Reading(zero, zero, no, no, jnp.full((len(MEASURED) + len(JUDGED),), jnp.nan, flat.dtype))
         memory = self.estimator.init(jnp.zeros((flat.dimension,), flat.dtype), jax.random.key(self.seed))
-        return MonitorState(zero, memory, jnp.zeros((4,), flat.dtype), unknown, reading)
+        return MonitorState(
+            zero, memory, jnp.zeros((4,), flat.dtype), unknown, schedule.begin(),
+            Suspicion(zero, unknown), reading,
+        )  # fmt: skip
 
     def update(
         self,
@@ -254,24 +256,32 @@ class StabilityMonitor:
             )
         whole = batch if data is None else data
         sizes = examples(batch), examples(whole)
-        every = self.steps_between(*sizes)
+        before, price = state.reading, self._price(*sizes)
         noise = self._noise(sizes[0], alone=data is None)
+        rate = jnp.asarray(learning_rate, state.first_loss.dtype)
+        measure = Measurement(self.loss, self.rule, self.estimator, self.forget, noise)
+        judge = Judge(self.rule, self.limit)
+        alarm, *_ = judge.alarm(before.numbers, rate, state.first_loss)
+        new = alarm & (state.suspicion.alarms == 0)
+        due = schedule.is_due(state.schedule, state.count, new, price.typical, self.every)
 
-        def measure(carry: tuple) -> tuple:
-            return (jnp.zeros((), bool), *self._measure(carry[1:], params, batch, whole, opt_state, noise))
+        def turn(carry: tuple) -> tuple:
+            return jnp.zeros((), bool), measure(carry[1], params, batch, whole, opt_state, rate)
 
         # a loop of one turn or none: unlike a conditional it leaves what it carries where it is, without a copy
-        due = state.count % every == 0
-        carry = (due, state.count, state.curvature, state.means, state.first_loss, state.reading.numbers)
-        _, _, memory, means, first, numbers = jax.lax.while_loop(lambda carry: carry[0], measure, carry)
-        measured_at = jnp.where(due, state.count, state.reading.measured_at)
-        reading = self._judge(numbers, jnp.asarray(learning_rate, first.dtype), first, state.reading)
-        reading = reading._replace(step=state.count, measured_at=measured_at)
+        known = Memory(state.curvature, state.means, state.first_loss, before.numbers)
+        _, known = jax.lax.while_loop(lambda carry: carry[0], turn, (due, known))
+        reading, suspicion = judge(known.numbers, rate, known.first_loss, before, state.suspicion, due)
+        reading = reading._replace(
+            step=state.count, measured_at=jnp.where(due, state.count, before.measured_at)
+        )
+        paid = price.of_steps(known.curvature.products) if self.every is None else jnp.int32(0)
+        planned = schedule.advance(state.schedule, state.count, due, suspicion.alarms, paid, price.typical)
         if self.notify is not None:
             notify = self.notify
-            begins = reading.warning & ~state.reading.warning
+            begins = reading.warning & ~before.warning
             jax.lax.cond(begins, lambda r: jax.debug.callback(notify, r), lambda _: None, reading)
-        return MonitorState(state.count + 1, memory, means, first, reading), reading
+        return MonitorState(state.count + 1, *known[:3], planned, suspicion, reading), reading
 
     def steps_between(self, batch_size: int, probe_size: int) -> int:
         """Steps between measurements: `every`, or what keeps the cost within the overhead.
@@ -288,7 +298,42 @@ class StabilityMonitor:
         """
         if self.every is not None:
             return self.every
-        return math.ceil((_GRADIENTS * probe_size / batch_size + _BATCH_GRADIENTS) / self.overhead)
+        return self._price(batch_size, probe_size).typical
+
+    def paced(
+        self, params: Any, batch: Any, *, data: Any = None, opt_state: Any = None, step: float | None = None
+    ) -> StabilityMonitor:
+        """Time a step and a measurement on this machine, and keep to `overhead` by that clock instead of by counts.
+
+        Parameters
+        ----------
+        params, batch, data, opt_state : pytree
+            As for `update`, of the sizes that will train.
+        step : float, optional
+            Seconds that a step of your loop takes without the monitor (on CPUs process time, of all threads). If left
+            out, plain SGD is timed: other loops take longer. Time on an idle machine: another one scatters.
+
+        Returns
+        -------
+        StabilityMonitor
+            A copy whose `pace` holds the seconds: step, idle step, measurement, compilation. `every` is dropped.
+
+        Raises
+        ------
+        InvalidInput
+            If the steps that do not measure cost more than `overhead` already, or `step` is not positive.
+        """
+        step = None if step is None else positive("step", step)
+        bare = copy(self)
+        bare.every, bare.notify, bare.pace = None, None, None
+        pace = timed(bare, params, batch, data, opt_state, step)
+        if pace.idle >= self.overhead * pace.step:
+            raise InvalidInput(
+                f"overhead={self.overhead:g} cannot be kept: a step takes {1e6 * pace.step:.3g} us, and the monitor "
+                f"{1e6 * pace.idle:.2g} us of it without measuring; allow more than {pace.idle / pace.step:.2g}"
+            )
+        bare.notify, bare.pace = self.notify, pace
+        return bare
 
     def dataset(self, readings: Reading | Iterable[Reading], *, every_step: bool = False) -> xr.Dataset:
         """Log of readings: every variable with units and a long name, settings in the attributes.
@@ -336,103 +381,18 @@ class StabilityMonitor:
             f"the sharpness {float(reading.sharpness):.3g} allows {safe:.3g}"
         )
 
+    def _price(self, batch_size: int, probe_size: int) -> Price:
+        """What a measurement costs: as the clock had it, or counted."""
+        if self.pace is not None:
+            return self.pace.price(self.overhead)
+        return Price.counted(batch_size, probe_size, self.overhead)
+
     def _noise(self, batch_size: int, *, alone: bool) -> float:
         """Variance of a batch mean over that of one example."""
         size = self.batch_size or batch_size
         if self.examples is None:
             return 0.0 if alone else 1.0 / size
         return 0.0 if size == self.examples else (self.examples - size) / (size * (self.examples - 1))
-
-    def _measure(
-        self, known: tuple, params: Any, batch: Any, data: Any, opt_state: Any, noise: float
-    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array]:
-        """Everything that costs gradients: (count, estimator state, means, first loss, numbers), renewed."""
-        count, before, sums, first, numbers = known
-        rate = numbers[list(MEASURED | JUDGED).index("learning_rate")]
-        loss, flat = objective(self.loss, batch), flat_view(params)
-        origin, scale = flat.ravel(params), jnp.ones((), flat.dtype)
-        if self.rule.adaptive:
-            nu, steps = adam_moments(opt_state)
-            b2 = self.rule.b2
-            fresh = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, nu, jax.grad(loss)(params, batch))
-            scale = 1.0 / jnp.sqrt(flat.ravel(preconditioner(self.rule, fresh, steps + 1)))
-
-        def value(z: jax.Array, batch: Any) -> jax.Array:
-            return loss(flat.cast(flat.unravel(origin + scale * z)), batch).astype(flat.dtype)
-
-        point = jnp.zeros_like(origin)
-        present, gradient = jax.value_and_grad(value)(point, data)
-        product = hessian_product(lambda z: value(z, data), point)
-        sharpness, error, memory = self.estimator.update(product, point, before)
-        slope = jax.grad(lambda z: value(z, batch))
-        batch_gradient, image = jax.jvp(slope, (point,), (slope(point),))
-        square = batch_gradient @ batch_gradient
-        fresh = jnp.stack(
-            [
-                batch_gradient @ image / jnp.where(square > 0, square, 1.0),
-                batch_gradient @ product(batch_gradient),
-                gradient @ gradient,
-                jnp.ones_like(square),
-            ]
-        )
-        sound = jnp.isfinite(sharpness) & jnp.all(
-            jnp.isfinite(fresh)
-        )  # what diverged must not spoil the memory
-        memory = jax.tree.map(partial(jnp.where, sound), memory, before)
-        means = jnp.where(sound, self.forget * sums + (1 - self.forget) * fresh, sums)
-        batch_sharpness = means[0] / means[3]
-        variance = (
-            curvature_variance(value, point, memory.vector, data) if noise > 0 else jnp.zeros_like(present)
-        )
-        mean_square = one_mode_threshold(self.rule, sharpness, noise * variance)
-        deterministic = where_positive(self.rule.edge, sharpness)
-        steepest = jnp.maximum(sharpness, batch_sharpness)
-        near = rate > _NEAR * jnp.minimum(deterministic, mean_square)
-        feedback = jax.lax.cond(
-            near | (count == 0),
-            lambda: self_stabilization(value, point, memory.vector, data),
-            lambda: jnp.full_like(present, jnp.nan),
-        )
-        first = jnp.where(count == 0, present, first)
-        found = {
-            "loss": present,
-            "gradient_norm": jnp.linalg.norm(gradient),
-            "sharpness": sharpness,
-            "sharpness_error": error,
-            "batch_sharpness": batch_sharpness,
-            "gradient_noise_interaction": means[1] / means[2],
-            "curvature_spread": jnp.sqrt(variance),
-            "self_stabilization": feedback,
-            "deterministic": deterministic,
-            "mean_square": mean_square,
-            "saturation": saturation(product, memory.vector, scale)
-            if self.rule.adaptive
-            else jnp.inf * present,
-            "batch": where_positive(self.rule.edge, batch_sharpness),
-            "catapult": where_positive(partial(self.rule.edge, growth=_CATAPULT), steepest),
-        }
-        fresh = jnp.stack([found[name].astype(flat.dtype) for name in MEASURED])
-        return count, memory, means, first, numbers.at[: len(MEASURED)].set(fresh)
-
-    def _judge(self, numbers: jax.Array, rate: jax.Array, first: jax.Array, before: Reading) -> Reading:
-        """Distances, the predicted excursion and the flags: from scalars, at every step."""
-        numbers = numbers[: len(MEASURED)]
-        loss, _, sharpness, *_, feedback, saturation, deterministic, mean_square, _, catapult = numbers
-        ratio = rate / jnp.minimum(deterministic, mean_square)
-        excess = sharpness * jnp.maximum(0.0, 1.0 - 1.0 / ratio)
-        # feedback is NaN where the edge was far at the last measurement: a jump of the rate is judged by the rest
-        peak = loss + jnp.where(
-            excess > 0, jnp.fmin(sharpness * excess**2 / feedback, saturation * rate**2), 0.0
-        )
-        runaway = jnp.zeros((), bool) if self.rule.adaptive else rate > catapult
-        excursion = (ratio > 1.0) & (peak > self.limit * jnp.maximum(first, loss))
-        held = ratio > _RELEASE
-        distances = jnp.log(numbers[-4:] / rate)
-        return before._replace(
-            edge=(ratio > 1.0) | (before.edge & held),
-            warning=runaway | excursion | ~jnp.isfinite(loss) | (before.warning & held),
-            numbers=jnp.concatenate([numbers, rate[None], distances, peak[None]]),
-        )
 
 
 def _shape(array: Any) -> tuple:
