@@ -170,6 +170,24 @@ def _turning_wells(cells):
     return FokkerPlanck(model, Grid.uniform(x=(-2.2, 2.2, side), y=(-2.5, 2.5, side)))
 
 
+def _square(drift, sigmas, half_x, half_y):
+    """Operators of a model without detailed balance on as many cells per axis."""
+
+    def build(cells):
+        side = round(cells**0.5)
+        model = SDE(drift, lambda t, y, p, xp: sigmas, names=("x", "y"), convention="ito")
+        return FokkerPlanck(model, Grid.uniform(x=(-half_x, half_x, side), y=(-half_y, half_y, side)))
+
+    return build
+
+
+_spiral = _square(lambda t, y, p, xp: (-y[0] - 5 * y[1], 5 * y[0] - y[1]), (1.0, 1.0), 3.6, 3.8)
+_limit_cycle = _square(
+    lambda t, y, p, xp: (y[1], (1 - y[0] ** 2) * y[1] - y[0]), (0.2**0.5, 0.2**0.5), 4.0, 5.0
+)
+_spring = _square(lambda t, y, p, xp: (y[1], y[0] - y[0] ** 3 - y[1]), (0.0, 0.6**0.5), 2.8, 3.5)
+
+
 def _wells_in_space(cells):
     side = round(cells ** (1 / 3))
     model = from_potential(
@@ -191,6 +209,9 @@ GROWTH = {
         ("eigenmodes", "MMD_AT_PLUS_A by hand", "CHOLMOD by hand", "PRIMME and pyamg"),
     ),
     "2-D, turning": (_turning_wells, 6, (100_000, 1_000_000), ("eigenmodes", "MMD_AT_PLUS_A by hand")),
+    "2-D, spiral": (_spiral, 6, (100_000, 1_000_000), ("eigenmodes",)),
+    "2-D, limit cycle": (_limit_cycle, 6, (100_000, 1_000_000), ("eigenmodes",)),
+    "2-D, spring": (_spring, 6, (100_000, 1_000_000), ("eigenmodes",)),
     "3-D": (_wells_in_space, 4, (64**3, 128**3), ("eigenmodes", "PRIMME and pyamg")),
 }
 
