@@ -89,8 +89,8 @@ class Boxes(NamedTuple):
     mass: np.ndarray
 
 
-def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) -> Any:
-    """Columns (csc) of a Gaussian kernel.
+def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) -> tuple[Any, np.ndarray]:
+    """Columns (csc) of a Gaussian kernel, and what each column loses at absorbing walls.
 
     Raises
     ------
@@ -128,8 +128,8 @@ def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) ->
     return _matrix(starts, windows, targets, data, n2, sources)
 
 
-def table_matrix(law: Boxes, targets: list[Targets], n2: int, sources: int) -> Any:
-    """Columns (csc) of a kernel with tabulated noise.
+def table_matrix(law: Boxes, targets: list[Targets], n2: int, sources: int) -> tuple[Any, np.ndarray]:
+    """Columns (csc) of a kernel with tabulated noise, and what each column loses at absorbing walls.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def _starts(windows: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 def _matrix(
     starts: np.ndarray, windows: list[Any], targets: list[Targets], data: np.ndarray, n2: int, sources: int
-) -> Any:
+) -> tuple[Any, np.ndarray]:
     rows = _rows(
         starts,
         windows[0][0],
@@ -172,11 +172,12 @@ def _matrix(
         n2,
     )
     gone = rows < 0
+    loss = np.add.reduceat(np.where(gone, data, 0.0), starts[:-1])
     rows[gone], data[gone] = 0, 0.0
     matrix = sps.csc_array((data, rows, starts), shape=(sources, sources))
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
-    return matrix
+    return matrix, loss
 
 
 @numba.njit

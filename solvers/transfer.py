@@ -17,6 +17,7 @@ from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.grid import Grid
 from solvers.landing import ANYWHERE, REACH, Boxes, Normal, images, normal_matrix, table_matrix
 from solvers.map_noise import Atoms, GaussianNoise, checked_noise
+from solvers.map_walls import refuse_folded_mass, refuse_outward_walls
 from solvers.request import refuse_other
 from solvers.sde import SDE
 from solvers.source_cells import (
@@ -32,8 +33,6 @@ from solvers.source_cells import (
 )
 
 _MAX_NODES = 32
-_FOLDED = 1e-3  # stationary mass per step that may be sent beyond reflecting walls
-_SETTLING = 300
 
 
 class TransferOperator:
@@ -69,6 +68,9 @@ class TransferOperator:
     ----------
     matrix : scipy.sparse.csr_array
         Columns sum to 1 to rounding (less at absorbing walls).
+    loss : ndarray (cells,)
+        Probability that a step from the cell leads through an absorbing wall: every digit of it, where
+        1 - (column sum) has none.
     grid, sde, step, boundary
 
     Raises
@@ -221,14 +223,16 @@ class TransferOperator:
 
     def _build(self, law: Law, allow_wall_mass: bool) -> None:
         if not allow_wall_mass:
-            self._refuse_outward_walls(law)
+            refuse_outward_walls(self.grid, self.boundary, lambda coords: self._mean(law, coords))
         nodes = self._nodes(law)
-        matrix = self._of_normal(law, nodes) if law.atoms is None else self._of_table(law, law.atoms)
+        matrix, self.loss = (
+            self._of_normal(law, nodes) if law.atoms is None else self._of_table(law, law.atoms)
+        )
         if all("absorbing" not in pair for pair in self.boundary.values()):
             matrix.data /= np.repeat(matrix.sum(axis=0), np.diff(matrix.indptr))
         self.matrix = sps.csr_array(matrix)
         if not allow_wall_mass:
-            self._refuse_folded_mass(law)
+            refuse_folded_mass(self.grid, self.boundary, self._mean(law, self.grid.coords()), self.matrix)
 
     def __repr__(self) -> str:
         return f"TransferOperator({self.grid!r}, step={self.step:g}, boundary={self.boundary})"
@@ -254,52 +258,6 @@ class TransferOperator:
             return mean
         shift = law.atoms.mass @ (law.atoms.low + 0.5 * law.atoms.width)
         return [m + s for m, s in zip(mean, shift, strict=True)]
-
-    def _refuse_outward_walls(self, law: Law) -> None:
-        """Refuse a reflecting wall that the mean step leaves along its whole length, as `FokkerPlanck` does."""
-        grid = self.grid
-        for axis, name in enumerate(grid.names):
-            for side, word, outward in ((0, "low", -1.0), (-1, "high", 1.0)):
-                if self.boundary[name][side] != "reflecting":
-                    continue
-                wall, steps = grid.edges[name][side], []
-                for position in (wall, grid.centers[name][side]):
-                    lines = list(grid.centers.values())
-                    lines[axis] = np.array([position])
-                    mean = self._mean(law, tuple(np.meshgrid(*lines, indexing="ij")))
-                    steps.append(outward * (mean[axis] - position))
-                if np.all(steps[0] > 0) and np.all(steps[1] > 0):
-                    raise InvalidInput(
-                        f"the grid misses the mass: along the whole {word} wall {name}={wall:g} the mean step "
-                        f"is {float(np.median(steps[0])):.4g} out of the grid, so probability piles up there; "
-                        f"widen the grid {'below' if side == 0 else 'above'} {name}={wall:g}, or pass "
-                        "allow_wall_mass=True if the wall is part of the model"
-                    )
-
-    def _refuse_folded_mass(self, law: Law) -> None:
-        """Refuse a map whose mean sends stationary mass beyond a reflecting wall: an unstable map does."""
-        grid = self.grid
-        mean = self._mean(law, grid.coords())
-        beyond = np.zeros(grid.shape, dtype=bool)
-        for axis, name in enumerate(grid.names):
-            low, high = self.boundary[name]
-            beyond |= (low == "reflecting") & (mean[axis] < grid.edges[name][0])
-            beyond |= (high == "reflecting") & (mean[axis] > grid.edges[name][-1])
-        if not beyond.any():
-            return
-        masses = grid.volumes.ravel() / grid.volumes.sum()
-        for _ in range(_SETTLING):
-            before, masses = masses, self.matrix @ masses
-            masses /= masses.sum()
-            if np.abs(masses - before).sum() < 1e-6:
-                break
-        folded = float(masses[beyond.ravel()].sum())
-        if folded > _FOLDED:
-            raise InvalidInput(
-                f"the grid misses the mass: for {folded:.2g} of the stationary mass the mean step leads beyond a "
-                "reflecting wall, so the map is unstable or the grid too narrow; widen the grid, use a smaller "
-                "step, or pass allow_wall_mass=True if the wall is part of the model"
-            )
 
     def _nodes(self, law: Law) -> int:
         grid = self.grid

@@ -175,8 +175,6 @@ def test_a_gap_below_rounding_is_told():
     transfer = TransferOperator(wells, Grid.uniform(x=(-1.6, 1.6, 400)), step=0.1)
     with pytest.warns(AccuracyWarning, match="rounding of a stochastic matrix"):
         eigenmodes(transfer, k=2)
-    with pytest.warns(AccuracyWarning, match="rounding of a stochastic matrix"):
-        escape_rate(transfer, target=lambda x: x > 1.2)
 
 
 def test_mass_may_peak_where_all_of_it_leaves_next():
