@@ -9,12 +9,10 @@ import numba
 import numpy as np
 import scipy.sparse as sps
 
+from solvers.correlated_landing import REACH, correlated, masses
 from solvers.errors import InvalidInput
 from solvers.grid import Grid
 
-REACH = 8.5
-"""Standard deviations kept: the two tails beyond hold 2e-17 of the mass."""
-_NEGLIGIBLE = 1e-18
 _LARGEST = 1e8
 
 
@@ -120,7 +118,7 @@ def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) ->
                 "less correlation, or smaller cells"
             )
         abscissae, weights = np.polynomial.legendre.leggauss(points)
-        data = _correlated(
+        data = correlated(
             starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1], targets[0].edges, targets[1].edges,
             law.means[0], law.deviations[0], law.means[1], law.deviations[1], law.regression, law.weights,
             abscissae, weights,
@@ -193,24 +191,6 @@ def _rows(starts, first1, last1, first2, last2, cells1, cells2, n2):
     return rows
 
 
-@numba.njit
-def _masses(edges, first, last, mean, deviation, out):
-    """Normal probabilities of consecutive intervals, without cancellation in either tail: one tail per edge."""
-    scale = 0.7071067811865476 / deviation
-    z = (edges[first] - mean) * scale
-    tail = 0.5 * math.erfc(abs(z))
-    for i in range(first, last):
-        z_next = (edges[i + 1] - mean) * scale
-        tail_next = 0.5 * math.erfc(abs(z_next))
-        if z > 0:
-            out[i - first] = tail - tail_next
-        elif z_next < 0:
-            out[i - first] = tail_next - tail
-        else:
-            out[i - first] = 1.0 - tail - tail_next
-        z, tail = z_next, tail_next
-
-
 @numba.njit(fastmath={"contract"})
 def _independent(starts, first1, last1, first2, last2, edges1, edges2, mean1, sd1, mean2, sd2, weights):
     data = np.zeros(starts[-1])
@@ -221,54 +201,14 @@ def _independent(starts, first1, last1, first2, last2, edges1, edges2, mean1, sd
         c, d = first2[source], last2[source]
         for node in range(len(weights)):
             other = node % mean2.shape[1]
-            _masses(edges1, a, b, mean1[source, node], sd1[source, node], buffer1)
-            _masses(edges2, c, d, mean2[source, other], sd2[source, other], buffer2)
+            masses(edges1, a, b, mean1[source, node], sd1[source, node], buffer1)
+            masses(edges2, c, d, mean2[source, other], sd2[source, other], buffer2)
             place = starts[source]
             for i in range(b - a):
                 factor = weights[node] * buffer1[i]
                 if factor > 0:
                     for j in range(d - c):
                         data[place + j] += factor * buffer2[j]
-                place += d - c
-    return data
-
-
-@numba.njit
-def _correlated(
-    starts, first1, last1, first2, last2, edges1, edges2,
-    mean1, sd1, mean2, sd2, regression, weights, abscissae, inner_weights,
-):  # fmt: skip
-    data = np.zeros(starts[-1])
-    buffer1 = np.empty(np.max(last1 - first1))
-    buffer2 = np.empty(np.max(last2 - first2))
-    density = np.empty(len(abscissae))
-    for source in range(len(starts) - 1):
-        a, b = first1[source], last1[source]
-        c, d = first2[source], last2[source]
-        for node in range(len(weights)):
-            m, s = mean1[source, node], sd1[source, node]
-            _masses(edges1, a, b, m, s, buffer1)
-            place = starts[source]
-            for i in range(a, b):
-                low, high = max(edges1[i], m - REACH * s), min(edges1[i + 1], m + REACH * s)
-                if high > low and buffer1[i - a] > 0:
-                    total = 0.0
-                    for k in range(len(abscissae)):
-                        z = (0.5 * (low + high) + 0.5 * (high - low) * abscissae[k] - m) / s
-                        density[k] = inner_weights[k] * math.exp(-0.5 * z * z)
-                        total += density[k]
-                    for k in range(len(abscissae)):
-                        # given the first coordinate, in proportion to its exact mass in this cell
-                        shift = 0.5 * (low + high) + 0.5 * (high - low) * abscissae[k] - m
-                        shifted = mean2[source, node] + regression[source, node] * shift
-                        factor = weights[node] * buffer1[i - a] * density[k] / max(total, 1e-300)
-                        if factor > _NEGLIGIBLE:
-                            reach = REACH * sd2[source, node]
-                            begin = c + np.searchsorted(edges2[c + 1 : d], shifted - reach)
-                            end = c + 1 + np.searchsorted(edges2[c + 1 : d], shifted + reach)
-                            _masses(edges2, begin, end, shifted, sd2[source, node], buffer2)
-                            for j in range(begin, end):
-                                data[place + j - c] += factor * buffer2[j - begin]
                 place += d - c
     return data
 

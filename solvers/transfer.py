@@ -13,9 +13,10 @@ import scipy.sparse as sps
 from solvers import boundary as boundaries
 from solvers import memory
 from solvers.coefficients import Coefficients
+from solvers.correlated_landing import REACH
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.grid import Grid
-from solvers.landing import ANYWHERE, REACH, Boxes, Normal, images, normal_matrix, table_matrix
+from solvers.landing import ANYWHERE, Boxes, Normal, images, normal_matrix, table_matrix
 from solvers.map_noise import Atoms, GaussianNoise, checked_noise
 from solvers.map_walls import refuse_folded_mass, refuse_outward_walls
 from solvers.request import refuse_other
