@@ -1,4 +1,4 @@
-"""Eigenmodes of chains without detailed balance, and of stochastic matrices, by balanced Arnoldi."""
+"""Eigenmodes of chains without detailed balance, by balanced Arnoldi."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _GRADED = 1e-120
 _BLOCKS = 300_000
 # Fast rotation: the imaginary parts to search exceed the real ones by this factor.
 _TALL = 3.0
-# Modes beyond the wanted ones that a neighbour starts from: it must search beyond the wanted ones too.
-_MORE = 3
+MORE = 3
+"""Modes beyond the wanted ones that a neighbour starts from: it must search beyond the wanted ones too."""
 
 
 @one_blas_thread
@@ -121,22 +121,22 @@ def nonreversible_modes(
     balance, null_right = np.ones(n), None
     if len(chain.closed_classes) == 1:
         null_right = stationary_masses(chain, None if start is None else start.right[:, 0].real)
-        balance = _balance(_positive(chain, null_right), np.ones(n))
+        balance = balancing(_positive(chain, null_right), np.ones(n))
     elif not chain.closed_classes:
         right, left = _slowest_pair(chain) if start is None else start.slowest_pair()
-        balance = _balance(_positive(chain, right), _positive(chain, left))
+        balance = balancing(_positive(chain, right), _positive(chain, left))
     matrix = sps.csc_array(sps.diags_array(1 / balance) @ generator @ sps.diags_array(balance))
     spare = None
     if method == "dense":
-        values, y, z = _dense(matrix, slowest_first)
+        values, y, z = dense_modes(matrix, slowest_first)
     else:
         projector = None if null_right is None else (null_right / balance, balance)
         near = None if start is None else start.scaled(len(chain.closed_classes), balance)
         values, y, z = _arnoldi(matrix, k, chain.rate_scale, projector, tol, near)
-        more = closed_count(values, k + _MORE, cluster=False)
+        more = closed_count(values, k + MORE, cluster=False)
         spare = Start(values[:more], y[:, :more] * balance[:, None], z[:, :more] / balance[:, None])
-    values, y, z = _selected(values, y, z, k)
-    right, left = y * balance[:, None], _left(sps.csr_array(generator.T), values, z, balance)
+    values, y, z = selected(values, y, z, k)
+    right, left = y * balance[:, None], left_functions(sps.csr_array(generator.T), values, z, balance)
     values[: len(chain.closed_classes)] = 0.0
     if null_right is not None:
         right[:, 0], left[:, 0] = null_right, 1.0
@@ -168,7 +168,7 @@ def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
             left = solver.solve(left, "T")
             left /= left.max()
     right = np.maximum(right, 1e-300)
-    balance = _balance(right, left)
+    balance = balancing(right, left)
     levels = two_levels(chain, np.log(right))
     blocks, zeros = levels[-1].chain, int(conserving)
     if len(blocks.closed_classes) != zeros:
@@ -228,14 +228,17 @@ def _settle(values: np.ndarray, values_left: np.ndarray, kept: int, shift: float
     return reach <= radius and float(np.abs(slow - values_left[:kept]).max()) <= allowed
 
 
-def _dense(matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray], np.ndarray]) -> Triple:
+def dense_modes(
+    matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray], np.ndarray]
+) -> Triple:
+    """All values in the given order, and right and left vectors, of a full matrix."""
     result: Any = sl.eig(matrix.toarray(), left=True, right=True)
     values, z, y = result[0], np.conj(result[1]), result[2]
     order = order_of(values)
     return values[order], y[:, order], z[:, order]
 
 
-def _selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Triple:
+def selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Triple:
     """The first k modes, made bi-orthonormal together with the cluster that the cut would split."""
     kept = closed_count(values, k, cluster=True)
     z = biorthonormal(y[:, :kept], z[:, :kept])
@@ -243,7 +246,10 @@ def _selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Tripl
     return values[:shown].astype(complex), y[:, :shown].astype(complex), z[:, :shown].astype(complex)
 
 
-def _left(adjoint: sps.csr_array, values: np.ndarray, z: np.ndarray, balance: np.ndarray) -> np.ndarray:
+def left_functions(
+    adjoint: sps.csr_array, values: np.ndarray, z: np.ndarray, balance: np.ndarray
+) -> np.ndarray:
+    """Left vectors of a matrix from those `z` of it scaled, by a solve where they are below rounding."""
     left = np.empty_like(z)
     for a, value in enumerate(values):
         reliable = np.abs(z[:, a]) > RELIABLE * np.abs(z[:, a]).max()
@@ -264,7 +270,7 @@ def _positive(chain: Chain, vector: np.ndarray) -> np.ndarray:
     return size
 
 
-def _balance(right: np.ndarray, left: np.ndarray) -> np.ndarray:
+def balancing(right: np.ndarray, left: np.ndarray) -> np.ndarray:
     """Scaling that would symmetrise a reversible chain, and makes any other as normal as it gets."""
     with np.errstate(under="ignore"):
         scale = np.sqrt(np.maximum(right, 1e-250 * right.max()) / np.maximum(left, 1e-50 * left.max()))
@@ -361,70 +367,3 @@ def _arnoldi(
         y = np.column_stack([projector[0], y])
         z = np.column_stack([projector[1], z])
     return values, y, z
-
-
-def stochastic_modes(
-    matrix: sps.csr_array, k: int, method: str, tol: float, start: Start | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Start | None]:
-    """The k eigenvalues of largest modulus of a (sub)stochastic matrix, columns summing to at most 1.
-
-    Beside them a start for a neighbour, as from `nonreversible_modes`.
-
-    Raises
-    ------
-    ConvergenceFailure
-        If left and right iterations disagree, or modes are at rounding level.
-    """
-    n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    transposed = sps.csr_array(matrix.T)
-    if start is not None and len(start.left) != n:
-        start = None
-    right, left = (np.full(n, 1.0 / n), np.ones(n)) if start is None else start.slowest_pair()
-    for _ in range(300):  # only to balance the matrix: need not converge
-        before = right, left
-        right, left = matrix @ right, transposed @ left
-        right, left = right / right.sum(), left / left.max()
-        if all(_settled(now, then) for now, then in zip((right, left), before, strict=True)):
-            break
-    balance = _balance(right, left)
-    scaled = sps.csr_array(sps.diags_array(1 / balance) @ matrix @ sps.diags_array(balance))
-    spare = None
-    if method == "dense":
-        values, y, z = _dense(scaled, _largest_first)
-    else:
-        count, first = min(2 * k + 10, n - 2), (start_vector(n), start_vector(n))
-        near = None if start is None else start.scaled(0, balance)
-        if near is not None and k < near[2] <= count:
-            count, first = near[2], near[:2]
-        settings = {"k": count, "which": "LM", "tol": 0.01 * tol, "ncv": min(2 * count + 10, n)}
-        found = []
-        for operator, vector in zip((scaled, sps.csr_array(scaled.T)), first, strict=True):
-            nu, vectors = arpack(spl.eigs, operator, v0=vector, **settings)
-            order = _largest_first(nu)
-            found.append((nu[order], vectors[:, order]))
-        (values, y), (values_left, z) = found
-        if np.abs(np.abs(values[:k]) - np.abs(values_left[:k])).max() > 1e-6:
-            raise ConvergenceFailure(
-                "left and right Arnoldi runs disagree; use fewer modes or method='dense'"
-            )
-        more = closed_count(values, k + _MORE, cluster=False)
-        spare = Start(values[:more], y[:, :more] * balance[:, None], z[:, :more] / balance[:, None])
-    resolved = int(np.sum(np.abs(values[:k]) > 1e-11 * np.abs(values[0])))
-    if resolved < k:
-        raise ConvergenceFailure(
-            f"only {resolved} modes have a modulus above rounding (next: {abs(values[resolved]):.2g}); ask "
-            f"for k <= {resolved}"
-        )
-    values, y, z = _selected(values, y, z, k)
-    adjoint = sps.csr_array(matrix.T)
-    return values, y * balance[:, None], _left(adjoint, values, z, balance), spare
-
-
-def _settled(now: np.ndarray, then: np.ndarray) -> bool:
-    """Whether a step changed no entry that balancing would notice by more than a percent."""
-    noticed = now > 1e-200 * now.max()
-    return bool(np.all(np.abs(now[noticed] - then[noticed]) <= 0.01 * now[noticed]))
-
-
-def _largest_first(values: np.ndarray) -> np.ndarray:
-    return np.lexsort((-values.imag, np.round(-values.real, 9), np.round(-np.abs(values), 9)))

@@ -205,7 +205,8 @@ def verify(modes: Modes, tol: float, *, relative: bool) -> None:
         raise ConvergenceFailure(
             f"mode {worst} (eigenvalue {modes.values[worst]:.6g}) has residual {error[worst]:.2g}, allowed "
             f"{max(10 * tol * scale[worst], rounding):.2g}; use a narrower grid, method='dense' on fewer "
-            "cells, or a larger tol"
+            f"cells, {'fewer modes (without noise on an axis the others are hardly determined), ' * relative}or a "
+            "larger tol"
         )
 
 
