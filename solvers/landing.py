@@ -10,8 +10,10 @@ import numpy as np
 import scipy.sparse as sps
 
 from solvers.correlated_landing import REACH, correlated, masses
+from solvers.curved_landing import curved
 from solvers.errors import InvalidInput
 from solvers.grid import Grid
+from solvers.source_cells import Images
 
 _LARGEST = 1e8
 
@@ -70,18 +72,18 @@ class Normal(NamedTuple):
     weights: np.ndarray
 
 
-class Boxes(NamedTuple):
-    """Landing laws of pieces of source cells: uniform on boxes (sources, pieces), plus boxes of noise.
+class Curves(NamedTuple):
+    """Landing laws of pieces of source cells: curved images, plus boxes of noise.
 
     Attributes
     ----------
-    low, width : list of two arrays (sources, pieces)
+    images : Images
+        Of two components.
     noise_low, noise_width : array (n, 2)
     mass : array (n,)
     """
 
-    low: list[np.ndarray]
-    width: list[np.ndarray]
+    images: Images
     noise_low: np.ndarray
     noise_width: np.ndarray
     mass: np.ndarray
@@ -126,7 +128,7 @@ def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) ->
     return _matrix(starts, windows, targets, data, n2, sources)
 
 
-def table_matrix(law: Boxes, targets: list[Targets], n2: int, sources: int) -> tuple[Any, np.ndarray]:
+def table_matrix(law: Curves, targets: list[Targets], n2: int, sources: int) -> tuple[Any, np.ndarray]:
     """Columns (csc) of a kernel with tabulated noise, and what each column loses at absorbing walls.
 
     Raises
@@ -134,15 +136,15 @@ def table_matrix(law: Boxes, targets: list[Targets], n2: int, sources: int) -> t
     InvalidInput
         If the matrix would be too large.
     """
-    windows = []
+    images, windows = law.images, []
     for k, t in enumerate(targets):
         lowest, highest = law.noise_low[:, k].min(), (law.noise_low[:, k] + law.noise_width[:, k]).max()
-        low = law.low[k].min(axis=1) + lowest
-        windows.append(t.window(low, (law.low[k] + law.width[k]).max(axis=1) + highest))
+        windows.append(t.window(images.low[k] + lowest, images.high[k] + highest))
     starts = _starts(windows)
-    data = _tabulated(
+    data = curved(
         starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1], targets[0].edges, targets[1].edges,
-        law.low[0], law.width[0], law.low[1], law.width[1], law.noise_low, law.noise_width, law.mass,
+        images.coefficients[0], images.coefficients[1], images.bent, law.noise_low, law.noise_width, law.mass,
+        targets[1] is ANYWHERE,
     )  # fmt: skip
     return _matrix(starts, windows, targets, data, n2, sources)
 
@@ -210,67 +212,4 @@ def _independent(starts, first1, last1, first2, last2, edges1, edges2, mean1, sd
                     for j in range(d - c):
                         data[place + j] += factor * buffer2[j]
                 place += d - c
-    return data
-
-
-@numba.njit
-def _below(edge, low, wide, narrow):
-    """Probability that the sum of two uniform variables from `low` on, of widths wide >= narrow, is below."""
-    t = edge - low
-    if t <= 0:
-        return 0.0
-    if t >= wide + narrow:
-        return 1.0
-    if t < narrow:
-        return 0.5 * t * t / (wide * narrow)
-    if t <= wide:
-        return (t - 0.5 * narrow) / wide
-    rest = wide + narrow - t
-    return 1.0 - 0.5 * rest * rest / (wide * narrow)
-
-
-@numba.njit
-def _spread(edges, first, last, low, width1, width2, out):
-    """Probabilities of intervals for the sum of two uniform variables; the first and last that are not 0."""
-    wide, narrow = max(width1, width2), min(width1, width2)
-    begin = first + np.searchsorted(edges[first + 1 : last], low, side="right")
-    end = begin
-    before = 0.0
-    while end < last:
-        now = _below(edges[end + 1], low, wide, narrow) if edges[end + 1] < np.inf else 1.0
-        out[end - first] = now - before
-        before = now
-        end += 1
-        if now >= 1.0:
-            break
-    return begin, end
-
-
-@numba.njit
-def _tabulated(
-    starts, first1, last1, first2, last2, edges1, edges2, low1, width1, low2, width2, noise_low, noise_width, mass
-):  # fmt: skip
-    data = np.zeros(starts[-1])
-    buffer1 = np.empty(np.max(last1 - first1))
-    buffer2 = np.empty(np.max(last2 - first2))
-    pieces = low1.shape[1]
-    for source in range(len(starts) - 1):
-        a, b = first1[source], last1[source]
-        c, d = first2[source], last2[source]
-        for piece in range(pieces):
-            other = piece % low2.shape[1]
-            for k in range(len(mass)):
-                i1, i2 = _spread(
-                    edges1, a, b, low1[source, piece] + noise_low[k, 0], width1[source, piece], noise_width[k, 0],
-                    buffer1,
-                )  # fmt: skip
-                j1, j2 = _spread(
-                    edges2, c, d, low2[source, other] + noise_low[k, 1], width2[source, other], noise_width[k, 1],
-                    buffer2,
-                )  # fmt: skip
-                for i in range(i1, i2):
-                    place = starts[source] + (i - a) * (d - c)
-                    factor = mass[k] / pieces * buffer1[i - a]
-                    for j in range(j1, j2):
-                        data[place + j - c] += factor * buffer2[j - c]
     return data

@@ -48,13 +48,12 @@ def test_random_walk_on_a_line():
         lambda x: x, SampleNoise([-1.0, 1.0]), Grid.uniform(x=(-0.5, n + 0.5, n + 1)), boundary="absorbing"
     )
     at = np.arange(n + 1)
-    # cells at 0 and n are the last inside: leaving takes (i + 1) (n + 1 - i) steps; points shift by whole cells,
-    # of which one part in 1e9 is cut at either end
-    np.testing.assert_allclose(mean_first_passage_time(walk), (at + 1) * (n + 1 - at), rtol=1e-6)
+    # cells at 0 and n are the last inside: leaving takes (i + 1) (n + 1 - i) steps; cells land on cells to 1e-13
+    np.testing.assert_allclose(mean_first_passage_time(walk), (at + 1) * (n + 1 - at), rtol=1e-11)
     q = committor(walk, lambda x: x < 0.5, lambda x: x > n - 0.5)
-    np.testing.assert_allclose(q, at / n, atol=1e-7)
+    np.testing.assert_allclose(q, at / n, atol=1e-12)
     # the mode sin(pi (i + 1) / (n + 2)) has the eigenvalue cos(pi / (n + 2))
-    assert float(escape_rate(walk).rate) == pytest.approx(-np.log(np.cos(np.pi / (n + 2))), rel=1e-6)
+    assert float(escape_rate(walk).rate) == pytest.approx(-np.log(np.cos(np.pi / (n + 2))), rel=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:cells are:solvers.errors.AccuracyWarning")
@@ -68,15 +67,15 @@ def test_two_states_with_a_tiny_exchange():
         step=0.1,
     )
     grid = states.grid
-    # from the left: r leaves through the wall, p to the right; from the right the reverse; edges of cells are 1e-9 off
-    np.testing.assert_allclose(states.loss, [r, p], rtol=1e-6)
+    # from the left: r leaves through the wall, p to the right; from the right the reverse
+    np.testing.assert_allclose(states.loss, [r, p], rtol=1e-12)
     time = mean_first_passage_time(states, lambda x: x > 1).values
-    assert time[0] == pytest.approx(0.1 / (p + r), rel=1e-6)
-    assert float(escape_rate(states, target=lambda x: x > 1).rate) == pytest.approx((p + r) / 0.1, rel=1e-6)
+    assert time[0] == pytest.approx(0.1 / (p + r), rel=1e-12)
+    assert float(escape_rate(states, target=lambda x: x > 1).rate) == pytest.approx((p + r) / 0.1, rel=1e-12)
     ring = TransferOperator.of_map(
         states.sde.map, SampleNoise([0.0, 1.0], [1 - p, p]), grid, boundary="periodic"
     )
-    np.testing.assert_allclose(stationary_density(ring), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(stationary_density(ring), 0.5, rtol=1e-12)
 
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(80)
