@@ -7,17 +7,16 @@ import scipy.sparse as sps
 from scipy.sparse import csgraph
 
 from solvers.eigensolvers import transfer_modes
-from solvers.errors import ConvergenceFailure, InvalidInput
+from solvers.errors import InvalidInput
 from solvers.killed_maps import killed_steps, slowest_removal, steps_until
 from solvers.regions import Region, place
-from solvers.step_elimination import StepElimination
+from solvers.step_elimination import eliminated_masses
 from solvers.transfer import TransferOperator
 
 _FEW = 2000
 """Cells up to which the invariant density always comes from an elimination."""
 # 1 - |eigenvalue| below which it is found without this subtraction, and for the invariant density, of the second.
 _SLOW, _STUCK = 1e-3, 1e-8
-_SETTLING = 100
 
 
 def invariant_masses(operator: TransferOperator) -> np.ndarray:
@@ -59,35 +58,6 @@ def _closed_class(operator: TransferOperator) -> np.ndarray:
             "grid that holds one of them"
         )
     return np.flatnonzero(label == closed[0])
-
-
-def eliminated_masses(matrix: sps.csc_array) -> np.ndarray:
-    """Stationary masses of an irreducible matrix of steps, every one accurate relatively.
-
-    They are what is found elsewhere on excursions from one state, by `StepElimination`.
-
-    Raises
-    ------
-    ConvergenceFailure
-        If they exceed the range of floats.
-    """
-    n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    masses = np.full(n, 1.0 / n)
-    for _ in range(_SETTLING):  # to somewhere heavy, round cycles as well
-        masses = 0.5 * (masses + matrix @ masses)
-    for _ in range(2):
-        pin = int(np.argmax(masses))
-        others = np.delete(np.arange(n), pin)
-        columns = matrix[:, others]
-        back, out = columns[[pin]].toarray()[0], matrix[:, [pin]].toarray().ravel()[others]
-        masses = np.ones(n)
-        masses[others] = StepElimination(sps.csr_array(columns[others]), back).solve_transposed(out)
-        if np.isfinite(masses).all():
-            return masses / masses.sum()
-        masses = np.where(np.isfinite(masses), masses, np.inf)
-    raise ConvergenceFailure(
-        "the stationary masses exceed the range of floats; use more noise, or a narrower grid"
-    )
 
 
 def passage_times(operator: TransferOperator, target: Region | None, inside: np.ndarray) -> np.ndarray:

@@ -11,12 +11,14 @@ from solvers import memory
 from solvers.blas_threads import one_blas_thread
 from solvers.chain import Chain
 from solvers.elimination import Elimination
+from solvers.errors import ConvergenceFailure
 
 _DENSE = 4000
 """States up to which a full matrix is faster than looking for a sparse order."""
 _BLOCK = 96
 # States per axis of a band from which sparse elimination is worth its order.
 _BAND = 0.1
+_SETTLING = 100
 
 
 class StepElimination:
@@ -142,6 +144,35 @@ def kept_for_ever(steps: sps.csr_array, absorbed: np.ndarray) -> np.ndarray:
     kept = np.ones(n + 1, dtype=bool)
     kept[reached] = False
     return np.flatnonzero(kept[:n])
+
+
+def eliminated_masses(matrix: sps.csc_array) -> np.ndarray:
+    """Stationary masses of an irreducible matrix of steps, every one accurate relatively.
+
+    They are what is found elsewhere on excursions from one state, by `StepElimination`.
+
+    Raises
+    ------
+    ConvergenceFailure
+        If they exceed the range of floats.
+    """
+    n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
+    masses = np.full(n, 1.0 / n)
+    for _ in range(_SETTLING):  # to somewhere heavy, round cycles as well
+        masses = 0.5 * (masses + matrix @ masses)
+    for _ in range(2):
+        pin = int(np.argmax(masses))
+        others = np.delete(np.arange(n), pin)
+        columns = matrix[:, others]
+        back, out = columns[[pin]].toarray()[0], matrix[:, [pin]].toarray().ravel()[others]
+        masses = np.ones(n)
+        masses[others] = StepElimination(sps.csr_array(columns[others]), back).solve_transposed(out)
+        if np.isfinite(masses).all():
+            return masses / masses.sum()
+        masses = np.where(np.isfinite(masses), masses, np.inf)
+    raise ConvergenceFailure(
+        "the stationary masses exceed the range of floats; use more noise, or a narrower grid"
+    )
 
 
 @njit(cache=True, error_model="numpy")
