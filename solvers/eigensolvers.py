@@ -14,10 +14,11 @@ from solvers.chain_kernels import residuals
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.lattice_modes import lattice_modes, suits_lattice_modes
 from solvers.multigrid_modes import QUOTIENT, multigrid_modes, prefers_multigrid, suits_multigrid
-from solvers.nonreversible import nonreversible_modes, stochastic_modes
+from solvers.nonreversible import nonreversible_modes
 from solvers.plane_modes import MANY, suits_planes
 from solvers.reversible import reversible_modes
 from solvers.starts import Start
+from solvers.stochastic_modes import stochastic_modes
 
 # Eigenvalues of an irreversible operator are rounded by eps of its norm, times a modest condition number.
 _ABSOLUTE = 100 * np.finfo(float).eps

@@ -9,12 +9,12 @@ import numba
 import numpy as np
 import scipy.sparse as sps
 
+from solvers.correlated_landing import REACH, correlated, masses
+from solvers.curved_landing import curved
 from solvers.errors import InvalidInput
 from solvers.grid import Grid
+from solvers.source_cells import Images
 
-REACH = 8.5
-"""Standard deviations kept: the two tails beyond hold 2e-17 of the mass."""
-_NEGLIGIBLE = 1e-18
 _LARGEST = 1e8
 
 
@@ -72,25 +72,25 @@ class Normal(NamedTuple):
     weights: np.ndarray
 
 
-class Boxes(NamedTuple):
-    """Landing laws of pieces of source cells: uniform on boxes (sources, pieces), plus boxes of noise.
+class Curves(NamedTuple):
+    """Landing laws of pieces of source cells: curved images, plus boxes of noise.
 
     Attributes
     ----------
-    low, width : list of two arrays (sources, pieces)
+    images : Images
+        Of two components.
     noise_low, noise_width : array (n, 2)
     mass : array (n,)
     """
 
-    low: list[np.ndarray]
-    width: list[np.ndarray]
+    images: Images
     noise_low: np.ndarray
     noise_width: np.ndarray
     mass: np.ndarray
 
 
-def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) -> Any:
-    """Columns (csc) of a Gaussian kernel.
+def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) -> tuple[Any, np.ndarray]:
+    """Columns (csc) of a Gaussian kernel, and what each column loses at absorbing walls.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) ->
                 "less correlation, or smaller cells"
             )
         abscissae, weights = np.polynomial.legendre.leggauss(points)
-        data = _correlated(
+        data = correlated(
             starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1], targets[0].edges, targets[1].edges,
             law.means[0], law.deviations[0], law.means[1], law.deviations[1], law.regression, law.weights,
             abscissae, weights,
@@ -128,23 +128,23 @@ def normal_matrix(law: Normal, targets: list[Targets], n2: int, sources: int) ->
     return _matrix(starts, windows, targets, data, n2, sources)
 
 
-def table_matrix(law: Boxes, targets: list[Targets], n2: int, sources: int) -> Any:
-    """Columns (csc) of a kernel with tabulated noise.
+def table_matrix(law: Curves, targets: list[Targets], n2: int, sources: int) -> tuple[Any, np.ndarray]:
+    """Columns (csc) of a kernel with tabulated noise, and what each column loses at absorbing walls.
 
     Raises
     ------
     InvalidInput
         If the matrix would be too large.
     """
-    windows = []
+    images, windows = law.images, []
     for k, t in enumerate(targets):
         lowest, highest = law.noise_low[:, k].min(), (law.noise_low[:, k] + law.noise_width[:, k]).max()
-        low = law.low[k].min(axis=1) + lowest
-        windows.append(t.window(low, (law.low[k] + law.width[k]).max(axis=1) + highest))
+        windows.append(t.window(images.low[k] + lowest, images.high[k] + highest))
     starts = _starts(windows)
-    data = _tabulated(
+    data = curved(
         starts, windows[0][0], windows[0][1], windows[1][0], windows[1][1], targets[0].edges, targets[1].edges,
-        law.low[0], law.width[0], law.low[1], law.width[1], law.noise_low, law.noise_width, law.mass,
+        images.coefficients[0], images.coefficients[1], images.bent, law.noise_low, law.noise_width, law.mass,
+        targets[1] is ANYWHERE,
     )  # fmt: skip
     return _matrix(starts, windows, targets, data, n2, sources)
 
@@ -160,7 +160,7 @@ def _starts(windows: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 def _matrix(
     starts: np.ndarray, windows: list[Any], targets: list[Targets], data: np.ndarray, n2: int, sources: int
-) -> Any:
+) -> tuple[Any, np.ndarray]:
     rows = _rows(
         starts,
         windows[0][0],
@@ -172,11 +172,12 @@ def _matrix(
         n2,
     )
     gone = rows < 0
+    loss = np.add.reduceat(np.where(gone, data, 0.0), starts[:-1])
     rows[gone], data[gone] = 0, 0.0
     matrix = sps.csc_array((data, rows, starts), shape=(sources, sources))
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
-    return matrix
+    return matrix, loss
 
 
 @numba.njit
@@ -192,24 +193,6 @@ def _rows(starts, first1, last1, first2, last2, cells1, cells2, n2):
     return rows
 
 
-@numba.njit
-def _masses(edges, first, last, mean, deviation, out):
-    """Normal probabilities of consecutive intervals, without cancellation in either tail: one tail per edge."""
-    scale = 0.7071067811865476 / deviation
-    z = (edges[first] - mean) * scale
-    tail = 0.5 * math.erfc(abs(z))
-    for i in range(first, last):
-        z_next = (edges[i + 1] - mean) * scale
-        tail_next = 0.5 * math.erfc(abs(z_next))
-        if z > 0:
-            out[i - first] = tail - tail_next
-        elif z_next < 0:
-            out[i - first] = tail_next - tail
-        else:
-            out[i - first] = 1.0 - tail - tail_next
-        z, tail = z_next, tail_next
-
-
 @numba.njit(fastmath={"contract"})
 def _independent(starts, first1, last1, first2, last2, edges1, edges2, mean1, sd1, mean2, sd2, weights):
     data = np.zeros(starts[-1])
@@ -220,8 +203,8 @@ def _independent(starts, first1, last1, first2, last2, edges1, edges2, mean1, sd
         c, d = first2[source], last2[source]
         for node in range(len(weights)):
             other = node % mean2.shape[1]
-            _masses(edges1, a, b, mean1[source, node], sd1[source, node], buffer1)
-            _masses(edges2, c, d, mean2[source, other], sd2[source, other], buffer2)
+            masses(edges1, a, b, mean1[source, node], sd1[source, node], buffer1)
+            masses(edges2, c, d, mean2[source, other], sd2[source, other], buffer2)
             place = starts[source]
             for i in range(b - a):
                 factor = weights[node] * buffer1[i]
@@ -229,107 +212,4 @@ def _independent(starts, first1, last1, first2, last2, edges1, edges2, mean1, sd
                     for j in range(d - c):
                         data[place + j] += factor * buffer2[j]
                 place += d - c
-    return data
-
-
-@numba.njit
-def _correlated(
-    starts, first1, last1, first2, last2, edges1, edges2,
-    mean1, sd1, mean2, sd2, regression, weights, abscissae, inner_weights,
-):  # fmt: skip
-    data = np.zeros(starts[-1])
-    buffer1 = np.empty(np.max(last1 - first1))
-    buffer2 = np.empty(np.max(last2 - first2))
-    density = np.empty(len(abscissae))
-    for source in range(len(starts) - 1):
-        a, b = first1[source], last1[source]
-        c, d = first2[source], last2[source]
-        for node in range(len(weights)):
-            m, s = mean1[source, node], sd1[source, node]
-            _masses(edges1, a, b, m, s, buffer1)
-            place = starts[source]
-            for i in range(a, b):
-                low, high = max(edges1[i], m - REACH * s), min(edges1[i + 1], m + REACH * s)
-                if high > low and buffer1[i - a] > 0:
-                    total = 0.0
-                    for k in range(len(abscissae)):
-                        z = (0.5 * (low + high) + 0.5 * (high - low) * abscissae[k] - m) / s
-                        density[k] = inner_weights[k] * math.exp(-0.5 * z * z)
-                        total += density[k]
-                    for k in range(len(abscissae)):
-                        # given the first coordinate, in proportion to its exact mass in this cell
-                        shift = 0.5 * (low + high) + 0.5 * (high - low) * abscissae[k] - m
-                        shifted = mean2[source, node] + regression[source, node] * shift
-                        factor = weights[node] * buffer1[i - a] * density[k] / max(total, 1e-300)
-                        if factor > _NEGLIGIBLE:
-                            reach = REACH * sd2[source, node]
-                            begin = c + np.searchsorted(edges2[c + 1 : d], shifted - reach)
-                            end = c + 1 + np.searchsorted(edges2[c + 1 : d], shifted + reach)
-                            _masses(edges2, begin, end, shifted, sd2[source, node], buffer2)
-                            for j in range(begin, end):
-                                data[place + j - c] += factor * buffer2[j - begin]
-                place += d - c
-    return data
-
-
-@numba.njit
-def _below(edge, low, wide, narrow):
-    """Probability that the sum of two uniform variables from `low` on, of widths wide >= narrow, is below."""
-    t = edge - low
-    if t <= 0:
-        return 0.0
-    if t >= wide + narrow:
-        return 1.0
-    if t < narrow:
-        return 0.5 * t * t / (wide * narrow)
-    if t <= wide:
-        return (t - 0.5 * narrow) / wide
-    rest = wide + narrow - t
-    return 1.0 - 0.5 * rest * rest / (wide * narrow)
-
-
-@numba.njit
-def _spread(edges, first, last, low, width1, width2, out):
-    """Probabilities of intervals for the sum of two uniform variables; the first and last that are not 0."""
-    wide, narrow = max(width1, width2), min(width1, width2)
-    begin = first + np.searchsorted(edges[first + 1 : last], low, side="right")
-    end = begin
-    before = 0.0
-    while end < last:
-        now = _below(edges[end + 1], low, wide, narrow) if edges[end + 1] < np.inf else 1.0
-        out[end - first] = now - before
-        before = now
-        end += 1
-        if now >= 1.0:
-            break
-    return begin, end
-
-
-@numba.njit
-def _tabulated(
-    starts, first1, last1, first2, last2, edges1, edges2, low1, width1, low2, width2, noise_low, noise_width, mass
-):  # fmt: skip
-    data = np.zeros(starts[-1])
-    buffer1 = np.empty(np.max(last1 - first1))
-    buffer2 = np.empty(np.max(last2 - first2))
-    pieces = low1.shape[1]
-    for source in range(len(starts) - 1):
-        a, b = first1[source], last1[source]
-        c, d = first2[source], last2[source]
-        for piece in range(pieces):
-            other = piece % low2.shape[1]
-            for k in range(len(mass)):
-                i1, i2 = _spread(
-                    edges1, a, b, low1[source, piece] + noise_low[k, 0], width1[source, piece], noise_width[k, 0],
-                    buffer1,
-                )  # fmt: skip
-                j1, j2 = _spread(
-                    edges2, c, d, low2[source, other] + noise_low[k, 1], width2[source, other], noise_width[k, 1],
-                    buffer2,
-                )  # fmt: skip
-                for i in range(i1, i2):
-                    place = starts[source] + (i - a) * (d - c)
-                    factor = mass[k] / pieces * buffer1[i - a]
-                    for j in range(j1, j2):
-                        data[place + j - c] += factor * buffer2[j - c]
     return data

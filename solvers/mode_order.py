@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from solvers.errors import ConvergenceFailure
@@ -13,6 +15,14 @@ def slowest_first(values: np.ndarray) -> np.ndarray:
     return np.lexsort(
         (-values.imag, np.round(np.abs(values.imag) / scale, 9), np.round(-values.real / scale, 9))
     )
+
+
+def ordered(
+    values: np.ndarray, vectors: np.ndarray, order_of: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and the columns that belong to them in an order."""
+    order = order_of(values)
+    return values[order], vectors[:, order]
 
 
 def closed_count(values: np.ndarray, k: int, cluster: bool = False) -> int:

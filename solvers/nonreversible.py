@@ -1,4 +1,4 @@
-"""Eigenmodes of chains without detailed balance, and of stochastic matrices, by balanced Arnoldi."""
+"""Eigenmodes of chains without detailed balance, by balanced Arnoldi."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from solvers.graded_modes import TwoSided, nearest_modes, two_levels
 from solvers.lattice_operator import prefers_cycles
 from solvers.left_functions import RELIABLE, extend_left
 from solvers.missed_modes import both_completed, same_values
-from solvers.mode_order import biorthonormal, closed_count, slowest_first
+from solvers.mode_order import biorthonormal, closed_count, ordered, slowest_first
 from solvers.starts import Start
 from solvers.turning_planes import nonreversible_functions
 
@@ -30,10 +30,8 @@ _GRADED = 1e-120
 _BLOCKS = 300_000
 # Fast rotation: the imaginary parts to search exceed the real ones by this factor.
 _TALL = 3.0
-# Modes beyond the wanted ones that a neighbour starts from: it must search beyond the wanted ones too.
-_MORE = 3
-# Smaller eigenvalues of a stochastic matrix, beside the largest, are rounding.
-_RESOLVED = 1e-11
+MORE = 3
+"""Modes beyond the wanted ones that a neighbour starts from: it must search beyond the wanted ones too."""
 
 
 @one_blas_thread
@@ -124,22 +122,22 @@ def nonreversible_modes(
     balance, null_right = np.ones(n), None
     if len(chain.closed_classes) == 1:
         null_right = stationary_masses(chain, None if start is None else start.right[:, 0].real)
-        balance = _balance(_positive(chain, null_right), np.ones(n))
+        balance = balancing(_positive(chain, null_right), np.ones(n))
     elif not chain.closed_classes:
         right, left = _slowest_pair(chain) if start is None else start.slowest_pair()
-        balance = _balance(_positive(chain, right), _positive(chain, left))
+        balance = balancing(_positive(chain, right), _positive(chain, left))
     matrix = sps.csc_array(sps.diags_array(1 / balance) @ generator @ sps.diags_array(balance))
     spare = None
     if method == "dense":
-        values, y, z = _dense(matrix, slowest_first)
+        values, y, z = dense_modes(matrix, slowest_first)
     else:
         projector = None if null_right is None else (null_right / balance, balance)
         near = None if start is None else start.scaled(len(chain.closed_classes), balance)
         values, y, z = _arnoldi(matrix, k, chain.rate_scale, projector, tol, near)
-        more = closed_count(values, k + _MORE, cluster=False)
+        more = closed_count(values, k + MORE, cluster=False)
         spare = Start(values[:more], y[:, :more] * balance[:, None], z[:, :more] / balance[:, None])
-    values, y, z = _selected(values, y, z, k)
-    right, left = y * balance[:, None], _left(sps.csr_array(generator.T), values, z, balance)
+    values, y, z = selected(values, y, z, k)
+    right, left = y * balance[:, None], left_functions(sps.csr_array(generator.T), values, z, balance)
     values[: len(chain.closed_classes)] = 0.0
     if null_right is not None:
         right[:, 0], left[:, 0] = null_right, 1.0
@@ -171,7 +169,7 @@ def _graded_modes(chain: Chain, k: int, tol: float) -> Triple | None:
             left = solver.solve(left, "T")
             left /= left.max()
     right = np.maximum(right, 1e-300)
-    balance = _balance(right, left)
+    balance = balancing(right, left)
     levels = two_levels(chain, np.log(right))
     blocks, zeros = levels[-1].chain, int(conserving)
     if len(blocks.closed_classes) != zeros:
@@ -231,14 +229,17 @@ def _settle(values: np.ndarray, values_left: np.ndarray, kept: int, shift: float
     return reach <= radius and float(np.abs(slow - values_left[:kept]).max()) <= allowed
 
 
-def _dense(matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray], np.ndarray]) -> Triple:
+def dense_modes(
+    matrix: sps.csr_array | sps.csc_array, order_of: Callable[[np.ndarray], np.ndarray]
+) -> Triple:
+    """All values in the given order, and right and left vectors, of a full matrix."""
     result: Any = sl.eig(matrix.toarray(), left=True, right=True)
     values, z, y = result[0], np.conj(result[1]), result[2]
     order = order_of(values)
     return values[order], y[:, order], z[:, order]
 
 
-def _selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Triple:
+def selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Triple:
     """The first k modes, made bi-orthonormal together with the cluster that the cut would split."""
     kept = closed_count(values, k, cluster=True)
     z = biorthonormal(y[:, :kept], z[:, :kept])
@@ -246,7 +247,10 @@ def _selected(values: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> Tripl
     return values[:shown].astype(complex), y[:, :shown].astype(complex), z[:, :shown].astype(complex)
 
 
-def _left(adjoint: sps.csr_array, values: np.ndarray, z: np.ndarray, balance: np.ndarray) -> np.ndarray:
+def left_functions(
+    adjoint: sps.csr_array, values: np.ndarray, z: np.ndarray, balance: np.ndarray
+) -> np.ndarray:
+    """Left vectors of a matrix from those `z` of it scaled, by a solve where they are below rounding."""
     left = np.empty_like(z)
     for a, value in enumerate(values):
         reliable = np.abs(z[:, a]) > RELIABLE * np.abs(z[:, a]).max()
@@ -267,7 +271,7 @@ def _positive(chain: Chain, vector: np.ndarray) -> np.ndarray:
     return size
 
 
-def _balance(right: np.ndarray, left: np.ndarray) -> np.ndarray:
+def balancing(right: np.ndarray, left: np.ndarray) -> np.ndarray:
     """Scaling that would symmetrise a reversible chain, and makes any other as normal as it gets."""
     with np.errstate(under="ignore"):
         scale = np.sqrt(np.maximum(right, 1e-250 * right.max()) / np.maximum(left, 1e-50 * left.max()))
@@ -334,7 +338,7 @@ def _arnoldi(
                 spl.eigs, solver(transpose), k=count, which="LM", v0=first[transpose], tol=0.01 * tol,
                 ncv=min(2 * count + 10, n),
             )  # fmt: skip
-            found.append(_ordered(shift - 1 / nu, vectors, slowest_first))
+            found.append(ordered(shift - 1 / nu, vectors, slowest_first))
         (values, y), (values_left, z) = found
         # Arnoldi orders by distance; of equally distant pairs one may be cut, so the rim is not trusted
         radius = float(np.abs(values - shift).max()) * (1 - 1e-6)
@@ -351,7 +355,7 @@ def _arnoldi(
                 1 / reach,
                 0.1 * tol,
             )
-            found = [_ordered(shift - 1 / nu, vectors, slowest_first) for nu, vectors in found]
+            found = [ordered(shift - 1 / nu, vectors, slowest_first) for nu, vectors in found]
             (values, y), (values_left, z) = found
             kept = closed_count(values, k, cluster=True)
             equal = 1e-5 * max(float(np.abs(values[:kept]).max()), 1e-300)
@@ -371,82 +375,3 @@ def _arnoldi(
         y = np.column_stack([projector[0], y])
         z = np.column_stack([projector[1], z])
     return values, y, z
-
-
-def stochastic_modes(
-    matrix: sps.csr_array, k: int, method: str, tol: float, start: Start | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Start | None]:
-    """The k eigenvalues of largest modulus of a (sub)stochastic matrix, columns summing to at most 1.
-
-    Beside them a start for a neighbour, as from `nonreversible_modes`.
-
-    Raises
-    ------
-    ConvergenceFailure
-        If left and right iterations disagree, or modes are at rounding level.
-    """
-    n = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    transposed = sps.csr_array(matrix.T)
-    if start is not None and len(start.left) != n:
-        start = None
-    right, left = (np.full(n, 1.0 / n), np.ones(n)) if start is None else start.slowest_pair()
-    for _ in range(300):  # only to balance the matrix: need not converge
-        before = right, left
-        right, left = matrix @ right, transposed @ left
-        right, left = right / right.sum(), left / left.max()
-        if all(_settled(now, then) for now, then in zip((right, left), before, strict=True)):
-            break
-    balance = _balance(right, left)
-    scaled = sps.csr_array(sps.diags_array(1 / balance) @ matrix @ sps.diags_array(balance))
-    spare = None
-    if method == "dense":
-        values, y, z = _dense(scaled, _largest_first)
-    else:
-        count, first = min(2 * k + 10, n - 2), (start_vector(n), start_vector(n))
-        near = None if start is None else start.scaled(0, balance)
-        if near is not None and k < near[2] <= count:
-            count, first = near[2], near[:2]
-        settings = {"k": count, "which": "LM", "tol": 0.01 * tol, "ncv": min(2 * count + 10, n)}
-        found = []
-        for operator, vector in zip((scaled, sps.csr_array(scaled.T)), first, strict=True):
-            nu, vectors = arpack(spl.eigs, operator, v0=vector, **settings)
-            found.append(_ordered(nu, vectors, _largest_first))
-        (values, y), (values_left, z) = found
-        kept = closed_count(values, k, cluster=True)
-        smallest = max(abs(values[kept - 1]), _RESOLVED * abs(values[0]))
-        applied = [scaled.__matmul__, sps.csr_array(scaled.T).__matmul__]
-        found = both_completed(applied, found, k, smallest, 0.1 * tol)
-        found = [_ordered(*pairs, _largest_first) for pairs in found]
-        (values, y), (values_left, z) = found
-        if not same_values(values, values_left, k, max(1e-6, 0.1 * tol)):
-            raise ConvergenceFailure(
-                "left and right Arnoldi runs disagree; use fewer modes or method='dense'"
-            )
-        more = closed_count(values, k + _MORE, cluster=False)
-        spare = Start(values[:more], y[:, :more] * balance[:, None], z[:, :more] / balance[:, None])
-    resolved = int(np.sum(np.abs(values[:k]) > _RESOLVED * np.abs(values[0])))
-    if resolved < k:
-        raise ConvergenceFailure(
-            f"only {resolved} modes have a modulus above rounding (next: {abs(values[resolved]):.2g}); ask "
-            f"for k <= {resolved}"
-        )
-    values, y, z = _selected(values, y, z, k)
-    adjoint = sps.csr_array(matrix.T)
-    return values, y * balance[:, None], _left(adjoint, values, z, balance), spare
-
-
-def _ordered(
-    values: np.ndarray, vectors: np.ndarray, order_of: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    order = order_of(values)
-    return values[order], vectors[:, order]
-
-
-def _settled(now: np.ndarray, then: np.ndarray) -> bool:
-    """Whether a step changed no entry that balancing would notice by more than a percent."""
-    noticed = now > 1e-200 * now.max()
-    return bool(np.all(np.abs(now[noticed] - then[noticed]) <= 0.01 * now[noticed]))
-
-
-def _largest_first(values: np.ndarray) -> np.ndarray:
-    return np.lexsort((-values.imag, np.round(-values.real, 9), np.round(-np.abs(values), 9)))

@@ -56,7 +56,7 @@ def checked_grid(fp: Any) -> Grid:
 
 def region_cells(grid: Grid, region: Region, what: str) -> np.ndarray:
     """Which cells have their centre in a region: booleans of shape (size,), neither none nor all."""
-    inside = _evaluate(region, grid.coords(), what, grid.names).ravel()
+    inside = evaluated_region(region, grid.coords(), what, grid.names).ravel()
     if not inside.any():
         raise InvalidInput(f"the {what} contains no cell centre; move it into the grid, or refine the grid")
     if inside.all():
@@ -142,9 +142,16 @@ def backward_solution(chain: Chain, right: np.ndarray, what: str) -> tuple[np.nd
     return np.maximum(solution, 0.0), "sparse LU"
 
 
-def _evaluate(
+def evaluated_region(
     region: Region, coords: tuple[np.ndarray, ...], what: str, names: tuple[str, ...]
 ) -> np.ndarray:
+    """Where a region holds, booleans of the coordinates' shape.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no predicate on arrays.
+    """
     if not callable(region):
         raise InvalidInput(f"{what} is a {type(region).__name__}; give a predicate such as lambda x: x > 1")
     arguments = f"({', '.join(names)})"
@@ -192,7 +199,7 @@ def _edge_exits(
                 position = np.where(position > high, position - (high - low), position)
                 coords = [c[at] for c in fixed]
                 coords[face.axis] = position
-                hit = _evaluate(region, tuple(coords), "the region", grid.names)
+                hit = evaluated_region(region, tuple(coords), "the region", grid.names)
                 near, far = np.where(hit, near, middle), np.where(hit, middle, far)
             share = np.maximum(far, _NEAREST)
             lift = (face.lift.ravel()[at] if forward else -face.lift.ravel()[at]) * share

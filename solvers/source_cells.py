@@ -9,13 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from solvers.curved_landing import DEGREE
 from solvers.errors import InvalidInput
 from solvers.grid import Grid
 from solvers.map_noise import Atoms
 
-_STRAIGHT = 1e-4  # distance, in cells, that a map may keep from its chords within a piece of a source cell
+_POINTS = np.polynomial.legendre.leggauss(DEGREE + 1)[0]
+# Size, in cells, of the highest power that a polynomial for a piece of a source cell may have; the rest is a hundredth
+# of it or less, and orthogonal to polynomials.
+_HIGHEST = 1e-5
 _MAX_PIECES = {1: 32, 2: 8}
-_INSET = 1e-9  # of a cell
+# Change of a slope within a piece, of itself, from which rules for square roots are used: with less, its zero is ten
+# widths away and four Gauss-Legendre nodes err by 20^-8. A change in cells per piece that is none.
+_BENT, _FLAT = 0.2, 1e-10
 
 
 class Law(NamedTuple):
@@ -42,47 +48,76 @@ class NoisyMap:
     convention: None = None
 
 
-def pieces_of_cells(law: Law, grid: Grid) -> int:
-    """Pieces of a source cell, per axis, on which chords replace the map."""
-    mean = law.move(inner_points(grid, 2))[0]
-    bend, mixed = 0.0, False
-    for values, name in zip(mean, grid.names, strict=True):
-        corners = by_cell(values, grid, 3).reshape(grid.size, *(3,) * grid.d)
-        width = float(grid.widths[name].min())
-        moves = []
-        for k in range(1, grid.d + 1):
-            bend = max(bend, float(np.abs(np.diff(corners, 2, axis=k)).max()) / (2 * width))
-            moves.append(np.abs(np.diff(corners, axis=k)).max() / width)
-        mixed |= grid.d == 2 and min(moves) > _STRAIGHT
-    wanted = max(math.ceil(math.sqrt(bend / _STRAIGHT)), 4 if mixed else 1)
-    return min(wanted, _MAX_PIECES[grid.d])
+class Images(NamedTuple):
+    """Images of pieces of source cells under a map: polynomials in local coordinates u, v on [-1, 1].
+
+    Attributes
+    ----------
+    coefficients : list of arrays (sources, pieces, powers of u, powers of v)
+        One for each axis; in one dimension powers of u have only the first entry.
+    bent : ndarray of bool (sources, pieces)
+        Whether the slope of a component along a coordinate changes so much that it vanishes in the piece or near it.
+    low, high : list of arrays (sources,)
+        What each component keeps within.
+    """
+
+    coefficients: list[np.ndarray]
+    bent: np.ndarray
+    low: list[np.ndarray]
+    high: list[np.ndarray]
 
 
-def inner_points(grid: Grid, pieces: int) -> tuple[np.ndarray, ...]:
-    """Ends of equal pieces of every cell, those on edges moved inwards: jumps of a map there have two sides."""
-    share = np.linspace(0, 1, pieces + 1)
-    share[0], share[-1] = _INSET, 1 - _INSET
+def images_of_cells(mean_of: Callable[[tuple[np.ndarray, ...]], list[np.ndarray]], grid: Grid) -> Images:
+    """Polynomials through the map at Gauss-Legendre points of each piece, so many that the highest power is small."""
+    whole = _interpolated(mean_of, grid, 1)
+    highest = 0.0
+    for coefficients, name in zip(whole, grid.names, strict=True):
+        ends = (
+            (coefficients[:, :, -1, :], coefficients[:, :, :, -1])
+            if grid.d == 2
+            else (coefficients[..., -1],)
+        )
+        highest = max(highest, *(float(np.abs(end).max()) / float(grid.widths[name].min()) for end in ends))
+    pieces = min(max(1, math.ceil((highest / _HIGHEST) ** (1 / DEGREE))), _MAX_PIECES[grid.d])
+    parts = whole if pieces == 1 else _interpolated(mean_of, grid, pieces)
+    points = np.concatenate([[-1.0], _POINTS, [1.0]])
+    powers = points[:, None] ** np.arange(DEGREE + 1)
+    slopes = np.arange(DEGREE + 1) * points[:, None] ** np.maximum(np.arange(DEGREE + 1) - 1, 0)
+    bent, low, high = np.zeros(parts[0].shape[:2], dtype=bool), [], []
+    for coefficients, name in zip(parts, grid.names, strict=True):
+        values = np.einsum("ai,bj,spij->spab", powers, powers, coefficients)
+        least, most = values.min(axis=(1, 2, 3)), values.max(axis=(1, 2, 3))
+        slack = 0.05 * (most - least) + 1e-12 * float(np.abs(grid.edges[name]).max())
+        low.append(least - slack)
+        high.append(most + slack)
+        for first, second in ((slopes, powers), (powers, slopes)):
+            slope = np.einsum("ai,bj,spij->spab", first, second, coefficients)
+            least, most = slope.min(axis=(2, 3)), slope.max(axis=(2, 3))
+            change = np.maximum(_BENT * np.maximum(most, -least), _FLAT * float(grid.widths[name].min()))
+            bent |= most - least > change
+    return Images(parts, bent, low, high)
+
+
+def _interpolated(
+    mean_of: Callable[[tuple[np.ndarray, ...]], list[np.ndarray]], grid: Grid, pieces: int
+) -> list[np.ndarray]:
+    share = (0.5 * (_POINTS + 1)[None, :] + np.arange(pieces)[:, None]).ravel() / pieces
     lines = [
         (grid.edges[n][:-1, None] + grid.widths[n][:, None] * share[None, :]).ravel() for n in grid.names
     ]
-    return tuple(np.meshgrid(*lines, indexing="ij"))
-
-
-def rectangles(values: np.ndarray, grid: Grid, pieces: int) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and width of the image of each piece along one axis, from the map at `inner_points`.
-
-    The width is that of a uniform law with the variance of the piece's image under its linear part.
-    """
-    corners = by_cell(values, grid, pieces + 1).reshape(grid.size, *(pieces + 1,) * grid.d)
-    middle, square = corners, np.zeros(())
-    for k in range(1, grid.d + 1):
-        move = np.diff(corners, axis=k)
-        for other in range(1, grid.d + 1):
-            if other != k:
-                move = 0.5 * (lower(move, other) + upper(move, other))
-        square = square + move**2
-        middle = 0.5 * (lower(middle, k) + upper(middle, k))
-    return middle.reshape(grid.size, -1), np.sqrt(square).reshape(grid.size, -1)
+    inverse = np.linalg.inv(_POINTS[:, None] ** np.arange(DEGREE + 1))
+    result = []
+    for values in mean_of(tuple(np.meshgrid(*lines, indexing="ij"))):
+        if grid.d == 1:
+            rows = np.zeros((grid.size, pieces, DEGREE + 1, DEGREE + 1))
+            rows[:, :, 0] = values.reshape(grid.size, pieces, DEGREE + 1) @ inverse.T
+        else:
+            n = DEGREE + 1
+            split = values.reshape(grid.shape[0], pieces, n, grid.shape[1], pieces, n)
+            split = split.transpose(0, 3, 1, 4, 2, 5).reshape(grid.size, pieces**2, n, n)
+            rows = inverse @ split @ inverse.T
+        result.append(np.ascontiguousarray(rows))
+    return result
 
 
 def by_cell(values: np.ndarray, grid: Grid, nodes: int) -> np.ndarray:
@@ -129,8 +164,3 @@ def evaluated(function: Callable[..., Any], coords: tuple[np.ndarray, ...], what
 def lower(values: np.ndarray, axis: int) -> np.ndarray:
     """All but the last along an axis."""
     return values[(slice(None),) * axis + (slice(None, -1),)]
-
-
-def upper(values: np.ndarray, axis: int) -> np.ndarray:
-    """All but the first along an axis."""
-    return values[(slice(None),) * axis + (slice(1, None),)]

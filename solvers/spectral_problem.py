@@ -13,6 +13,7 @@ from solvers.chain import Chain
 from solvers.eigensolvers import Modes, conserves, generator_modes, transfer_modes
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
+from solvers.killed_maps import killed_steps
 from solvers.regions import Region, killed, region_cells
 from solvers.spectrum import verify
 from solvers.starts import Start
@@ -87,7 +88,7 @@ def problem_of(operator: Operator, absorbed: Region | None = None) -> Problem:
     inside = region_cells(operator.grid, absorbed, "absorbed region")
     if isinstance(operator, FokkerPlanck):
         return Problem(operator, killed(operator, [absorbed], [inside])[0], None)
-    return Problem(operator, None, sps.csr_array(operator.matrix[~inside][:, ~inside]))
+    return Problem(operator, None, killed_steps(operator, [absorbed]).matrix)
 
 
 def built(build: Build, value: float) -> Operator:

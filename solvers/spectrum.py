@@ -13,7 +13,11 @@ from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
 from solvers.fokker_planck import FokkerPlanck
 from solvers.grid import Grid
 from solvers.provenance import provenance
+from solvers.slow_exchange import slowest_exchange
 from solvers.transfer import TransferOperator
+
+# Distance from 1 from which an eigenvalue of a stochastic matrix has lost digits; cells of a plane that are eliminated.
+_ONE, _FEW = 1e-6, 5000
 
 
 def eigenmodes(
@@ -50,7 +54,8 @@ def eigenmodes(
         is conserved. Signs: left is positive in the first cell where ``|right|`` exceeds half its maximum.
         ``residual(mode)``: backward error ``|A v - lambda v| / (|A| |v|)``, the larger of right and left.
         ``gap``: minus the real part of the slowest nonzero eigenvalue (for a transfer operator
-        ``-log|mu| / step`` of the first mode that decays), in 1/time. Which modes are zero follows from the
+        ``-log|mu| / step`` of the first mode that decays, accurate relatively if a single real one is near 1),
+        in 1/time. Which modes are zero follows from the
         structure (walls that conserve probability, disconnected parts), not from a tolerance.
         With ``richardson``: ``eigenvalue_error(mode)``, a third of the distance to the coarser grid's value, and
         ``eigenvalue_extrapolated(mode)``, fourth-order accurate where cells and model are smooth. On an axis
@@ -111,8 +116,8 @@ def eigenmodes(
     else:
         modes = transfer_modes(operator.matrix, int(k), method, tol)
         units, eigenvalue_name = "1", f"eigenvalue per step of {operator.step:g}"
-        gap = _transfer_gap(operator, modes, method, tol)
-        for doubt in modes.doubts:
+        gap, doubts = _transfer_gap(operator, modes, method, tol)
+        for doubt in doubts:
             warnings.warn(AccuracyWarning(doubt), stacklevel=2)
     verify(modes, tol, relative=isinstance(operator, TransferOperator))
     result = _dataset(operator, modes, gap, units, eigenvalue_name)
@@ -180,10 +185,26 @@ def _generator_gap(
     return float(-np.real(modes.values[modes.zeros])), modes.doubts
 
 
-def _transfer_gap(operator: TransferOperator, modes: Modes, method: str, tol: float) -> float:
+def _transfer_gap(
+    operator: TransferOperator, modes: Modes, method: str, tol: float
+) -> tuple[float, tuple[str, ...]]:
+    """The gap and what is doubtful; vectors of two modes near 1 are replaced by those that are not mixed."""
+    known = modes
     if len(modes.values) <= modes.zeros:
-        modes = transfer_modes(operator.matrix, modes.zeros + 1, method, tol)
-    return float(-np.log(np.abs(modes.values[modes.zeros])) / operator.step)
+        known = transfer_modes(operator.matrix, modes.zeros + 1, method, tol)
+    slow = known.values[known.zeros :]
+    gap = float(-np.log(np.abs(slow[0])) / operator.step)
+    lone = known.zeros == 1 and abs(slow[0] - 1.0) < _ONE and not np.any(np.abs(slow[1:]) > 1.0 - _ONE)
+    if not (lone and (operator.grid.d == 1 or operator.grid.size <= _FEW)):
+        return gap, known.doubts
+    found = slowest_exchange(operator.matrix)
+    if found is None:
+        return gap, known.doubts
+    modes.right[:, 0], modes.left[:, 0] = found.masses, 1.0
+    if len(modes.values) > 1:
+        modes.right[:, 1] = found.right * np.sign(found.right @ found.left)
+        modes.left[:, 1] = found.left / abs(found.right @ found.left)
+    return float(-np.log1p(-found.gap) / operator.step), ()
 
 
 def verify(modes: Modes, tol: float, *, relative: bool) -> None:
@@ -205,7 +226,8 @@ def verify(modes: Modes, tol: float, *, relative: bool) -> None:
     if excess[worst] > 1:
         raise ConvergenceFailure(
             f"mode {worst} (eigenvalue {modes.values[worst]:.6g}) has residual {error[worst]:.2g}, allowed "
-            f"{allowed[worst]:.2g}; use a narrower grid, method='dense' on fewer cells, or a larger tol"
+            f"{allowed[worst]:.2g}; use a narrower grid, method='dense' on fewer cells, "
+            f"{'fewer modes (without noise on an axis the others are hardly determined), ' * relative}or a larger tol"
         )
 
 

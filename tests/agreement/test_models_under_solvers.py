@@ -102,3 +102,20 @@ def test_phase_flips_of_the_map_on_a_line_by_its_own_kernel():
     fp = FokkerPlanck(models.flip_normal_form(mu, c, kick), Grid.uniform(A=(-reach, reach, 400)))
     rates = -np.real(eigenmodes(fp, k=3).eigenvalue.values)[1:]
     np.testing.assert_allclose(sorted(per_step), rates, rtol=3 * mu)
+
+
+@pytest.mark.filterwarnings("ignore:cells are:solvers.errors.AccuracyWarning")
+@pytest.mark.parametrize(("delta", "alpha", "beta", "noise"), [(-0.3, 0.05, 0.5, 0.3), (-0.1, 0.1, 1.0, 0.5)])
+def test_modes_of_a_map_without_noise_along_the_sharpness(delta, alpha, beta, noise):
+    """Some cells leave with certainty: scaled by the slowest functions, which are 0 there, modes were rounding."""
+    rule = maps.caeo_map(0.5, delta=delta, alpha=alpha, beta=beta, noise=noise).as_sde()
+    grid = Grid.uniform(x=(-3, 3, 30), S=(3, 5, 30))
+    operator = TransferOperator(rule, grid, step=1.0, boundary="absorbing")
+    exact = np.linalg.eigvals(operator.matrix.toarray())
+    exact = exact[np.argsort(-np.abs(exact))]
+    found = eigenmodes(operator, 4)
+    # simple eigenvalues; the dense solver's own rounding, at condition numbers up to 1e4
+    np.testing.assert_allclose(np.abs(found.eigenvalue[:4]), np.abs(exact[:4]), rtol=1e-11)
+    right = (found.right.values * grid.volumes).reshape(found.sizes["mode"], -1).T
+    wrong = np.abs(operator.matrix @ right - right * found.eigenvalue.values).sum(axis=0)
+    assert (wrong < 1e-9 * np.abs(right).sum(axis=0)).all()

@@ -217,24 +217,6 @@ def test_components_of_one_coordinate_each_give_products():
     np.testing.assert_allclose(both.matrix.toarray(), product, atol=1e-12)
 
 
-def test_a_rotation_by_pieces_converges_with_them():
-    # one source cell of a rotation with a point table: areas of a rotated square, by dense sampling of it
-    c, s = np.cos(0.5), np.sin(0.5)
-    grid = Grid.uniform(x=(-2, 2, 10), y=(-2, 2, 10))
-    operator = TransferOperator.of_map(
-        lambda x, y: (c * x - s * y, s * x + c * y), SampleNoise([[0.05, -0.1]]), grid, allow_wall_mass=True
-    )
-    line = -0.4 * 0 + 0.4 * (np.arange(1200) + 0.5) / 1200
-    x, y = np.meshgrid(line, line, indexing="ij")  # cell (5, 5)
-    image = (c * x - s * y + 0.05, s * x + c * y - 0.1)
-    counts = np.histogram2d(image[0].ravel(), image[1].ravel(), bins=[grid.edges["x"], grid.edges["y"]])[0]
-    found = operator.matrix[:, [55]].toarray().reshape(10, 10)
-    # squares in place of a sixteenth of a rotated one: corners of a piece, an area of at most a quarter of it each
-    # along the edges crossed; measured 4e-3
-    assert np.abs(found - counts / counts.sum()).max() < 1e-2
-    assert abs(found.sum() - 1) < 1e-13
-
-
 def test_noise_wider_than_the_circle_wraps_all_the_way():
     grid = Grid.uniform(x=(0, 1, 50))
     for noise in (3.0, HistogramNoise([-2.5, 2.5], [1.0])):

@@ -2,6 +2,7 @@
 
 import warnings
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -167,16 +168,53 @@ def test_sparse_and_dense_modes_agree():
     np.testing.assert_allclose(masses * sparse.left, masses * dense.left, atol=1e-9)
 
 
-def test_a_gap_below_rounding_is_told():
-    """Two wells whose exchange per step, exp(-1/(4 D)) times some 0.01, is far below 1e-16 at D = 0.005."""
-    wells = SDE(
-        lambda t, y, p, xp: (y[0] - y[0] ** 3,), lambda t, y, p, xp: (xp.sqrt(0.01),), convention="ito"
+def wells(tilt, noise):
+    sde = SDE(lambda t, y, p, xp: (y[0] - y[0] ** 3 + tilt,), lambda t, y, p, xp: (noise,), convention="ito")
+    return TransferOperator(sde, Grid.uniform(x=(-1.3, 1.35, 84)), step=0.1)
+
+
+@pytest.mark.parametrize(("tilt", "noise", "size"), [(-0.01, 0.1, 1e-19), (0.02, 0.2, 1e-6)])
+def test_a_gap_below_rounding_keeps_its_digits(tilt, noise, size):
+    """Two wells that exchange exp(-barrier) per step, against the same matrix in 50 digits."""
+    operator = wells(tilt, noise)
+    modes = eigenmodes(operator, k=2)
+    matrix, n = operator.matrix.toarray(), operator.grid.size
+    with mpmath.workdps(50):
+        # 1 - M^T, whose rows sum to 0, so that adding a constant row to all moves its eigenvalue 0 alone, to 1
+        system = mpmath.matrix((-matrix.T).tolist())
+        for j in range(n):
+            system[j, j] = mpmath.fsum([mpmath.mpf(float(v)) for v in np.delete(matrix[:, j], j)])
+        system += mpmath.ones(n) / n
+        function = mpmath.matrix(np.sign(operator.grid.centers["x"]).tolist())
+        for _ in range(
+            4
+        ):  # the other modes are 1e-2 away: a factor of 1e-3 a round at least, squared by the quotient
+            grown = mpmath.lu_solve(system, function)
+            gap = (function.T * function)[0] / (function.T * grown)[0]
+            function = grown / mpmath.norm(grown, mpmath.inf)
+        exact = float(gap)
+    assert 0.01 * size < float(modes.gap) < 100 * size
+    # sums and products of nonnegative numbers, n^2 roundings of 1e-16; inverse iteration settles to 1e-12
+    assert float(modes.gap) == pytest.approx(-np.log1p(-exact) / operator.step, rel=1e-10)
+    product = (modes.left.values @ (modes.right.values * operator.grid.volumes).T).real
+    np.testing.assert_allclose(product, np.eye(2), atol=1e-10)
+    masses = modes.right.values[0].real * operator.grid.volumes
+    np.testing.assert_allclose(
+        masses, (stationary_density(operator) * operator.grid.volumes).values, rtol=1e-10
     )
-    transfer = TransferOperator(wells, Grid.uniform(x=(-1.6, 1.6, 400)), step=0.1)
+    assert float(eigenmodes(operator, k=1).gap) == float(modes.gap)
+
+
+def test_gaps_below_rounding_that_cannot_be_told_apart_are_told():
+    """Three wells: two slow modes below rounding."""
+    sde = SDE(
+        lambda t, y, p, xp: (-xp.sin(2 * np.pi * y[0]) / (2 * np.pi),),
+        lambda t, y, p, xp: (0.03,),
+        convention="ito",
+    )
+    operator = TransferOperator(sde, Grid.uniform(x=(-1.5, 1.5, 400)), step=0.1)
     with pytest.warns(AccuracyWarning, match="rounding of a stochastic matrix"):
-        eigenmodes(transfer, k=2)
-    with pytest.warns(AccuracyWarning, match="rounding of a stochastic matrix"):
-        escape_rate(transfer, target=lambda x: x > 1.2)
+        eigenmodes(operator, k=3)
 
 
 def test_mass_may_peak_where_all_of_it_leaves_next():

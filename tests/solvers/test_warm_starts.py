@@ -16,6 +16,7 @@ from solvers import (
     from_potential,
     multigrid_modes,
     nonreversible,
+    stochastic_modes,
 )
 from solvers.multifrontal import Factors
 from solvers.spectral_problem import problem_of
@@ -78,6 +79,7 @@ def work(monkeypatch):
     monkeypatch.setattr(Factors, "solve_ordered", solve_ordered)
     monkeypatch.setattr(multigrid_modes, "davidson", corrected)
     monkeypatch.setattr(nonreversible, "arpack", applied)
+    monkeypatch.setattr(stochastic_modes, "arpack", applied)
     return counts
 
 
