@@ -38,8 +38,10 @@ _TAILS = 1e-4
 _EMPTY = 1e-30
 # Modes of the last lattice beyond the wanted ones: some are iterated too, others only known.
 _MORE = 8
-# Where the cycles do not converge they may from finer blocks, up to so many times as many.
+# Where cycles do not converge they may from finer blocks, up to so many times as many,
 _FINEST = 5
+# and while there are so many times fewer of them than cells; else a factorisation of the cells costs no more.
+_WORTH = 16
 # Masses of the last lattice below this share of the largest are rounding.
 _LOST = 1e-200
 
@@ -63,12 +65,16 @@ def nonreversible_functions(chain: Chain, wanted: int, tol: float, slowest: Slow
         None if the iteration does not converge: noise that is weak beside the blocks.
     """
     planes = _blocks(chain)
-    while planes is not None and len(planes) > 1 and planes[-1][0].killed.size <= _FINEST * COARSEST:
-        found = _from_blocks(planes, chain, wanted, tol, slowest)
-        if found is not None:
-            return found
+    if planes is None:
+        return None
+    found = _from_blocks(planes, chain, wanted, tol, slowest)
+    while found is None and len(planes) > 1:
         planes.pop()
-    return None
+        size = planes[-1][0].killed.size
+        if size > min(_FINEST * COARSEST, chain.size // _WORTH):
+            break
+        found = _from_blocks(planes, chain, wanted, tol, slowest)
+    return found
 
 
 def _from_blocks(planes, chain: Chain, wanted: int, tol: float, slowest: Slowest) -> Triple | None:

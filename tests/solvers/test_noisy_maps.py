@@ -107,7 +107,8 @@ def test_the_doubling_map_forgets_in_one_step_per_harmonic():
     exact = np.zeros((64, 64))
     for j in range(64):
         exact[[2 * j % 64, (2 * j + 1) % 64], j] = 0.5
-    np.testing.assert_allclose(still, exact, atol=1e-15)
+    # the image of a cell, 1/32 wide, ends on edges to some eps: 16 of them, beside that width
+    np.testing.assert_allclose(still, exact, rtol=0, atol=16 * np.finfo(float).eps * 32)
 
 
 def test_the_quartic_loss_beyond_the_edge_against_direct_simulation():

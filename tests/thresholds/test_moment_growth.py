@@ -30,7 +30,8 @@ def test_second_moments_are_the_exact_ones():
     jacobian = np.random.default_rng(0).normal(size=(10, 2, 4))
     eta = 1.1 * float(thresholds.sgd_mean_square(jacobian, batch_size=2))
     exact = math.log(thresholds.mean_square_growth(jacobian, eta, batch_size=2))
-    found = thresholds.sgd_moment_exponents(jacobian, eta, 2.0, batch_size=2, seed=4, steps=2000)
+    # the bias of 512 clones, some -0.002, is told of by a warning, or just not, from machine to machine
+    found = thresholds.sgd_moment_exponents(jacobian, eta, 2.0, batch_size=2, seed=4, steps=1000, clones=2048)
     allowed = 5.5 * found["stderr"] + 2 * abs(found["bias"])  # t with 7 degrees of freedom: 1e-3
     assert abs(float(found[0]) - exact) < float(allowed[0])
     assert float(allowed[0]) < 0.5 * exact  # zero would be rejected
