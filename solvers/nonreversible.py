@@ -28,6 +28,8 @@ Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 _GRADED = 1e-120
 # Up to so many states Arnoldi's method with SuperLU is faster than blocks of vectors (1e5 cells: 7.6 against 17 s).
 _BLOCKS = 300_000
+# Blocks up to which a full matrix is faster, and the relative residual of their modes.
+_FEW, _ROUGH = 800, 1e-5
 # Fast rotation: the imaginary parts to search exceed the real ones by this factor.
 _TALL = 3.0
 MORE = 3
@@ -147,7 +149,12 @@ def nonreversible_modes(
 def modes_on_planes(chain: Chain, k: int, tol: float) -> Triple | None:
     """The same for all cells of a large rectangle without a factorisation; None if that does not converge."""
     found = nonreversible_functions(
-        chain, k, tol, lambda blocks, count: nonreversible_modes(blocks, count, "shift-invert", 1e-6)[:3]
+        chain,
+        k,
+        tol,
+        lambda blocks, count: nonreversible_modes(
+            blocks, count, "dense" if blocks.size <= _FEW else "shift-invert", _ROUGH
+        )[:3],
     )
     if found is None:
         return None

@@ -37,7 +37,7 @@ _TAILS = 1e-4
 # Where there is less, densities are lost in the rounding of others, and ratios to it need not be known at all.
 _EMPTY = 1e-30
 # Modes of the last lattice beyond the wanted ones: some are iterated too, others only known.
-_MORE = 8
+_MORE = 5
 # Where cycles do not converge they may from finer blocks, up to so many times as many,
 _FINEST = 5
 # and while there are so many times fewer of them than cells; else a factorisation of the cells costs no more.
