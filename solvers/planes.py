@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solvers import block_lattice as kernels
+from solvers import block_rates
 from solvers.chain import Chain, Place
 
 Bottom = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -33,7 +34,7 @@ class Plane:
     Attributes
     ----------
     rates : ndarray of shape (n0, n1, 4 or 8)
-        Rates out of each cell, in the order of `block_lattice.STEPS`.
+        Rates out of each cell, in the order of `block_rates.STEPS`.
     killed : ndarray of shape (n0, n1)
     masses : ndarray of shape (n0, n1)
         Weights of cells in sums, adding up to 1.
@@ -88,7 +89,7 @@ class Plane:
         around0, around1 = self.wrapped
         for _ in range(_SETS):
             changes = [
-                kernels.settle(self.rates, out, around0, around1, upwards0, upwards1, logs)
+                block_rates.settle(self.rates, out, around0, around1, upwards0, upwards1, logs)
                 for upwards0, upwards1 in (*_TURNING[0], *_TURNING[1])
             ]
             if max(changes) < _SETTLED:
@@ -166,7 +167,7 @@ def rates_of(chain: Chain) -> np.ndarray | None:
     shape, wrapped = chain.place.shape, chain.place.wrapped
     for slots in (4, 8):
         rates = np.zeros((*shape, slots))
-        if kernels.rates_out(
+        if block_rates.rates_out(
             *shape, *wrapped, chain.first, chain.second, chain.forward, chain.backward, rates
         ):
             return rates
@@ -178,7 +179,7 @@ def joined(plane: Plane, widths: tuple[np.ndarray, ...]) -> tuple[Plane, tuple[n
     shape = tuple(-(-n // 2) for n in plane.shape)
     rates, killed = np.empty((*shape, plane.rates.shape[2])), np.empty(shape)
     around0, around1 = plane.wrapped
-    kernels.join(plane.rates, plane.killed, widths[0], widths[1], around0, around1, rates, killed)
+    block_rates.join(plane.rates, plane.killed, widths[0], widths[1], around0, around1, rates, killed)
     blocks = Plane(rates, killed, np.zeros(shape), plane.wrapped)
     blocks.signs = plane.signs
     wider = tuple(np.add.reduceat(w, np.arange(0, len(w), 2)) for w in widths)
@@ -188,7 +189,7 @@ def joined(plane: Plane, widths: tuple[np.ndarray, ...]) -> tuple[Plane, tuple[n
 def reversed_in_time(plane: Plane, log_masses: np.ndarray) -> Plane:
     """The operator on ratios of masses to the given ones; where these are not stationary, it kills a little."""
     rates = np.empty_like(plane.rates)
-    kernels.against(plane.rates, log_masses, plane.wrapped[0], plane.wrapped[1], rates)
+    block_rates.against(plane.rates, log_masses, plane.wrapped[0], plane.wrapped[1], rates)
     result = Plane(rates, plane.outflow - rates.sum(axis=2), plane.masses, plane.wrapped)
     result.outflow = plane.outflow
     return result
@@ -200,7 +201,7 @@ def chain_of(plane: Plane, like: Chain) -> Chain:
     cells = np.arange(n0 * n1).reshape(n0, n1)
     first, second, forward, backward = [], [], [], []
     for slot in range(0, plane.rates.shape[2], 2):
-        step = kernels.STEPS[slot]
+        step = block_rates.STEPS[slot]
         there = np.roll(cells, (-step[0], -step[1]), (0, 1))
         ahead, back = plane.rates[..., slot], plane.rates[..., slot + 1].ravel()[there]
         at = (ahead > 0) | (back > 0)

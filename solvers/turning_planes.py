@@ -11,6 +11,7 @@ import numpy as np
 from solvers import block_lattice as kernels
 from solvers.chain import Chain
 from solvers.coarsening import refined
+from solvers.errors import ConvergenceFailure
 from solvers.plane_modes import (
     COARSEST,
     NOISE,
@@ -83,10 +84,14 @@ def _from_blocks(planes, chain: Chain, wanted: int, tol: float, slowest: Slowest
     last = chain_of(planes[-1][0], chain)
     if len(last.closed_classes) != zeros:
         return None
-    modes = slowest(last, min(wanted + _MORE, last.size // 4))
+    try:
+        modes = slowest(last, min(wanted + _MORE, last.size // 4))
+        doubt = _doubt(planes[-1], chain, modes[0], slowest)
+    except ConvergenceFailure:  # of so few blocks: finer ones, or the cells, may tell which modes are slowest
+        return None
     rates = -modes[0]
     count = uncut(rates, wanted, len(rates), np.zeros(len(rates)))
-    held = uncut(rates, wanted, len(rates), _doubt(planes[-1], chain, modes[0], slowest))
+    held = uncut(rates, wanted, len(rates), doubt)
     if count >= len(rates):
         return None
     for vectors in modes[1:]:

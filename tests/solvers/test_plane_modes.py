@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from solvers import SDE, AccuracyWarning, FokkerPlanck, Grid, eigenmodes, from_potential
-from solvers.block_lattice import rates_out
+from solvers.block_rates import rates_out
 from solvers.nonreversible import stationary_masses
 from solvers.planes import Plane, chain_of, joined, rates_of, reversed_in_time
 from tests.operators import separable_wells
