@@ -28,9 +28,23 @@ def fill_rim(x, wrapped0, wrapped1, signs, lanes):
             x[m0 - 1, j, q] = x[1, j, q] if wrapped0 else signs[1] * x[m0 - 2, j, q]
 
 
+@njit(cache=True, inline="always")
+def _add_aims(x, i, j, aims, t, lanes):
+    """Add aims x at a cell to t.
+
+    `aims`, (2, width): real parts, and, at the first of two functions that are parts of one, the imaginary part.
+    """
+    width = len(lanes)
+    for q in range(width):
+        t[q] += aims[0, q] * x[i + 1, j + 1, q]
+    for q in range(width - 1):
+        t[q] -= aims[1, q] * x[i + 1, j + 1, q + 1]
+        t[q + 1] += aims[1, q] * x[i + 1, j + 1, q]
+
+
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def sweep(x, b, inverse, rates, upwards0, upwards1, lanes):
-    """One Gauss-Seidel sweep, in place, for diagonal x - sum of rates times neighbours = b, in the order asked for."""
+def sweep(x, b, inverse, rates, upwards0, upwards1, aims, lanes):
+    """One Gauss-Seidel sweep, in place, for A x = b + aims x, in the order asked for; the aims' x is that before."""
     width = len(lanes)
     n0, n1, slots = rates.shape
     t = np.empty(width, x.dtype)
@@ -54,6 +68,8 @@ def sweep(x, b, inverse, rates, upwards0, upwards1, lanes):
                         + rates[i, j, 6] * x[i + 2, j, q]
                         + rates[i, j, 7] * x[i, j + 2, q]
                     )
+            if aims is not None:
+                _add_aims(x, i, j, aims, t, lanes)
             f = inverse[i, j]
             for q in range(width):
                 x[i + 1, j + 1, q] = t[q] * f
@@ -138,15 +154,20 @@ def _image(x, rates, killed, i, j, slots, t, lanes):
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def restricted_rest(x, b, rates, killed, share, out, lanes):
-    """Write b - A x, averaged over blocks of two by two cells with the weights `share`, to `out`."""
+def restricted_rest(x, b, rates, killed, share, out, aims, lanes):
+    """Write b - A x + aims x, averaged over blocks of two by two cells with the weights `share`, to `out`."""
     width = len(lanes)
     n0, n1, slots = rates.shape
     t = np.empty(width, x.dtype)
     out[:] = 0
+    back = aims
+    if aims is not None:
+        back = -aims
     for i in range(n0):
         for j in range(n1):
             _image(x, rates, killed, i, j, slots, t, lanes)
+            if aims is not None:
+                _add_aims(x, i, j, back, t, lanes)
             f = share[i, j]
             for q in range(width):
                 out[i // 2, j // 2, q] += f * (b[i, j, q] - t[q])

@@ -125,20 +125,13 @@ class Plane:
                 return axis
         return None
 
-    def smooth(self, order: tuple[bool, bool]) -> None:
-        """One sweep over `x` for the equation with `right`, in an order."""
+    def smooth(self, order: tuple[bool, bool], aims: np.ndarray | None) -> None:
+        """One sweep over `x` for the equation with `right` and the aims, in an order."""
+        x, right, rates = self.x, self.right, self.single[0]
         if self.lines is None:
-            kernels.sweep(self.x, self.right, self.inverse, self.single[0], *order, self.lanes)
+            kernels.sweep(x, right, self.inverse, rates, *order, aims, self.lanes)
         else:
-            kernels.sweep_lines(
-                self.x,
-                self.right,
-                self.inverse,
-                self.single[0],
-                self.lines,
-                order[1 - self.lines],
-                self.lanes,
-            )
+            kernels.sweep_lines(x, right, self.inverse, rates, self.lines, order[1 - self.lines], self.lanes)
 
     def functions(self, dtype: type = np.float64) -> np.ndarray:
         """Functions side by side, zero, with a rim."""
@@ -232,18 +225,21 @@ def cycle(planes: list[Plane], number: int, values: np.ndarray, bottom: Bottom) 
         x[1:-1, 1:-1] = bottom(plane.right.reshape(-1, width), values).reshape(*plane.shape, width)
         return x
     x[:] = 0
+    aims = None
+    if plane.before is _TURNING[0]:  # elsewhere they are no help, but on the last lattice
+        aims = np.array([values.real, np.maximum(values.imag, 0.0)], np.float32)
     around = any(plane.wrapped)
     for order in plane.before:
-        plane.smooth(order)
+        plane.smooth(order, aims)
         if around:
             plane.fill_rim(x)
     blocks = planes[number + 1]
-    kernels.restricted_rest(x, plane.right, *plane.single, plane.share, blocks.right, plane.lanes)
+    kernels.restricted_rest(x, plane.right, *plane.single, plane.share, blocks.right, aims, plane.lanes)
     coarse = cycle(planes, number + 1, values, bottom)
     blocks.fill_rim(coarse)
     kernels.add_interpolated(coarse, x, plane.lanes)
     for order in plane.after:
         if around:
             plane.fill_rim(x)
-        plane.smooth(order)
+        plane.smooth(order, aims)
     return x
