@@ -159,17 +159,6 @@ def _wells(cells):
     return FokkerPlanck(model, Grid.uniform(x=(-2.2, 2.2, side), y=(-2.5, 2.5, side)))
 
 
-def _turning_wells(cells):
-    side = round(cells**0.5)
-    model = SDE(
-        lambda t, y, p, xp: (-4 * y[0] * (y[0] ** 2 - 1) - 1.5 * y[1], -2 * y[1] + 1.5 * y[0]),
-        lambda t, y, p, xp: (0.4**0.5, 0.4**0.5),
-        names=("x", "y"),
-        convention="ito",
-    )
-    return FokkerPlanck(model, Grid.uniform(x=(-2.2, 2.2, side), y=(-2.5, 2.5, side)))
-
-
 def _square(drift, sigmas, half_x, half_y):
     """Operators of a model without detailed balance on as many cells per axis."""
 
@@ -181,6 +170,12 @@ def _square(drift, sigmas, half_x, half_y):
     return build
 
 
+_turning_wells = _square(
+    lambda t, y, p, xp: (-4 * y[0] * (y[0] ** 2 - 1) - 1.5 * y[1], -2 * y[1] + 1.5 * y[0]),
+    (0.4**0.5, 0.4**0.5),
+    2.2,
+    2.5,
+)
 _spiral = _square(lambda t, y, p, xp: (-y[0] - 5 * y[1], 5 * y[0] - y[1]), (1.0, 1.0), 3.6, 3.8)
 _limit_cycle = _square(
     lambda t, y, p, xp: (y[1], (1 - y[0] ** 2) * y[1] - y[0]), (0.2**0.5, 0.2**0.5), 4.0, 5.0

@@ -33,6 +33,23 @@ def rates_out(n0, n1, wrapped0, wrapped1, first, second, forward, backward, out)
     return True
 
 
+@njit(cache=True, inline="always")
+def _arriving(rates, log_masses, wrapped0, wrapped1, i, j, s):
+    """Mass of a neighbour times its rate to a cell, over the mass of the cell."""
+    n0, n1, _ = rates.shape
+    a, b = i + STEPS[s][0], j + STEPS[s][1]
+    if wrapped0:
+        a %= n0
+    if wrapped1:
+        b %= n1
+    result = 0.0
+    if 0 <= a < n0 and 0 <= b < n1:
+        back = rates[a, b, s + 1 if s % 2 == 0 else s - 1]
+        if back > 0.0:
+            result = back * np.exp(log_masses[a, b] - log_masses[i, j])
+    return result
+
+
 @njit(cache=True, error_model="numpy")
 def against(rates, log_masses, wrapped0, wrapped1, out):
     """Rates of the chain that runs backwards in time: mass of the neighbour times its rate to here, over own mass."""
@@ -40,16 +57,7 @@ def against(rates, log_masses, wrapped0, wrapped1, out):
     for i in range(n0):
         for j in range(n1):
             for s in range(slots):
-                a, b = i + STEPS[s][0], j + STEPS[s][1]
-                if wrapped0:
-                    a %= n0
-                if wrapped1:
-                    b %= n1
-                out[i, j, s] = 0.0
-                if 0 <= a < n0 and 0 <= b < n1:
-                    back = rates[a, b, s + 1 if s % 2 == 0 else s - 1]
-                    if back > 0.0:
-                        out[i, j, s] = back * np.exp(log_masses[a, b] - log_masses[i, j])
+                out[i, j, s] = _arriving(rates, log_masses, wrapped0, wrapped1, i, j, s)
 
 
 @njit(cache=True, error_model="numpy")
@@ -66,15 +74,7 @@ def settle(rates, outflow, wrapped0, wrapped1, upwards0, upwards1, log_masses):
             j = q if upwards1 else n1 - 1 - q
             inflow = 0.0
             for s in range(slots):
-                a, b = i + STEPS[s][0], j + STEPS[s][1]
-                if wrapped0:
-                    a %= n0
-                if wrapped1:
-                    b %= n1
-                if 0 <= a < n0 and 0 <= b < n1:
-                    back = rates[a, b, s + 1 if s % 2 == 0 else s - 1]
-                    if back > 0.0:
-                        inflow += back * np.exp(log_masses[a, b] - log_masses[i, j])
+                inflow += _arriving(rates, log_masses, wrapped0, wrapped1, i, j, s)
             if inflow > 0.0:
                 change = np.log(inflow / outflow[i, j])
                 log_masses[i, j] += change

@@ -114,12 +114,13 @@ def _both_sides(
     masses = right[:, 0].real
     masses = np.maximum(masses, _LOST * masses.max())
     log_masses = last.settled(np.log(masses).reshape(last.shape), -float(values[0].real))
-    backwards = chain_of(_seen_from(last, log_masses, lanes), chain)
+    behind = _seen_from(last, log_masses, lanes)
+    backwards = chain_of(behind, chain)
     ratios = np.where(masses[:, None] < _EMPTY, 0.0, right / masses[:, None])
     ratios[:, 0] = 1.0
     shift = SHIFT * backwards.rate_scale
     seen = Coarse(-values, ratios, masses[:, None] * left, backwards.matrix("backward", 0.0), shift)
-    found = _rights(planes, log_masses, seen, count, tol, lanes)
+    found = _rights(planes, behind, log_masses, seen, count, tol, lanes)
     if found is None:
         return None
     y, start, log_masses, right_count = found
@@ -178,11 +179,10 @@ def _real_columns(values: np.ndarray, functions: np.ndarray, most: int) -> tuple
     return np.column_stack(columns), used
 
 
-def _rights(planes, log_masses, coarse: Coarse, count: int, tol: float, lanes):
+def _rights(planes, behind: Plane, log_masses, coarse: Coarse, count: int, tol: float, lanes):
     """Ratios of right vectors on the cells, log of the masses under them, and of the slowest vector on all planes."""
     plane, widths = planes[-1]
-    logs = [log_masses]
-    ratios = [_seen_from(plane, logs[0], lanes)]
+    logs, ratios = [log_masses], [behind]
     columns, used = _real_columns(-coarse.rates, coarse.functions, len(lanes) - NOISE)
     found = None
     x, noise = started(columns, ratios[0]), len(lanes) - columns.shape[1]
