@@ -91,6 +91,11 @@ CASES = {
     "no noise along an axis": lambda: FokkerPlanck(
         langevin(0.3), Grid.uniform(x=(-2.8, 2.8, 150), y=(-3.5, 3.5, 150))
     ),
+    "a periodic axis without noise": lambda: FokkerPlanck(
+        model(lambda t, y, p, xp: (y[1], 0.3 - xp.sin(y[0]) - y[1]), lambda t, y, p, xp: (0.0 * y[0], 1.0)),
+        Grid.uniform(x=(0, 2 * np.pi, 150), y=(-5, 5, 150)),
+        boundary={"x": "periodic", "y": "reflecting"},
+    ),
     "absorbed rotation": lambda: FokkerPlanck(
         model(lambda t, y, p, xp: (-y[0] - 2 * y[1], 2 * y[0] - y[1]), lambda t, y, p, xp: (1.0, 1.0)),
         Grid.uniform(x=(-1.5, 1.5, 150), y=(-1.5, 1.5, 150)),
