@@ -47,7 +47,7 @@ def main() -> tuple[xr.Dataset, Threshold, float]:
             rows = jax.random.choice(key, len(x), (BATCH,), replace=False)
             batch = (x[rows], y[rows])
             state, reading = monitor.update(state, params, batch, schedule(count), data=probe)
-            gradient = jax.grad(loss)(params, *batch)
+            gradient = reading.then(jax.grad(loss)(params, *batch))  # no copy of the weights for the monitor
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state, state), reading
 

@@ -53,7 +53,7 @@ def main() -> tuple[xr.Dataset, list[str]]:
     def step(params, opt_state, state, batch, rate):
         opt_state.hyperparams["learning_rate"] = rate
         state, reading = monitor.update(state, params, batch, rate, data=probe, opt_state=opt_state)
-        gradient = jax.grad(loss)(params, batch)
+        gradient = reading.then(jax.grad(loss)(params, batch))  # no copy of the weights for the monitor
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, state, reading
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
+from eos_sde.training.judgement import divergence_rate
 from eos_sde.training.linear_rules import LinearRule, adam_moments, preconditioner
 from eos_sde.training.objective import objective
 from eos_sde.training.readings import MEASURED
@@ -39,8 +40,8 @@ class Memory(NamedTuple):
         Running sums: batch sharpness, g_B' H g_B, |grad L|^2, and their weight.
     first_loss : float
         Of the first measurement; NaN before it.
-    numbers : Array, shape (19,)
-        As in `Reading`; those of `MEASURED` are renewed.
+    numbers : Array, shape (14,)
+        As in `Reading`.
     """
 
     curvature: Any
@@ -65,6 +66,8 @@ class Measurement:
         Factor of the running sums at each measurement.
     noise : float
         Variance of a batch mean over that of one example.
+    limit : float
+        Growth of the loss that counts as divergence.
     """
 
     loss: Callable[..., Any]
@@ -72,6 +75,7 @@ class Measurement:
     estimator: Estimator
     forget: float
     noise: float
+    limit: float
 
     def __call__(
         self, memory: Memory, params: Any, batch: Any, data: Any, opt_state: Any, rate: jax.Array
@@ -114,9 +118,12 @@ class Measurement:
         mean_square = one_mode_threshold(self.rule, sharpness, self.noise * variance)
         deterministic = where_positive(self.rule.edge, sharpness)
         steepest = jnp.maximum(sharpness, fresh[0])  # of this batch: a running mean remembers what is over
-        first = jnp.isnan(memory.first_loss)
+        unknown = jnp.isnan(memory.first_loss)
+        first = jnp.where(unknown, present, memory.first_loss)
+        nearest = jnp.minimum(deterministic, mean_square)
+        catapult = where_positive(partial(self.rule.edge, growth=_CATAPULT), steepest)
         feedback = jax.lax.cond(
-            first | (rate > _NEAR * jnp.minimum(deterministic, mean_square)),
+            unknown | (rate > _NEAR * nearest),
             lambda: self_stabilization(value, point, mode, data),
             lambda: jnp.full_like(present, jnp.nan),
         )
@@ -135,8 +142,18 @@ class Measurement:
             "mean_square": mean_square,
             "saturation": saturated,
             "batch": where_positive(self.rule.edge, batch_sharpness),
-            "catapult": where_positive(partial(self.rule.edge, growth=_CATAPULT), steepest),
+            "catapult": catapult,
+            "divergence": divergence_rate(
+                present,
+                first,
+                sharpness,
+                feedback,
+                saturated,
+                nearest,
+                catapult,
+                limit=self.limit,
+                adaptive=self.rule.adaptive,
+            ),
         }
-        renewed = jnp.stack([found[name].astype(flat.dtype) for name in MEASURED])
-        numbers = memory.numbers.at[: len(MEASURED)].set(renewed)
-        return Memory(curvature, means, jnp.where(first, present, memory.first_loss), numbers)
+        numbers = jnp.stack([found[name].astype(flat.dtype) for name in MEASURED])
+        return Memory(curvature, means, first, numbers)

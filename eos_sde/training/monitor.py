@@ -15,12 +15,12 @@ from eos_sde.optimizers import curvature
 from eos_sde.optimizers.curvature.interface import Estimator, flat_view
 from eos_sde.training import readings as log
 from eos_sde.training import schedule
-from eos_sde.training.judgement import Judge, Suspicion
+from eos_sde.training.judgement import Suspicion, flags, suspect
 from eos_sde.training.linear_rules import linear_rule
 from eos_sde.training.measurement import Measurement, Memory
 from eos_sde.training.objective import examples
 from eos_sde.training.pace import Pace, timed
-from eos_sde.training.readings import JUDGED, MEASURED, Reading
+from eos_sde.training.readings import MEASURED, Reading
 from eos_sde.training.schedule import Price, Schedule
 from solvers.errors import InvalidInput
 
@@ -61,8 +61,9 @@ class StabilityMonitor:
     r"""Sharpness, batch sharpness, gradient noise and the distance to each threshold, while an optax loop runs.
 
     ``state = monitor.init(params)`` once; before each update ``state, reading = monitor.update(state, params, batch,
-    learning_rate)``. Pure: compile it with the training step, under ``jax.jit`` and ``jax.lax.scan`` (not ``vmap``,
-    under which every step would pay for a measurement). The curvature is measured now and then: at steps 0, 1, 2, 4, 8,
+    learning_rate)``, and ``gradient = reading.then(gradient)`` where every microsecond counts (see `Reading.then`).
+    Pure: compile it with the training step, under ``jax.jit`` and ``jax.lax.scan`` (not ``vmap``, under which every
+    step would pay for a measurement). The curvature is measured now and then: at steps 0, 1, 2, 4, 8,
     ..., wherever an alarm begins, and regularly; in between the last values stand, and the distances follow the
     learning rate of each step.
 
@@ -108,20 +109,19 @@ class StabilityMonitor:
 
     *The warning.* A rate beyond a threshold is no divergence: networks answer with an excursion that lowers the
     sharpness (Damian, Nichani and Lee 2023). In their reduced model an excess sharpness y is removed at the amplitude
-    x^2 = 2 y^2/beta, that is at a loss S y^2/beta above the present one, with beta = \|grad S\|^2 across the top
-    mode; y = S (1 - threshold/eta). There is an alarm when that peak lies beyond `limit`, and when eta is beyond the
-    ``catapult`` threshold, where oscillation raises the sharpness instead (4/S without momentum: Lewkowycz et al.
-    2020; see `thresholds.closed_forms.momentum_edge`). Adam's preconditioner grows with the gradients and bounds its
-    steps by about eta a weight: there the peak is at most the loss of such steps along the top mode, and just that
-    beyond the catapult threshold. An alarm is measured at once and again at the next step, and is a warning if it
-    still stands then and eta over the catapult threshold has not fallen by a tenth: some networks come back. Beyond 3
-    times that threshold (12/S), or where the budget leaves it unmeasured, an alarm is a warning at once. ``edge`` and
-    ``warning`` are taken back below 0.9 of the thresholds.
+    x^2 = 2 y^2/beta, that is at a loss S y^2/beta above the present one, with beta = \|grad S\|^2 across the top mode;
+    y = S (1 - threshold/eta). There is an alarm when that peak lies beyond `limit`, and when eta is beyond the
+    ``catapult`` threshold (the lesser is ``divergence``), where oscillation raises the sharpness instead (4/S without
+    momentum: Lewkowycz et al. 2020; see `thresholds.closed_forms.momentum_edge`). Adam's preconditioner grows with the
+    gradients and bounds its steps by about eta a weight: there the peak is at most the loss of such steps along the top
+    mode, and just that beyond the catapult threshold. An alarm is measured at once and again at the next step, and is a
+    warning if it still stands then and eta over the catapult threshold has not fallen by a tenth: some networks come
+    back. Beyond 3 times that threshold (12/S), or where the budget leaves it unmeasured, an alarm is a warning at once.
+    ``edge`` and ``warning`` are taken back below 0.9 of the thresholds.
 
     References
     ----------
-    arXiv:2209.15594 (self-stabilization), 2003.02218 (catapult), 2412.20553 (batch sharpness, gradient-noise
-    interaction), 2207.14484 (Adam).
+    arXiv:2209.15594 (self-stabilization), 2003.02218 (catapult), 2412.20553 (batch sharpness), 2207.14484 (Adam).
 
     Examples
     --------
@@ -152,7 +152,7 @@ class StabilityMonitor:
         batch_size: int | None = None,
         examples: int | None = None,
         every: int | None = None,
-        overhead: float = 0.04,
+        overhead: float = 0.03,
         momentum: float | None = None,
         b1: float | None = None,
         b2: float | None = None,
@@ -198,12 +198,12 @@ class StabilityMonitor:
         """
         flat = flat_view(params)
         unknown = jnp.full((), jnp.nan, flat.dtype)
-        no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-        reading = Reading(zero, zero, no, no, jnp.full((len(MEASURED) + len(JUDGED),), jnp.nan, flat.dtype))
+        zero = jnp.zeros((), jnp.int32)
+        reading = Reading(unknown, jnp.full((len(MEASURED),), unknown), jnp.array([0, -1, 0], jnp.int32))
         memory = self.estimator.init(jnp.zeros((flat.dimension,), flat.dtype), jax.random.key(self.seed))
         return MonitorState(
             zero, memory, jnp.zeros((4,), flat.dtype), unknown, schedule.begin(),
-            Suspicion(zero, unknown), reading,
+            Suspicion(zero, unknown, jnp.zeros((), bool)), reading,
         )  # fmt: skip
 
     def update(
@@ -247,9 +247,7 @@ class StabilityMonitor:
         """
         wanted, given = (jax.tree.map(_shape, s) for s in (jax.eval_shape(self.init, params), state))
         if wanted != given:
-            raise InvalidInput(
-                "params are not of the shapes and dtypes that init saw; pass the parameters that train"
-            )
+            raise InvalidInput("params are not like those that init saw; pass the parameters that train")
         if self.rule.adaptive and opt_state is None:
             raise InvalidInput(
                 f"rule={self.rule.name!r} needs opt_state, the optax state that holds its second moments"
@@ -259,29 +257,31 @@ class StabilityMonitor:
         before, price = state.reading, self._price(*sizes)
         noise = self._noise(sizes[0], alone=data is None)
         rate = jnp.asarray(learning_rate, state.first_loss.dtype)
-        measure = Measurement(self.loss, self.rule, self.estimator, self.forget, noise)
-        judge = Judge(self.rule, self.limit)
-        alarm, *_ = judge.alarm(before.numbers, rate, state.first_loss)
-        new = alarm & (state.suspicion.alarms == 0)
+        measure = Measurement(self.loss, self.rule, self.estimator, self.forget, noise, self.limit)
+        new = (rate > before.divergence) & (state.suspicion.alarms == 0)
         due = schedule.is_due(state.schedule, state.count, new, price.typical, self.every)
 
         def turn(carry: tuple) -> tuple:
-            return jnp.zeros((), bool), measure(carry[1], params, batch, whole, opt_state, rate)
+            _, known, suspicion, plan = carry
+            known = measure(known, params, batch, whole, opt_state, rate)
+            seen = before._replace(numbers=known.numbers)
+            suspicion = suspect(suspicion, rate, seen.divergence, seen.catapult)
+            paid = price.of_steps(known.curvature.products) if self.every is None else jnp.int32(0)
+            plan = schedule.advance(plan, state.count, suspicion.alarms, paid, price.typical)
+            return jnp.zeros((), bool), known, suspicion, plan
 
-        # a loop of one turn or none: unlike a conditional it leaves what it carries where it is, without a copy
+        # a loop of one turn or none: unlike a conditional it leaves what it carries where it is, without a copy, and
+        # nothing that a measurement alone changes costs time in between
         known = Memory(state.curvature, state.means, state.first_loss, before.numbers)
-        _, known = jax.lax.while_loop(lambda carry: carry[0], turn, (due, known))
-        reading, suspicion = judge(known.numbers, rate, known.first_loss, before, state.suspicion, due)
-        reading = reading._replace(
-            step=state.count, measured_at=jnp.where(due, state.count, before.measured_at)
+        _, known, suspicion, plan = jax.lax.while_loop(
+            lambda carry: carry[0], turn, (due, known, state.suspicion, state.schedule)
         )
-        paid = price.of_steps(known.curvature.products) if self.every is None else jnp.int32(0)
-        planned = schedule.advance(state.schedule, state.count, due, suspicion.alarms, paid, price.typical)
-        if self.notify is not None:
-            notify = self.notify
+        edge, warning = flags(before._replace(numbers=known.numbers), rate, suspicion, due)
+        reading = Reading(rate, known.numbers, jnp.stack([state.count, plan.last, edge + 2 * warning]))
+        if (notify := self.notify) is not None:
             begins = reading.warning & ~before.warning
             jax.lax.cond(begins, lambda r: jax.debug.callback(notify, r), lambda _: None, reading)
-        return MonitorState(state.count + 1, *known[:3], planned, suspicion, reading), reading
+        return MonitorState(state.count + 1, *known[:3], plan, suspicion, reading), reading
 
     def steps_between(self, batch_size: int, probe_size: int) -> int:
         """Steps between measurements: `every`, or what keeps the cost within the overhead.

@@ -77,7 +77,7 @@ def timed(
         Least of some runs each.
     """
     state = monitor.init(params)
-    sleeping = state.schedule._replace(wait=jnp.int32(_NEVER))
+    sleeping = state.schedule._replace(last=jnp.int32(-1), due=jnp.int32(_NEVER))
     # far beyond every edge all is measured; within them nothing begins, long after the start
     beyond, within = (jnp.asarray(rate, state.first_loss.dtype) for rate in (1e9, 0.0))
 
@@ -110,7 +110,7 @@ def timed(
     compiled = watched.lower(state, within, arguments).compile()
     compilation = _clock() - begun
     warm, *_ = compiled(state, beyond, arguments)  # the cold first measurement
-    warm = warm._replace(schedule=sleeping, reading=warm.reading._replace(measured_at=jnp.int32(-1)))
+    warm = warm._replace(schedule=sleeping)
     start, late = warm._replace(count=state.count), warm._replace(count=jnp.int32(_NEVER // 2))
     _, measured, products = compiled(start, beyond, arguments)
     idle = _least(lambda: compiled(late, within, arguments)) / _STEPS

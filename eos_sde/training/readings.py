@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -29,21 +30,25 @@ MEASURED = {
         "time",
         "threshold: beyond it oscillation raises the sharpness, of the batch or of the probe data",
     ),
+    "divergence": (
+        "time",
+        "threshold: learning rate beyond which the predicted peak of the loss is too high",
+    ),
 }
 """What stands until the next measurement, with units and meaning, in the order of `Reading.numbers`."""
 
 JUDGED = {
-    "learning_rate": ("time", "learning rate of the update that follows"),
-    "distance_deterministic": ("1", "log(threshold / learning rate), negative beyond it"),
-    "distance_mean_square": ("1", "log(threshold / learning rate), negative beyond it"),
-    "distance_batch": ("1", "log(threshold / learning rate), negative beyond it"),
-    "distance_catapult": ("1", "log(threshold / learning rate), negative beyond it"),
+    **{
+        f"distance_{name}": ("1", "log(threshold / learning rate), negative beyond it")
+        for name in ("deterministic", "mean_square", "batch", "catapult", "divergence")
+    },
     "predicted_loss": ("1", "loss at the peak of the excursion that is predicted beyond the edge"),
 }
 """What follows at every step from that and the learning rate."""
 
-_WHERE = {name: place for place, name in enumerate([*MEASURED, *JUDGED])}
-_FLAGS = {
+_WHERE = {name: place for place, name in enumerate(MEASURED)}
+_HELD = {
+    "learning_rate": ("time", "learning rate of the update that follows"),
     "staleness": ("1", "steps since the measurement"),
     "edge": ("1", "whether the learning rate is beyond a threshold, with hysteresis"),
     "warning": ("1", "whether divergence is predicted, with hysteresis"),
@@ -53,31 +58,81 @@ _FLAGS = {
 class Reading(NamedTuple):
     """One reading, or a stack of them from a scan: few arrays, since each costs time at every step.
 
-    Every name of the log is an attribute, for example ``reading.sharpness`` or ``reading.distance_deterministic``,
-    of the shape of `step`.
+    Every name of the log is an attribute, for example ``reading.sharpness``, ``reading.distance_deterministic`` or
+    ``reading.warning``, of the shape of `learning_rate`; what follows from the rest is computed when it is asked for.
 
     Attributes
     ----------
-    step : int32
-        Updates before this one.
-    measured_at : int32
-        Step of the last measurement.
-    edge, warning : bool
-        Beyond a threshold; divergence predicted.
-    numbers : Array, shape (..., 19)
-        Everything else.
+    learning_rate : float
+        Of the update that follows.
+    numbers : Array, shape (..., 14)
+        What was measured last, in the order of `MEASURED`.
+    marks : int32, shape (..., 3)
+        Updates before this one, step of the last measurement, and 1 beyond a threshold plus 2 where divergence is
+        predicted.
     """
 
-    step: Any
-    measured_at: Any
-    edge: Any
-    warning: Any
+    learning_rate: Any
     numbers: Any
+    marks: Any
 
     def __getattr__(self, name: str) -> Any:
         if name in _WHERE:
             return self.numbers[..., _WHERE[name]]
-        raise AttributeError(f"Reading has no {name!r}; it has {', '.join([*_WHERE, *_FLAGS])}")
+        if name in JUDGED:
+            return jnp.log(getattr(self, name.removeprefix("distance_")) / self.learning_rate)
+        raise AttributeError(f"Reading has no {name!r}; it has {', '.join([*_WHERE, *JUDGED, *_HELD])}")
+
+    def then(self, tree: Any) -> Any:
+        """The same arrays, but known only after this reading: give it the gradients of the update.
+
+        A compiler that may overwrite the weights before the monitor has read them keeps a copy of them at every step;
+        one that has to wait for the reading needs none. Adam's second moments are spared one too.
+
+        Parameters
+        ----------
+        tree : pytree of real arrays
+            Of the step of this reading.
+
+        Returns
+        -------
+        pytree
+            Bit for bit.
+        """
+        never = self.measured_at > self.step
+        return jax.tree.map(lambda leaf: jnp.where(never, jnp.zeros_like(leaf), leaf), tree)
+
+    @property
+    def predicted_loss(self) -> Any:
+        """Loss at the peak of the excursion that is predicted beyond the edge."""
+        rate = self.learning_rate
+        nearest = jnp.minimum(self.deterministic, self.mean_square)
+        excess = self.sharpness * jnp.maximum(0.0, 1.0 - nearest / rate)
+        # beyond the catapult threshold oscillation no longer lowers the sharpness
+        removed = jnp.where(
+            rate > self.catapult, jnp.nan, self.sharpness * excess**2 / self.self_stabilization
+        )
+        return self.loss + jnp.where(excess > 0, jnp.fmin(removed, self.saturation * rate**2), 0.0)
+
+    @property
+    def step(self) -> Any:
+        """Updates before this one."""
+        return self.marks[..., 0]
+
+    @property
+    def measured_at(self) -> Any:
+        """Step of the last measurement."""
+        return self.marks[..., 1]
+
+    @property
+    def edge(self) -> Any:
+        """Whether the learning rate is beyond a threshold."""
+        return self.marks[..., 2] % 2 == 1
+
+    @property
+    def warning(self) -> Any:
+        """Whether divergence is predicted."""
+        return self.marks[..., 2] >= 2
 
     @property
     def staleness(self) -> Any:
@@ -118,12 +173,14 @@ def log(readings: Reading | Iterable[Reading], *, every_step: bool, **attrs: obj
             "readings holds no Reading: pass what StabilityMonitor.update returned, stacked or in a list"
         )
     stacked = [jax.tree.map(np.asarray, piece) for piece in pieces]
-    stacked = [jax.tree.map(lambda a: a[None], one) if one.step.ndim == 0 else one for one in stacked]
+    stacked = [
+        jax.tree.map(lambda a: a[None], one) if one.learning_rate.ndim == 0 else one for one in stacked
+    ]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *stacked)
     keep = np.ones(len(joined.step), bool) if every_step else joined.measured
     data = {
-        name: ("step", getattr(joined, name)[keep], {"units": units, "long_name": text})
-        for name, (units, text) in (MEASURED | JUDGED | _FLAGS).items()
+        name: ("step", np.asarray(getattr(joined, name))[keep], {"units": units, "long_name": text})
+        for name, (units, text) in (MEASURED | JUDGED | _HELD).items()
     }
     step = xr.DataArray(joined.step[keep], dims="step", attrs={"units": "1", "long_name": "updates before"})
     return xr.Dataset(data, coords={"step": step}, attrs=provenance(**attrs))

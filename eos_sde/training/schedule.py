@@ -61,23 +61,26 @@ class Schedule(NamedTuple):
 
     Attributes
     ----------
+    last : int32
+        Step of the last measurement.
+    due : int32
+        Step of the next regular one.
     burst : int32
         Step at which the last alarm began.
-    wait : int32
-        Steps until the next regular measurement.
     debt : int32
         Steps owed for bursts.
     """
 
+    last: jax.Array
+    due: jax.Array
     burst: jax.Array
-    wait: jax.Array
     debt: jax.Array
 
 
 def begin() -> Schedule:
     """Before the first step."""
     zero = jnp.zeros((), jnp.int32)
-    return Schedule(zero - _MOST, zero, zero)
+    return Schedule(zero - 1, zero, zero - _MOST, zero)
 
 
 def room(schedule: Schedule, interval: int) -> jax.Array:
@@ -112,7 +115,7 @@ def is_due(
     standing = _doubled(step - schedule.burst, interval)
     if every is not None:
         return (step % every == 0) | standing | event
-    return (schedule.wait <= 0) | _doubled(step, interval) | standing | (event & room(schedule, interval))
+    return (step >= schedule.due) | _doubled(step, interval) | standing | (event & room(schedule, interval))
 
 
 def _doubled(since: jax.Array, interval: int) -> jax.Array:
@@ -121,36 +124,35 @@ def _doubled(since: jax.Array, interval: int) -> jax.Array:
 
 
 def advance(
-    schedule: Schedule, step: jax.Array, due: jax.Array, alarms: jax.Array, price: jax.Array, interval: int
+    schedule: Schedule, step: jax.Array, alarms: jax.Array, price: jax.Array, interval: int
 ) -> Schedule:
-    """Schedule after a step.
+    """Schedule after a measurement.
 
     Parameters
     ----------
     schedule : Schedule
         Before it.
     step : int32
-        Its number.
-    due : bool
-        Whether it measured.
+        That measured.
     alarms : int32
         Measurements in a row that raised an alarm: 1 begins a burst if there is room, 0 ends it.
     price : int32
-        Steps that pay for the measurement, if there was one.
+        Steps that pay for the measurement.
     interval : int
         Steps after which a burst ends.
 
     Returns
     -------
     Schedule
-        Of the next step.
+        For the steps that follow.
     """
-    regular = due & (schedule.wait <= 0)
+    regular = step >= schedule.due
     paid = jnp.where(regular, jnp.minimum(schedule.debt, price), 0)
-    owed = jnp.where(due & ~regular, price, 0)
-    begins = due & (alarms == 1) & room(schedule, interval)
+    owed = jnp.where(regular, 0, price)
+    begins = (alarms == 1) & room(schedule, interval)
     return Schedule(
-        jnp.where(begins, step, jnp.where(due & (alarms == 0), step - interval, schedule.burst)),
-        jnp.where(regular, price + paid, schedule.wait) - 1,
+        step,
+        jnp.where(regular, step + price + paid, schedule.due),
+        jnp.where(begins, step, jnp.where(alarms == 0, step - interval, schedule.burst)),
         schedule.debt + owed - paid,
     )

@@ -72,8 +72,10 @@ def monitored(
                 "the monitor needs params and a batch: update(grads, state, params, batch=batch)"
             )
         rate = learning_rate(state.monitor.count) if callable(learning_rate) else learning_rate
-        watched, _ = monitor.update(state.monitor, params, batch, rate, data=data, opt_state=state.inner)
-        updates, new = inner.update(updates, state.inner, params, **extra_args)
+        watched, reading = monitor.update(
+            state.monitor, params, batch, rate, data=data, opt_state=state.inner
+        )
+        updates, new = inner.update(reading.then(updates), state.inner, params, **extra_args)
         return updates, MonitoredState(new, watched)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from eos_sde import bridge, thresholds
 from eos_sde.optimizers import curvature
-from eos_sde.training import StabilityMonitor, max_stable_lr, monitored
+from eos_sde.training import Reading, StabilityMonitor, max_stable_lr, monitored
+from eos_sde.training.judgement import divergence_rate
 from eos_sde.training.linear_rules import linear_rule
 from eos_sde.training.readings import JUDGED, MEASURED
 from solvers import InvalidInput
@@ -153,7 +154,7 @@ def test_log_has_units_and_survives_a_file(problem, tmp_path):
     _, readings = loop(monitor, optax.sgd(1.0), params, data, np.full(4, 0.01), compiled=True)
     log = monitor.dataset([readings, readings])
     assert log.sizes["step"] == 4
-    assert set(log) == {*MEASURED, *JUDGED, "staleness", "edge", "warning"}
+    assert set(log) == {*MEASURED, *JUDGED, "learning_rate", "staleness", "edge", "warning"}
     assert all({"units", "long_name"} <= set(log[name].attrs) for name in log.variables)
     assert log.attrs["rule"] == "gd"
     log.to_netcdf(tmp_path / "log.nc", engine="h5netcdf")
@@ -246,6 +247,54 @@ def test_catapult_edge_is_where_the_two_layer_linear_network_diverges(nesterov):
             memory = b * memory + gradient
             w = w - factor * edge * (gradient + b * memory if nesterov else memory)
         assert (not abs(f) < 1e6) == diverges
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_an_alarm_begins_where_the_predicted_peak_passes_the_limit(adaptive):
+    # 2000 states, every fifth with unknown feedback, and 200 rates each: the edge in closed form against the peak
+    keys = iter(jax.random.split(jax.random.key(3), 10))
+
+    def draw(spread):
+        return jnp.exp(spread * jax.random.normal(next(keys), (2000, 1)))
+
+    limit, sharpness, deterministic = 10.0, draw(1.0), draw(0.3)
+    found = dict.fromkeys(MEASURED, jnp.zeros((2000, 1))) | {
+        "loss": draw(1.0), "sharpness": sharpness,
+        "deterministic": deterministic, "mean_square": deterministic * draw(0.5),
+        "self_stabilization": sharpness**3 * draw(2.0) / 10, "catapult": deterministic * 2 * draw(0.3),
+        "saturation": draw(2.0) if adaptive else jnp.full((2000, 1), jnp.inf),
+    }  # fmt: skip
+    unknown = jnp.arange(2000)[:, None] % 5 == 0
+    found["self_stabilization"] = jnp.where(unknown, jnp.nan, found["self_stabilization"])
+    first, rates = draw(1.0), jnp.geomspace(0.01, 100.0, 200)[None, :]
+    nearest = jnp.minimum(found["deterministic"], found["mean_square"])
+    edge = divergence_rate(
+        found["loss"], first, sharpness, found["self_stabilization"], found["saturation"], nearest, found["catapult"],
+        limit=limit, adaptive=adaptive,
+    )  # fmt: skip
+    numbers = jnp.broadcast_to(
+        jnp.stack([found[name] for name in MEASURED], axis=-1), (2000, 200, len(MEASURED))
+    )
+    reading = Reading(jnp.broadcast_to(rates, (2000, 200)), numbers, jnp.zeros((2000, 200, 3), jnp.int32))
+    alarm = (rates > nearest) & (reading.predicted_loss > limit * jnp.maximum(first, found["loss"]))
+    if not adaptive:
+        alarm |= rates > found["catapult"]
+    assert 0.1 < float(alarm.mean()) < 0.9
+    np.testing.assert_array_equal(rates > edge, alarm)
+
+
+def test_what_waits_for_a_reading_keeps_its_bits(problem):
+    params, data, _ = problem
+    monitor = StabilityMonitor(network_loss, rule="gd")
+    state = monitor.init(params)
+
+    @jax.jit
+    def both(state):
+        _, reading = monitor.update(state, params, data, 0.1)
+        gradient = jax.grad(network_loss)(params, *data)
+        return gradient, reading.then(gradient)
+
+    jax.tree.map(np.testing.assert_array_equal, *both(state))
 
 
 def lifted(w, x, y):

@@ -31,7 +31,8 @@ def play(suspicious, prices):
         alarm, price = now
         due = schedule.is_due(state, count, alarm & (alarms == 0), INTERVAL, None)
         alarms = jnp.where(due, jnp.where(alarm, alarms + 1, 0), alarms)
-        state = schedule.advance(state, count, due, alarms, price, INTERVAL)
+        after = schedule.advance(state, count, alarms, price, INTERVAL)
+        state = jax.tree.map(lambda new, old: jnp.where(due, new, old), after, state)
         return (state, count + 1, alarms), (due, state.debt)
 
     start = (schedule.begin(), jnp.int32(0), jnp.int32(0))
