@@ -10,10 +10,13 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from eos_sde.bridge.calibration import calibrate
+from eos_sde.bridge.escape import basin_level
+from eos_sde.bridge.line_map import LineMap, line_bottom
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
 from eos_sde.models.arguments import count, positive
 from eos_sde.thresholds import flip_barrier, momentum_sgd_scalar
+from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 CRITERIA = {
@@ -62,11 +65,11 @@ def applicable_criterion(
        Falling, or rising from beyond 2: "none"; recalibrate, or shorten the horizon below |2 - eta S|/(eta^2 |alpha|).
     3. Else the Hessian is as good as frozen, whatever the gradient along slow directions (they are followed
        adiabatically), and stability about the moving minimum applies. Full batch: "deterministic". "escape" if the
-       flip along the top eigenvector is subcritical and its barrier (`thresholds.flip_barrier`) is below log T,
-       so that Kramers' rate can reach 1/T. Otherwise "mean-square": noise is too weak for any barrier, as at a minimum
-       that fits every example, or the oscillation is bounded, and linear stability is what is lost first. The barrier
-       is that of the local normal form: where the noise grows along the line faster than its first two derivatives
-       tell, it is too high, and "map on the line" of `predict_escape` is the better judge.
+       flip along the top eigenvector is subcritical and the map on the line, with its own slopes and noise ("map on
+       the line" of `predict_escape`), is expected to leave within the horizon. The barrier of the local normal form
+       (`thresholds.flip_barrier`) against log T decides where the line does not reach the basin's level: alone it is
+       too high where the noise grows along the line. Otherwise "mean-square": noise is too weak for any barrier, as
+       at a minimum that fits every example, or the oscillation is bounded, and linear stability is what is lost first.
 
     Parameters
     ----------
@@ -85,8 +88,9 @@ def applicable_criterion(
         With ``sizes``: ``loss``; ``sharpness`` S; ``eta_sharpness``; ``gradient_square`` |grad L|^2; ``noise_square``
         p tr C, the mean square of the batch's deviation from it; ``top_share`` |grad L|^2/(2 S L); ``drift``
         eta^2 alpha T; ``edge_distance`` 2 - eta S; ``barrier`` (infinite where the flip is supercritical or there is
-        no noise, 0 from the edge on); ``log_horizon``; ``mean_square``, the mean-square threshold along the top
-        eigenvector.
+        no noise, 0 from the edge on); ``log_horizon``; ``line_escapes``, expected escapes of the map on the line within
+        the horizon (NaN where the barrier is infinite or the line has no basin); ``mean_square``, the mean-square
+        threshold along the top eigenvector.
 
     Raises
     ------
@@ -113,7 +117,10 @@ def applicable_criterion(
         "edge_distance": 2 - eta * sharpness,
         "barrier": _barrier(calibration, eta, p),
         "log_horizon": math.log(horizon),
+        "line_escapes": math.nan,
     }
+    if batch_size < task.n and math.isfinite(sizes["barrier"]):
+        sizes["line_escapes"] = horizon * _line_rate(task, theta, calibration, eta, batch_size)
     bend = p * float(calibration["curvature_variance"])
     sizes["mean_square"] = float(momentum_sgd_scalar(sharpness, bend))
     criterion, reason = _decide(sizes, eta, full_batch=batch_size == task.n)
@@ -153,6 +160,17 @@ def _barrier(calibration: xr.Dataset, eta: float, p: float) -> float:
     )
 
 
+def _line_rate(task: Task, theta: jax.Array, calibration: xr.Dataset, eta: float, batch_size: int) -> float:
+    """Escape rate per step of the map on the line; NaN where the line has no minimum or no basin."""
+    direction = calibration["eigenvector"].values[0]
+    try:
+        bottom = line_bottom(task, theta, direction, float(calibration["eigenvalue"][0]))
+        level = basin_level(task, calibration.attrs["loss"])
+        return LineMap.of(task, bottom, direction, batch_size, level).rate(eta)
+    except InvalidInput:  # told by NaN in the sizes: the barrier decides
+        return math.nan
+
+
 def _decide(sizes: dict[str, float], eta: float, *, full_batch: bool) -> tuple[str, str]:
     full, noise, share = (sizes[name] for name in ("gradient_square", "noise_square", "top_share"))
     drift, distance, barrier = (sizes[name] for name in ("drift", "edge_distance", "barrier"))
@@ -173,15 +191,17 @@ def _decide(sizes: dict[str, float], eta: float, *, full_batch: bool) -> tuple[s
     frozen = f"eta S moves by {drift:+.3g} within the horizon, less than its distance {distance:+.3g} from 2"
     if full_batch:
         return "deterministic", f"{frozen}; no batch noise"
-    if barrier < sizes["log_horizon"]:
-        return "escape", (
-            f"{frozen}; the barrier of the subcritical flip, {barrier:.3g}, is below log T = "
-            f"{sizes['log_horizon']:.3g}: noise can take the weights over it"
-        )
+    escapes, against = sizes["line_escapes"], f"{barrier:.3g} against log T = {sizes['log_horizon']:.3g}"
+    if math.isnan(escapes):
+        told = f"the flip's barrier is {against}"
+    else:
+        told = f"the map on the line expects {escapes:.3g} escapes within the horizon (its local barrier: {against})"
+    if escapes > 1 or (math.isnan(escapes) and barrier < sizes["log_horizon"]):
+        return "escape", f"{frozen}; the flip is subcritical, and {told}: noise can take the weights out"
     weak = (
         "no barrier is within reach of noise, for the flip is supercritical or every example fitted"
         if math.isinf(barrier)
-        else f"the noise is too weak for the flip's barrier, {barrier:.3g} against log T = {sizes['log_horizon']:.3g}"
+        else f"the noise is too weak: {told}"
     )
     first = f"linear stability is lost first, along the top eigenvector at {sizes['mean_square']:.4g}"
     return "mean-square", f"{frozen}; {weak}; {first}" + (
@@ -200,6 +220,7 @@ _UNITS = {
     "edge_distance": ("1", "2 - eta sharpness"),
     "barrier": ("1", "Kramers exponent of the subcritical flip"),
     "log_horizon": ("1", "log of the number of steps"),
+    "line_escapes": ("1", "expected escapes of the map on the line within the horizon"),
     "mean_square": ("time", "mean-square threshold along the top eigenvector"),
 }
 

@@ -77,6 +77,11 @@ def constant_loss(task: Task) -> float:
     return float(jnp.mean(LOSSES[task.loss_name](jnp.broadcast_to(outputs, task.y.shape), task.y)))
 
 
+def basin_level(task: Task, first: float) -> float:
+    """Loss that bounds a basin unless another is given: that of the best constant output, or twice the first."""
+    return max(constant_loss(task), 2 * first)
+
+
 @double_precision
 def measure_escape(
     task: Task,
@@ -166,7 +171,7 @@ def measure_escape(
         raise InvalidInput(
             f"radius=0 at a loss of {first:.1e} moves nothing: every batch has its minimum there; give a radius"
         )
-    level = max(constant_loss(task), 2 * first) if level is None else positive("level", level)
+    level = basin_level(task, first) if level is None else positive("level", level)
     if level <= first:
         raise InvalidInput(
             f"level={level:.4g} is not above the first loss {first:.4g}: all have left at once"

@@ -1,6 +1,5 @@
 """At which learning rate training from given weights leaves, by every law that has an answer; from a calibration."""
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,27 +11,17 @@ from numpy.typing import ArrayLike
 
 from eos_sde import thresholds
 from eos_sde.bridge.calibration import line_statistics
-from eos_sde.bridge.escape import constant_loss
-from eos_sde.bridge.experiments.line import line_minimum, tabulate_line
+from eos_sde.bridge.escape import basin_level
+from eos_sde.bridge.line_map import LineMap, line_bottom
 from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import curvature_along, hessian_products, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.models.arguments import count, positive
 from eos_sde.thresholds import Threshold
-from eos_sde.thresholds.escape import undecided
-from solvers import Grid, TransferOperator, escape_rate, tabulated
-from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
+from solvers.errors import ConvergenceFailure, InvalidInput
 
 _MOST_FACTORS = 3000  # rows of the output Jacobian for which the mean-square threshold is computed in full
-_HIGHEST, _LOWEST, _RATIO = (
-    2.5,
-    0.02,
-    1.1,
-)  # of the edge, where escape on the line is sought, and the step down
-_MARGIN = 1.03  # on either side, since a finer grid gives slightly other rates
-_RESOLVED = 1e-9  # rates of a transfer operator above this keep three digits and more
-_CELLS = 600
 
 
 class EscapePrediction(NamedTuple):
@@ -99,12 +88,11 @@ def predict_escape(
         raise InvalidInput(f"params must be {task.size} finite weights of {task.name}, got {theta.shape}")
     batch_size = count("batch_size", batch_size, most=task.n)
     horizon = count("horizon", horizon, least=20)
-    first = float(task.loss(theta))
-    level = max(constant_loss(task), 2 * first) if level is None else positive("level", level)
+    level = basin_level(task, float(task.loss(theta))) if level is None else positive("level", level)
     values, modes, _ = top_modes(task, theta, 1)
     sharpness, direction = float(values[0]), np.asarray(modes[:, 0])
     positive("sharpness", sharpness, "without positive curvature there is no edge to leave by; train further")
-    bottom = np.asarray(theta) + line_minimum(task, theta, direction, 4 / sharpness**0.5) * direction
+    bottom = line_bottom(task, theta, direction, sharpness)
     line = _line(task, bottom, direction, batch_size, horizon) | {"level": level}
     flip = partial(
         thresholds.flip_escape,
@@ -120,7 +108,7 @@ def predict_escape(
         "mean-square": lambda: _mean_square(task, theta, batch_size),
         "flip on the line": flip,
         "flip with feedback": lambda: flip(feedback=line["feedback"]),
-        "map on the line": lambda: _own_line(task, bottom, direction, batch_size, horizon, level),
+        "map on the line": lambda: LineMap.of(task, bottom, direction, batch_size, level).threshold(horizon),
         "catapult": lambda: _catapult(task, sharpness),
     }
     found: dict[str, Threshold] = {}
@@ -182,72 +170,3 @@ def _catapult(task: Task, sharpness: float) -> Threshold:
     if task.loss_name != "half-squared-error":
         raise InvalidInput(f"the catapult edge is that of the half squared error, not of {task.loss_name}")
     return thresholds.catapult(sharpness)
-
-
-def _own_line(
-    task: Task, bottom: np.ndarray, direction: np.ndarray, batch_size: int, horizon: int, level: float
-) -> Threshold:
-    """Escape over the level on the line, first found on a scan upwards, then by `line_escape`."""
-    if batch_size == task.n:
-        raise InvalidInput(
-            "batch_size is the whole set: without noise the map on the line has no escape rate"
-        )
-    low, high = _basin(task, bottom, direction, level)
-    table = tabulate_line(task, bottom, direction, max(-low, high))
-    p = (task.n - batch_size) / (batch_size * (task.n - 1))
-    slope = tabulated(table.points, table.slopes.mean(axis=0))
-    noise = tabulated(table.points, np.sqrt(p * table.slopes.var(axis=0)))
-    curvature = float(np.interp(0.0, table.points, np.gradient(table.slopes.mean(axis=0), table.points)))
-
-    def rate(eta: float) -> float:
-        grid = Grid.uniform(x=(*undecided(low, high, eta, slope, noise), _CELLS // 2))
-        operator = TransferOperator.of_map(
-            lambda x: x - eta * slope(x), lambda x: eta * noise(x), grid, boundary="absorbing"
-        )
-        return float(escape_rate(operator)["rate"])
-
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", AccuracyWarning
-        )  # only on which side of 1/horizon a rate lies counts here
-        bracket = _bracket(rate, 2 / curvature, horizon)
-    return thresholds.line_escape(
-        slope, noise, interval=(low, high), horizon=horizon, bracket=bracket, cells=_CELLS
-    )
-
-
-def _bracket(rate: Callable[[float], float], edge: float, horizon: int) -> tuple[float, float]:
-    """From far beyond the edge downwards to where the rate is below 1/horizon, yet not below rounding."""
-    high = _HIGHEST * edge
-    if rate(high) * horizon <= 1:
-        raise InvalidInput(
-            f"even {_HIGHEST:g} times the edge does not leave along the line within the horizon"
-        )
-    low = high / _RATIO
-    while rate(low) * horizon > 1:
-        low, high = low / _RATIO, low
-        if low < _LOWEST * edge:
-            raise InvalidInput(f"even {_LOWEST:g} of the edge leaves along the line: the noise is too large")
-    while rate(low) < _RESOLVED and high / low > 1 + 1e-6:
-        middle = float(np.sqrt(low * high))
-        low, high = (low, middle) if rate(middle) * horizon > 1 else (middle, high)
-    return low / _MARGIN, high * _MARGIN
-
-
-def _basin(task: Task, bottom: np.ndarray, direction: np.ndarray, level: float) -> tuple[float, float]:
-    """Nearest positions on either side at which the loss on the line is the level."""
-    theta, step = jnp.asarray(bottom), jnp.asarray(direction)
-    losses = jax.jit(lambda s: jax.lax.map(lambda r: task.loss(theta + r * step), s))
-    ends = []
-    for side in (-1.0, 1.0):
-        reach = 1e-3
-        while True:
-            points = np.linspace(0.0, side * reach, 257)
-            above = np.flatnonzero(np.asarray(losses(jnp.asarray(points))) > level)
-            if above.size:
-                break
-            reach *= 2
-            if reach > 1e3:
-                raise InvalidInput(f"the loss along the line never reaches level={level:.4g}; lower it")
-        ends.append(float(points[above[0]]))
-    return ends[0], ends[1]

@@ -59,15 +59,17 @@ def test_at_a_minimum_that_fits_every_example_linear_stability_decides():
 
 SIZES = {
     "gradient_square": 0.1, "noise_square": 1.0, "top_share": 0.1, "drift": 0.1, "edge_distance": 0.5,
-    "eta_sharpness": 1.5, "barrier": 3.0, "log_horizon": 5.0, "mean_square": 0.2,
+    "eta_sharpness": 1.5, "barrier": 3.0, "log_horizon": 5.0, "line_escapes": np.nan, "mean_square": 0.2,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changes", "criterion", "words"),
     [
-        ({}, "escape", "below log T"),
+        ({}, "escape", "against log T"),
         ({"barrier": 8.0}, "mean-square", "the noise is too weak"),
+        ({"barrier": 8.0, "line_escapes": 2.0}, "escape", "expects 2 escapes"),
+        ({"line_escapes": 0.3}, "mean-square", "expects 0.3 escapes"),
         ({"barrier": np.inf, "mean_square": 0.05}, "mean-square", "already passed"),
         ({"drift": 0.6}, "plateau", "self-stabilization"),
         ({"drift": -0.6}, "none", "shorten the horizon"),
