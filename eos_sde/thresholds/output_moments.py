@@ -120,7 +120,7 @@ class Feedback:
         upper, lower = self.kernel.tail_weights(eta, self.head.top)
         if self._shares is None:
             unresolved = max(self.head.vectors.shape[0] - self.head.vectors.shape[1], 1)
-            share = lower / (2 * (self._trace + self.kernel.weight_decay * unresolved))
+            share = lower / (2 * (self._trace + self.kernel.decay * unresolved))
             return n * share * float(np.sum(tail * p)) * tail
         local = upper / 4 * tail + self._shares / 2
         return n * (np.matmul(local, p) + np.matmul(p, local))
