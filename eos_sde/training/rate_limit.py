@@ -108,8 +108,9 @@ def max_stable_lr(
     mean-square threshold of `sgd_mean_square` follows; with momentum, a preconditioner or decay, the same
     second moments with the rule's own response. Beyond 1500 outputs of all examples it comes with a bracket, and where
     the F_i take more than 1 GiB they are resolved on 128 leading modes, the rest entering the bracket by the
-    blocks F_i F_i^T. Where the H_i are not of that form (cross entropy, residuals that are
-    not small) they are used as they are, restricted to the leading modes.
+    blocks F_i F_i^T; where that is too little for a lower bound (flat spectra) the upper one is given, with a stderr
+    of its own size, and `sgd_mean_square` of `bridge.curvature_gram` does better. Where the H_i are not of that
+    form (cross entropy, residuals that are not small) they are used as they are, restricted to the leading modes.
 
     References
     ----------
@@ -198,9 +199,17 @@ def _criterion(criterion: str | None, rule: LinearRule, p: float) -> str:
 
 
 def _check_loss(value_of: Callable[[Any, Any], jax.Array], params: Any, data: Any) -> None:
-    shape = jax.eval_shape(value_of, params, data)
-    if getattr(shape, "shape", None) != ():
-        raise InvalidInput(f"loss returns {shape}; give the mean over the examples, a scalar")
+    try:
+        found = jax.eval_shape(value_of, params, data)
+    except TypeError as error:  # of the call, or of shapes that do not fit
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidInput(
+            f"loss cannot be evaluated on params and data ({reason}); give loss(params, batch) or loss(params, x, y), "
+            "and params and data that fit it"
+        ) from error
+    if getattr(found, "shape", None) != ():
+        returned = f"the shape {found.shape}" if hasattr(found, "shape") else type(found).__name__
+        raise InvalidInput(f"loss returns {returned}; give the mean over the examples, a scalar")
     if not bool(jnp.isfinite(value_of(params, data))):
         raise InvalidInput(
             "the loss at params is not finite; give weights at which training has not diverged"
