@@ -19,7 +19,7 @@ from eos_sde.thresholds.curvature_factors import factors_and_noise
 from eos_sde.thresholds.map_exponents import mean_log_shifted_normal
 from eos_sde.thresholds.mean_square import sgd_mean_square
 from eos_sde.thresholds.result import Threshold
-from solvers.errors import AccuracyWarning, ConvergenceFailure
+from solvers.errors import AccuracyWarning, ConvergenceFailure, InvalidInput
 
 _SOURCE = "Furstenberg and Kesten 1960, Ann. Math. Statist. 31, 457"
 _BURN_IN = 0.2
@@ -90,7 +90,7 @@ def sgd_almost_sure(
     Parameters
     ----------
     jacobian, batch_size, weights, replacement
-        As for `sgd_mean_square`.
+        As for `sgd_mean_square`; a Gram matrix up to n c = 3000.
     seed : int
         Of the batches.
     rtol : float
@@ -127,7 +127,8 @@ def sgd_almost_sure(
         steps = count("steps", steps, least=100)
     max_steps = count("max_steps", max_steps, least=_FIRST_STEPS)
     copies, seed = count("copies", copies, least=4), count("seed", seed, least=0)
-    rtol = positive("rtol", rtol)
+    if not positive("rtol", rtol) < 1:
+        raise InvalidInput(f"rtol={rtol} is not below 1; give the relative error to reach")
     factors, p = factors_and_noise(jacobian, weights, batch_size, replacement)
     if p == 0:
         edge = 2 / float(factors.curvatures[-1])

@@ -10,6 +10,7 @@ from scipy.linalg import eigh
 
 from eos_sde.models.arguments import count
 from eos_sde.thresholds.gram import GramBasis, GramOperator
+from eos_sde.thresholds.mean_square_factored import DENSE_SIDE
 from solvers import memory
 from solvers.errors import InvalidInput
 
@@ -56,9 +57,12 @@ class Factors:
 
 def weighted_jacobian(jacobian: Any, weights: Any = None) -> np.ndarray:
     """A_i with H_i = A_i^T A_i, shape (n, c, d), from what `sgd_mean_square` takes; refuses what cannot be used."""
-    if np.iscomplexobj(jacobian):
+    if isinstance(jacobian, GramOperator | GramBasis):
+        return _gram_factors(jacobian.gram if isinstance(jacobian, GramBasis) else jacobian, weights)
+    j = _array(jacobian)
+    if np.iscomplexobj(j):
         raise InvalidInput("jacobian is complex; give the real derivatives of the outputs")
-    j = np.asarray(jacobian, dtype=float)
+    j = j.astype(float, copy=False)
     if j.ndim == 2:
         j = j[:, None, :]
     if j.ndim != 3 or 0 in j.shape:
@@ -114,10 +118,35 @@ def example_count(jacobian: Any) -> int:
         return jacobian.gram.examples
     if isinstance(jacobian, GramOperator):
         return jacobian.examples
-    shape = np.shape(jacobian)
+    shape = _array(jacobian).shape
     if len(shape) not in {2, 3}:
         raise InvalidInput(f"jacobian has shape {shape}; give (n, d) or (n, c, d)")
     return shape[0]
+
+
+def _array(jacobian: Any) -> np.ndarray:
+    """As an array of numbers, complex or not, without a copy where it is one."""
+    try:
+        j = np.asarray(jacobian)
+    except ValueError:  # rows of different lengths
+        j = np.empty(0, object)
+    if j.ndim > 0 and j.dtype.kind not in "biufc":
+        raise InvalidInput("jacobian is no array of numbers; give (n, d) or (n, c, d)")
+    return j
+
+
+def _gram_factors(gram: GramOperator, weights: Any) -> np.ndarray:
+    """Factors (n, c, r) with a given Gram matrix, on as many weights as its side."""
+    if weights is not None:
+        raise InvalidInput("weights is given with a Gram matrix; put them in it (`bridge.curvature_gram`)")
+    if gram.side > DENSE_SIDE:
+        raise InvalidInput(
+            f"jacobian is a Gram matrix of side {gram.side}, above {DENSE_SIDE}; give fewer examples, or the factors"
+        )
+    matrix = gram.product(np.eye(gram.side))
+    values, vectors = eigh((matrix + matrix.T) / 2)
+    root = np.sqrt(np.maximum(values, 0.0) * gram.examples)
+    return (vectors * root).reshape(gram.examples, gram.outputs, gram.side)
 
 
 def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:

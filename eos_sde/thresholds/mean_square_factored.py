@@ -15,7 +15,8 @@ bracket is an estimate of the error, of the same construction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
@@ -150,21 +151,62 @@ def _bracket(
             Solution(kernel.edge(top + residual), 0.0, none, 0),
         )
     else:
-        inner = ritz.inner(dtype)
-        if start is None:
-            coarse = Feedback(inner.leading(_COARSE_RANK), kernel, side="below")
-            start = critical_rate(coarse, tolerance=tolerance).moments
-        high = critical_rate(Feedback(inner, kernel, side="below"), start, tolerance=0.5 * tolerance)
-        above = Feedback(ritz.outer(dtype), kernel, side="above", ceiling=high.eta)
-        low = critical_rate(above, high.moments, tolerance=0.1 * tolerance)
+        high, low = _either_side(ritz.inner(dtype), ritz.outer(dtype), kernel, start, tolerance)
+    return _between(high, low, dtype, f"{basis.rank} of {basis.gram.side} directions", basis.rank, source)
+
+
+def head_bracket(head: Head, kernel: MomentKernel, *, tolerance: float, source: str) -> BracketedThreshold:
+    """Bounds from exact leading eigenvectors of G and the diagonal blocks of the rest.
+
+    Parameters
+    ----------
+    head : Head
+        Leading eigenpairs, with the rest.
+    kernel : MomentKernel
+        Of the rule; its noise is not 0.
+    tolerance : float
+        Relative accuracy of each bound.
+    source : str
+        For the result.
+
+    Returns
+    -------
+    BracketedThreshold
+        As from `factored_mean_square`; with a lower bound of 0 where too little of G is resolved for one, and the
+        upper bound as its value.
+    """
+    high, low = _either_side(head, head, kernel, None, tolerance)
+    rank = len(head.values)
+    found = _between(high, low, np.float64, f"{rank} of {len(head.vectors)} directions", rank, source)
+    if found.lower > 0:
+        return found
+    method = found.method.partition("; error")[0] + "; an upper bound, without a lower one; error: unknown"
+    return replace(found, value=found.upper, stderr=found.upper, method=method)
+
+
+def _either_side(
+    inner: Head, outer: Head, kernel: MomentKernel, start: np.ndarray | None, tolerance: float
+) -> tuple[Solution, Solution]:
+    """The problem bounded from above and from below in eta."""
+    if start is None:
+        coarse = Feedback(inner.leading(_COARSE_RANK), kernel, side="below")
+        start = critical_rate(coarse, tolerance=tolerance).moments
+    high = critical_rate(Feedback(inner, kernel, side="below"), start, tolerance=0.5 * tolerance)
+    above = Feedback(outer, kernel, side="above", ceiling=high.eta)
+    return high, critical_rate(above, high.moments, tolerance=0.1 * tolerance)
+
+
+def _between(
+    high: Solution, low: Solution, dtype: Any, resolved: str, rank: int, source: str
+) -> BracketedThreshold:
     rounding = _SINGLE_ROUNDING if dtype == np.float32 else 1e-12
     upper, lower = high.eta * (1 + rounding), max(low.eta - low.slack, 0.0) * (1 - rounding)
     method = (
-        f"eigenvalue 1 of the output moments, {basis.rank} of {basis.gram.side} directions resolved, "
+        f"eigenvalue 1 of the output moments, {resolved} resolved, "
         f"{high.iterations + low.iterations} steps; error: half the bracket [{lower:.6g}, {upper:.6g}]"
     )
     middle, half = (lower + upper) / 2, (upper - lower) / 2
     return BracketedThreshold(
         middle, half, "mean-square", method, source,
-        lower=lower, upper=upper, moments=high.moments, rank=basis.rank,
+        lower=lower, upper=upper, moments=high.moments, rank=rank,
     )  # fmt: skip

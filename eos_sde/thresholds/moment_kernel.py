@@ -13,7 +13,8 @@ mu the weight decay:
     Nesterov     den = 1/q - (1 - u)(1 - v), and S is the moment of the point where the gradient is taken
 
 (heavy ball: w+ = w + b (w - w_last) - eta (g + mu w); the cross moments with w_last are (m_x - b m_y) S/(1 - b^2),
-m = 1 + b - u). Moving the term x y S to the left,
+m = 1 + b - u). A moving average of gradients scales eta by its gain; decoupled decay w, w+ = (1 - eta w) w - eta v+, is
+heavy ball with momentum b (1 - eta w) and u = eta (gain x + (1 - b) w). Moving the term x y S to the left,
 
     S = N W(x, y)/(x y),    W = p eta^2 x y/(den + p eta^2 x y).
 
@@ -41,27 +42,38 @@ class MomentKernel:
         Gradient at the look-ahead point.
     weight_decay : float
         mu >= 0, added to the gradient as mu w.
+    gain : float
+        v+ = b v + gain g: 1, or 1 - b where v is a moving average.
+    decoupled : float
+        Decay >= 0 taken off the weights as eta times it; 0 with nesterov.
     """
 
     noise: float
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    gain: float = 1.0
+    decoupled: float = 0.0
+
+    @property
+    def decay(self) -> float:
+        """What the decay, of either kind, adds to a curvature in u."""
+        return self.weight_decay + (1 - self.momentum) * self.decoupled / self.gain
 
     def edge(self, curvature: float) -> float:
         """Learning rate at which the mean map loses its stability at this curvature: the full-batch threshold."""
         b = self.momentum
         edge = (2 + 2 * b) / (1 + 2 * b) if self.nesterov else 2 + 2 * b
-        return edge / (curvature + self.weight_decay)
+        return edge / (self.gain * (curvature + self.weight_decay) + (1 + b) * self.decoupled)
 
     def __call__(self, x: np.ndarray, y: np.ndarray, eta: float) -> np.ndarray:
         """W of two curvatures > 0, for a learning rate up to `edge` of the larger: shape of x y."""
-        noise = self.noise * eta**2 * (x * y)
+        noise = self.noise * (eta * self.gain) ** 2 * (x * y)
         return noise / (self._drain(x, y, eta) + noise)
 
     def _drain(self, x: np.ndarray, y: np.ndarray, eta: float) -> np.ndarray:
-        b = self.momentum
-        u, v = eta * (x + self.weight_decay), eta * (y + self.weight_decay)
+        b = self.momentum * (1 - eta * self.decoupled)
+        u, v = eta * self.gain * (x + self.decay), eta * self.gain * (y + self.decay)
         if not self.nesterov:
             rest = u * v * ((1 - b) / (1 + b))
             spread = 0.0 if b == 0 else (b / (1 - b**2)) * (u - v) ** 2
@@ -75,13 +87,13 @@ class MomentKernel:
         return (base - product * q) / q
 
     def tail_weights(self, eta: float, top: float) -> tuple[float, float]:
-        """Bounds of W on curvatures up to `top`: W(x, y) <= upper (x + y)/4 and W(y, y) >= lower y^2/(y + mu)/2.
+        """Bounds of W on curvatures up to `top`: W(x, y) <= upper (x + y)/4 and W(y, y) >= lower y^2/(y + decay)/2.
 
         Both ratios are smooth on the scale of `top`, and are taken at their extremes on a grid of it.
         """
         y = top * np.concatenate([np.geomspace(1e-6, 1.0, 25), np.linspace(0.1, 0.9, 9)])
         w = self(y[:, None], y[None, :], eta)
-        lower = 2 * np.diagonal(w) * (y + self.weight_decay) / y**2
+        lower = 2 * np.diagonal(w) * (y + self.decay) / y**2
         return float(np.max(4 * w / (y[:, None] + y[None, :]))), float(np.min(lower))
 
     def tail_excess(self, x: np.ndarray, eta: float, top: float, upper: float) -> np.ndarray:

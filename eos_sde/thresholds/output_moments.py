@@ -34,6 +34,9 @@ _MAX_ITERATIONS = 300
 _REFRESH = 8  # steps after which the projection of the moments is taken anew, against the drift of its sums
 _INDEPENDENT = 0.01  # part of a direction that must be new: less, and its projection would be rounding
 _STEP = 1e-4  # relative step of the slope in eta
+_CACHED = 1 << 15  # pairs of directions whose kernel is worked on at once: more leave the cache
+_ALL = slice(None)
+_ROOT = 1e-13  # relative accuracy of the root in eta on a span
 
 
 class Feedback:
@@ -83,13 +86,30 @@ class Feedback:
         m = (u.T @ left).astype(float)
         return (m + m.T) / 2
 
-    def weights(self, eta: float) -> np.ndarray:
+    def weights(self, eta: float, rows: slice = _ALL, columns: slice = _ALL) -> np.ndarray:
         """The kernel times n on pairs of resolved directions, less what the rest has counted."""
         x, n = self.head.values, self.examples
-        w = self.kernel(x[:, None], x[None, :], eta)
+        w = self.kernel(x[rows, None], x[None, columns], eta)
         if self._excess is not None:
-            w = w - (self._excess[:, None] + self._excess[None, :]) / 2
+            w = w - (self._excess[rows, None] + self._excess[None, columns]) / 2
         return n * w
+
+    def forms(self, projections: list[np.ndarray], eta: float) -> np.ndarray:
+        """sum_ab weights_ab m_ab m'_ab for all pairs of symmetric projections m, m'; (k, k) for a list of k."""
+        r, k = len(self.head.values), len(projections)
+        total = np.zeros((k, k))
+        rows = max(1, _CACHED // r)
+        for first in range(0, r, rows):
+            # both triangles are alike: the columns from the block's own on, those beyond it twice
+            part = slice(first, min(first + rows, r))
+            weights = self.weights(eta, part, slice(first, r))
+            weights[:, rows:] *= 2
+            blocks = [m[part, first:] for m in projections]
+            for i, one in enumerate(blocks):
+                weighted = weights * one
+                for j in range(i + 1):
+                    total[i, j] += np.einsum("ab,ab->", weighted, blocks[j])
+        return total + np.tril(total, -1).T
 
     def rest(self, p: np.ndarray, eta: float) -> np.ndarray | float:
         """What the unresolved part adds to K(P)."""
@@ -100,7 +120,7 @@ class Feedback:
         upper, lower = self.kernel.tail_weights(eta, self.head.top)
         if self._shares is None:
             unresolved = max(self.head.vectors.shape[0] - self.head.vectors.shape[1], 1)
-            share = lower / (2 * (self._trace + self.kernel.weight_decay * unresolved))
+            share = lower / (2 * (self._trace + self.kernel.decay * unresolved))
             return n * share * float(np.sum(tail * p)) * tail
         local = upper / 4 * tail + self._shares / 2
         return n * (np.matmul(local, p) + np.matmul(p, local))
@@ -182,7 +202,7 @@ def critical_rate(feedback: Feedback, start: np.ndarray | None = None, *, tolera
         basis = _orthonormal([*basis, _Direction(sharpest, feedback.project(sharpest))])
     eta, slack, last = feedback.edge, np.inf, None
     for iteration in range(1, _MAX_ITERATIONS + 1):
-        eta, mix = _root(feedback, basis, eta)
+        eta, value, mix = _root(feedback, basis, eta)
         current = _combination(mix, basis)
         if iteration > 1:
             last = _combination(mix[1:], basis[1:]) if len(basis) > 1 else None
@@ -190,7 +210,7 @@ def critical_rate(feedback: Feedback, start: np.ndarray | None = None, *, tolera
             current = _Direction(current.p, feedback.project(current.p))
         residual = feedback.apply(current.p, current.m, eta) - current.p
         below = _quotients(feedback, [current], (1 - _STEP) * eta)[0, 0]
-        slope = (_quotients(feedback, [current], eta)[0, 0] - below) / (_STEP * eta)
+        slope = (value - below) / (_STEP * eta)
         size = float(np.linalg.norm(residual))
         slack = size / slope
         if slack <= tolerance * eta:
@@ -231,28 +251,35 @@ def _orthonormal(directions: list[_Direction]) -> list[_Direction]:
 
 def _quotients(feedback: Feedback, basis: list[_Direction], eta: float) -> np.ndarray:
     """K on the span of an orthonormal basis."""
-    weights = feedback.weights(eta)
-    size = len(basis)
-    matrix = np.zeros((size, size))
+    matrix = feedback.forms([one.m for one in basis], eta)
     for i, one in enumerate(basis):
-        weighted = weights * one.m
         rest = feedback.rest(one.p, eta)
         for j in range(i + 1):
-            matrix[i, j] = matrix[j, i] = np.vdot(weighted, basis[j].m) + np.sum(rest * basis[j].p)
+            share = np.sum(rest * basis[j].p)
+            matrix[i, j] += share
+            if j < i:
+                matrix[j, i] += share
     return matrix
 
 
-def _root(feedback: Feedback, basis: list[_Direction], high: float) -> tuple[float, np.ndarray]:
-    """Where the largest eigenvalue of K on the span is 1, at most `high`, and its vector."""
+def _root(feedback: Feedback, basis: list[_Direction], high: float) -> tuple[float, float, np.ndarray]:
+    """Where the largest eigenvalue of K on the span is 1, at most `high`; that eigenvalue there and its vector."""
+    seen: dict[float, tuple[float, np.ndarray]] = {}
 
     def excess(eta: float) -> float:
-        return float(np.linalg.eigvalsh(_quotients(feedback, basis, eta))[-1]) - 1.0
+        values, vectors = eigh(_quotients(feedback, basis, eta))
+        seen[eta] = float(values[-1]), vectors[:, -1]
+        return seen[eta][0] - 1.0
 
-    at_high = excess(high)
-    if at_high > 0:
-        low = high
+    eta = high
+    if excess(high) > 0:
+        step = _STEP  # late roots lie close to the one before, early ones far
+        low = high * (1 - step)
         while excess(low) > 0:
-            high, low = low, low * 0.9
-        high = float(brentq(excess, low, high, xtol=1e-14 * high, rtol=1e-13))  # pyright: ignore[reportArgumentType]
-    vectors = eigh(_quotients(feedback, basis, high))[1]
-    return high, vectors[:, -1]
+            high, step = low, min(8 * step, 0.1)
+            low = high * (1 - step)
+        eta = float(brentq(excess, low, high, xtol=_ROOT * high, rtol=_ROOT))  # pyright: ignore[reportArgumentType]
+        if eta not in seen:
+            excess(eta)
+    value, vector = seen[eta]
+    return eta, value, vector

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -159,10 +158,14 @@ def find_sketch(local: Local, seed: int, goal: float) -> Sketch:
     ranks = [r for r in _RANKS if r < d] or [d]
     draws = jnp.asarray(rng.standard_normal((ranks[-1] + _PRODUCTS, d)), dtype)
 
-    def images(example: Any) -> jax.Array:
-        return jax.vmap(lambda v: local.product(local.point, single(example), v))(draws)
+    @jax.jit
+    def images(pilot: Any, point: jax.Array, draws: jax.Array) -> jax.Array:
+        def one(example: Any) -> jax.Array:
+            return jax.vmap(lambda v: local.product(point, single(example), v))(draws)
 
-    found = np.asarray(jax.jit(partial(jax.lax.map, images))(pilot), float)  # (pilot, r + fresh, d)
+        return jax.lax.map(one, pilot)
+
+    found = np.asarray(images(pilot, local.point, draws), float)  # (pilot, r + fresh, d)
     omega = np.asarray(draws, float)
     tests, truths = omega[ranks[-1] :], found[:, ranks[-1] :]
     best = Sketch(draws[: ranks[0]], ranks[0], np.inf)
@@ -178,7 +181,14 @@ def find_sketch(local: Local, seed: int, goal: float) -> Sketch:
     return best
 
 
-def example_factors(local: Local, sketch: Sketch, basis: np.ndarray | None = None) -> np.ndarray:
+class ExampleFactors(NamedTuple):
+    """Factors F_i, (n, rank, d) or on k directions (n, rank, k), and the whole F_i F_i^T, (n, rank, rank)."""
+
+    rows: np.ndarray
+    blocks: np.ndarray
+
+
+def example_factors(local: Local, sketch: Sketch, basis: np.ndarray | None = None) -> ExampleFactors:
     """Factors F_i of the examples' Hessians, H_i = F_i^T F_i up to the error of the sketch.
 
     Parameters
@@ -192,20 +202,23 @@ def example_factors(local: Local, sketch: Sketch, basis: np.ndarray | None = Non
 
     Returns
     -------
-    array
-        Shape (n, rank, d) or (n, rank, k), float64.
+    ExampleFactors
+        In float64.
     """
     project = None if basis is None else jnp.asarray(basis, local.point.dtype)
     cutoff = _cutoff(local.point.dtype)
 
-    def one(example: Any, directions: jax.Array, point: jax.Array) -> jax.Array:
+    def one(
+        example: Any, directions: jax.Array, point: jax.Array, project: Any
+    ) -> tuple[jax.Array, jax.Array]:
         images = jax.vmap(lambda v: local.product(point, single(example), v))(directions)
         factor = _nystrom(directions, images, cutoff, jnp)[: sketch.rank]
-        return factor if project is None else factor @ project
+        return factor if project is None else factor @ project, factor @ factor.T
 
     chunk = max(1, _CHUNK // (len(sketch.directions) * local.dimension))
-    mapped = jax.jit(lambda rows, w, z: jax.lax.map(lambda e: one(e, w, z), rows, batch_size=chunk))
-    return np.asarray(mapped(local.data, sketch.directions, local.point), float)
+    mapped = jax.jit(lambda rows, w, z, u: jax.lax.map(lambda e: one(e, w, z, u), rows, batch_size=chunk))
+    factors, blocks = mapped(local.data, sketch.directions, local.point, project)
+    return ExampleFactors(np.asarray(factors, float), np.asarray(blocks, float))
 
 
 def example_hessians(local: Local, basis: np.ndarray) -> np.ndarray:

@@ -14,27 +14,15 @@ import numpy as np
 from eos_sde import thresholds
 from eos_sde.models.arguments import count, positive
 from eos_sde.optimizers.curvature.interface import Flat, flat_view
-from eos_sde.thresholds.mean_square import curvature_factors, noise_fraction
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.thresholds.result import Threshold
-from eos_sde.training.example_curvature import (
-    Local,
-    Modes,
-    example_factors,
-    example_hessians,
-    find_sketch,
-    hessian_of,
-    leading_modes,
-)
+from eos_sde.training.example_curvature import Local, hessian_of, leading_modes
 from eos_sde.training.linear_rules import LinearRule, adam_moments, linear_rule, preconditioner
+from eos_sde.training.minimum_curvature import Minimum, join, mean_square
 from eos_sde.training.objective import Objective, examples, objective, rows, single
-from eos_sde.training.second_moments import Curvatures, dense_curvatures, mean_square_limit
 from solvers.errors import InvalidInput
 
 CRITERIA = ("deterministic", "mean-square", "almost-sure", "batch-sharpness")
-_LARGEST_FACTORS = 2**27  # numbers: 1 GiB of factors (n, c, d); beyond, they are projected on leading modes
-_LARGEST_RANK = 1500
-_FACTOR_MODES, _DENSE_MODES = 128, 32
-_SKETCH_GOAL, _SKETCH_LIMIT = 1e-3, 1e-2
 _BATCHES = 64
 _DECIDES = 1e-3  # relative accuracy of eigenvalues that only decide
 _STILL = "criterion='deterministic' (the full-batch edge along the sharpest direction) still applies"
@@ -90,7 +78,7 @@ def max_stable_lr(
         Options of the rule; optax's defaults, and momentum 0.9, if left out.
     modes : int, optional
         Number of leading Hessian modes to which the mean-square criterion is restricted. If left out: all, where
-        the factors of the examples' curvatures fit (see Notes).
+        the examples' curvatures are those of a fit (see Notes).
     horizon : int
         Steps within which a direction of negative curvature must not grow by a factor e at the threshold.
     tolerance : float
@@ -103,7 +91,8 @@ def max_stable_lr(
     -------
     Threshold
         In the units of the learning rate, with the criterion. Its stderr bounds the numerical error of the sharpness
-        and of the factors; where the criterion is restricted to leading modes, the value is an upper bound and the
+        and of the factors; for many outputs of many examples it is half the width of a bracket, with the bounds as
+        ``lower`` and ``upper``. Where the criterion is restricted to leading modes, the value is an upper bound and the
         stderr is its change on halving the modes. For "batch-sharpness" it is the sampling error.
 
     Raises
@@ -117,8 +106,11 @@ def max_stable_lr(
     At an interpolating minimum the Hessian of an example is H_i = F_i^T F_i with as many rows as outputs; F_i is
     found from a few Hessian products of the example (Nystrom's method, checked on fresh products), and the exact
     mean-square threshold of `sgd_mean_square` follows; with momentum, a preconditioner or decay, the same
-    second moments with the rule's own response. Where the H_i are not of that form (cross entropy, residuals that are
-    not small) they are used as they are, restricted to the leading modes.
+    second moments with the rule's own response. Beyond 1500 outputs of all examples it comes with a bracket, and where
+    the F_i take more than 1 GiB they are resolved on 128 leading modes, the rest entering the bracket by the
+    blocks F_i F_i^T; where that is too little for a lower bound (flat spectra) the upper one is given, with a stderr
+    of its own size, and `sgd_mean_square` of `bridge.curvature_gram` does better. Where the H_i are not of that
+    form (cross entropy, residuals that are not small) they are used as they are, restricted to the leading modes.
 
     References
     ----------
@@ -185,12 +177,12 @@ def _largest(
     if criterion == "deterministic" or p == 0:
         return _deterministic(step, sharpness, residual, where)
     _require_minimum(local, sharpness, horizon, tolerance, criterion)
-    minimum = _Minimum(local, seed, modes)
+    minimum = Minimum(local, seed, modes)
     if criterion == "almost-sure":
-        factors, error = minimum.factors()
+        factors, error = minimum.factors().rows, minimum.sketch.error
         found = thresholds.sgd_almost_sure(factors, batch_size=size, seed=seed, replacement=replacement)
         return dataclasses.replace(found, stderr=float(np.hypot(found.stderr, error * found.value)))
-    return _mean_square(step, minimum, size, replacement, p, where)
+    return mean_square(step, minimum, p, where)
 
 
 def _criterion(criterion: str | None, rule: LinearRule, p: float) -> str:
@@ -207,9 +199,17 @@ def _criterion(criterion: str | None, rule: LinearRule, p: float) -> str:
 
 
 def _check_loss(value_of: Callable[[Any, Any], jax.Array], params: Any, data: Any) -> None:
-    shape = jax.eval_shape(value_of, params, data)
-    if getattr(shape, "shape", None) != ():
-        raise InvalidInput(f"loss returns {shape}; give the mean over the examples, a scalar")
+    try:
+        found = jax.eval_shape(value_of, params, data)
+    except TypeError as error:  # of the call, or of shapes that do not fit
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidInput(
+            f"loss cannot be evaluated on params and data ({reason}); give loss(params, batch) or loss(params, x, y), "
+            "and params and data that fit it"
+        ) from error
+    if getattr(found, "shape", None) != ():
+        returned = f"the shape {found.shape}" if hasattr(found, "shape") else type(found).__name__
+        raise InvalidInput(f"loss returns {returned}; give the mean over the examples, a scalar")
     if not bool(jnp.isfinite(value_of(params, data))):
         raise InvalidInput(
             "the loss at params is not finite; give weights at which training has not diverged"
@@ -268,7 +268,7 @@ def _deterministic(rule: LinearRule, sharpness: float, residual: float, where: s
     return dataclasses.replace(
         exact,
         stderr=exact.value * relative,
-        method=f"{_join(exact.method, where)}, S = {sharpness:.4g} by Lanczos, residual {relative:.1e}; error: bound",
+        method=f"{join(exact.method, where)}, S = {sharpness:.4g} by Lanczos, residual {relative:.1e}; error: bound",
     )
 
 
@@ -289,75 +289,6 @@ def _require_minimum(local: Local, sharpness: float, horizon: int, tolerance: fl
             f"1/sharpness, more than tolerance={tolerance:g}, so that criterion={criterion!r} has no meaning; "
             f"{_STILL}, and for plain SGD criterion='batch-sharpness'"
         )
-
-
-class _Minimum:
-    """Curvatures of the examples at a minimum, in the form that the weights allow."""
-
-    def __init__(self, local: Local, seed: int, modes: int | None) -> None:
-        self.local, self.modes = local, modes
-        self.sketch = find_sketch(local, seed, _SKETCH_GOAL)
-        self.low_rank = self.sketch.error <= _SKETCH_LIMIT
-        numbers = local.n * self.sketch.rank
-        fits = numbers <= _LARGEST_RANK and numbers * local.dimension <= _LARGEST_FACTORS
-        self.whole = self.low_rank and fits and modes is None
-
-    def leading(self, default: int) -> Modes:
-        """The modes to which the criterion is restricted."""
-        return leading_modes(self.local, min(self.modes or default, self.local.dimension))
-
-    def factors(self) -> tuple[np.ndarray, float]:
-        """Factors (n, c, d or modes) and their relative error; refused where there are none."""
-        if not self.low_rank:
-            raise InvalidInput(
-                f"the examples' curvatures are not those of a fit (relative error {self.sketch.error:.2g} of low-rank "
-                "factors); use criterion='mean-square', which takes them as they are"
-            )
-        basis = None if self.whole else self.leading(_FACTOR_MODES).vectors
-        return example_factors(self.local, self.sketch, basis), self.sketch.error
-
-
-def _mean_square(
-    rule: LinearRule, minimum: _Minimum, size: int, replacement: bool, p: float, where: str
-) -> Threshold:
-    """Exact where the factors are whole; restricted to leading modes, an upper bound, otherwise."""
-    plain = rule.momentum == 0 and rule.gain == 1 and rule.weight_decay == 0
-    if minimum.low_rank:
-        factors, error = minimum.factors()
-
-        def limit(k: int) -> Threshold:
-            part = factors[:, :, :k]
-            if plain:
-                return thresholds.sgd_mean_square(part, batch_size=size, replacement=replacement)
-            own = curvature_factors(part)
-            value = mean_square_limit(rule, Curvatures(own.curvatures, own.mean_sandwich), p)
-            return Threshold(
-                value, 1e-7 * value, "mean-square", f"noise kernel = 1, rank {len(own.curvatures)}", _SOURCE
-            )
-
-        kept, how = factors.shape[2], f"curvature factors of rank {factors.shape[1]} from Hessian products"
-    else:
-        found = minimum.leading(_DENSE_MODES)
-        positive_modes = found.values > 0
-        values, vectors = found.values[positive_modes], found.vectors[:, positive_modes]
-        each, error = example_hessians(minimum.local, vectors), 0.0
-
-        def limit(k: int) -> Threshold:
-            value = mean_square_limit(rule, dense_curvatures(values[:k], each[:, :k, :k]), p)
-            return Threshold(value, 1e-7 * value, "mean-square", "noise kernel = 1", _SOURCE)
-
-        kept, how = len(values), "Hessians of the examples"
-    whole = limit(kept)
-    if minimum.whole:
-        stderr, reach = float(np.hypot(whole.stderr, error * whole.value)), "error: bound"
-    else:
-        stderr = abs(limit(max(1, kept // 2)).value - whole.value) + error * whole.value
-        reach = f"on the {kept} leading modes: an upper bound; error: change on halving the modes"
-    method = _join(f"{whole.method.split('; error')[0]}, {how}", where)
-    return Threshold(whole.value, stderr, "mean-square", f"{method}; {reach}", whole.source)
-
-
-_SOURCE = "second-moment recursion; Mulayoff and Michaeli 2024, arXiv:2306.07850, without momentum"
 
 
 def _batch_sharpness(local: Local, size: int, replacement: bool, seed: int) -> Threshold:
@@ -387,7 +318,3 @@ def _batch_sharpness(local: Local, size: int, replacement: bool, seed: int) -> T
         f"2 over g_B' H_B g_B/|g_B|^2 = {mean:.4g} of {draws} batches; error: sampling",
         "Andreyev and Beneventano 2024, arXiv:2412.20553",
     )  # fmt: skip
-
-
-def _join(*words: str) -> str:
-    return ", ".join(word for word in words if word)

@@ -8,6 +8,7 @@ import pytest
 
 from eos_sde import thresholds
 from eos_sde.thresholds.batch_products import Sampling, drawn_batches
+from eos_sde.thresholds.gram import GramOperator
 from solvers import AccuracyWarning, InvalidInput
 
 
@@ -87,13 +88,27 @@ def test_batches_without_replacement_are_uniform_subsets():
         ({"batch_size": 1, "steps": 3}, "steps=3"),
         ({"batch_size": 1, "max_steps": 10}, "max_steps=10"),
         ({"batch_size": 1, "rtol": 0.0}, "rtol=0"),
+        ({"batch_size": 1, "rtol": 2}, "rtol=2"),
+        ({"batch_size": 1, "jacobian": [[1.0, 2.0], [3.0]]}, "no array of numbers"),
         ({"batch_size": 1, "copies": 1}, "copies=1"),
         ({"batch_size": 1, "copies": 10**12}, "lower copies"),
     ],
 )
 def test_refusals(settings, sentence):
     with pytest.raises(InvalidInput, match=sentence):
-        thresholds.sgd_almost_sure(np.eye(3), **{"seed": 0, **settings})
+        thresholds.sgd_almost_sure(**{"jacobian": np.eye(3), "seed": 0, **settings})
+
+
+def test_a_gram_matrix_serves_as_the_factors_do():
+    factors = np.random.default_rng(2).normal(size=(5, 2, 4))
+    gram = GramOperator.of_factors(factors)
+    settings = {"batch_size": 2, "seed": 1, "steps": 500}
+    assert float(thresholds.sgd_mean_square(gram, batch_size=2)) == pytest.approx(
+        thresholds.svag_mean_square(gram, batch_size=2, level=1).value, rel=1e-8
+    )
+    # other coordinates of the same products: the same copies from other starts; 6 standard errors
+    found, same = (thresholds.sgd_almost_sure(given, **settings) for given in (gram, factors))
+    assert abs(found.value - same.value) < 6 * np.hypot(found.stderr, same.stderr)
 
 
 def test_scalar_refusals():

@@ -13,6 +13,9 @@ RULES = [
     {"momentum": 0.5, "weight_decay": 0.1},
     {"momentum": 0.9, "nesterov": True},
     {"momentum": 0.3, "nesterov": True, "weight_decay": 0.2},
+    {"momentum": 0.9, "gain": 0.1},
+    {"momentum": 0.9, "gain": 0.1, "decoupled": 0.2},
+    {"momentum": 0.5, "decoupled": 0.1, "weight_decay": 0.2},
 ]
 
 
@@ -21,12 +24,14 @@ def settled_moment(kernel, x, y, eta):
     b, mu = kernel.momentum, kernel.weight_decay
     maps = []
     for curvature in (x, y):
-        kept = 1 - eta * (curvature + mu)
-        first = [kept * (1 + b), -kept * b] if kernel.nesterov else [kept + b, -b]
+        kept = 1 - eta * kernel.gain * (curvature + mu)
+        shrunk = 1 - eta * kernel.decoupled  # w+ = shrunk w - eta v+, b v = b (shrunk w_last - w) / eta
+        heavy_ball = [shrunk + b + kept - 1, -b * shrunk]
+        first = [kept * (1 + b), -kept * b] if kernel.nesterov else heavy_ball
         maps.append(np.array([first, [1.0, 0.0]]))
     look = np.array([1 + b, -b]) if kernel.nesterov else np.array([1.0, 0.0])
     read = np.kron(look, look)
-    unit = np.eye(4)[0] * kernel.noise * eta**2
+    unit = np.eye(4)[0] * kernel.noise * (eta * kernel.gain) ** 2
     moments = np.linalg.solve(np.eye(4) - np.kron(*maps) + x * y * np.outer(unit, read), unit)
     return read @ moments
 
@@ -61,7 +66,7 @@ def test_bounds_on_the_unresolved_part(rule):
     x, y = top * rng.random((2, 1000)) ** 3
     slack = 1 + 1e-3  # the grid of 33 points, where the ratio changes by some percent in all
     assert np.all(kernel(x, y, eta) <= slack * upper * (x + y) / 4)
-    assert np.all(kernel(y, y, eta) * slack >= lower * y**2 / (y + kernel.weight_decay) / 2)
+    assert np.all(kernel(y, y, eta) * slack >= lower * y**2 / (y + kernel.decay) / 2)
     excess = kernel.tail_excess(np.array([1.0, 0.1]), eta, top, upper)
     for one, above in zip((1.0, 0.1), excess, strict=True):
         assert np.all(2 * kernel(one, y, eta) <= upper * y / 2 + slack * above)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from eos_sde import bridge, thresholds
+from eos_sde.training import minimum_curvature
 from eos_sde.training.linear_rules import linear_rule
 from eos_sde.training.rate_limit import max_stable_lr
 from eos_sde.training.second_moments import dense_curvatures, mean_square_limit
@@ -165,6 +166,51 @@ def test_network_at_a_fit_is_exact_from_hessian_products_alone(fitted, batch_siz
     assert almost_sure.criterion == "almost-sure"
 
 
+@pytest.mark.parametrize("rule", ["sgdm", "nesterov", "adam", "adamw"])
+def test_network_under_every_rule_against_its_second_moments(fitted, rule):
+    params, data = fitted
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    options, scale = {}, np.ones(len(flat))
+    if rule.startswith("adam"):
+        nu = jnp.abs(jax.random.normal(jax.random.key(5), flat.shape)) + 0.1
+        adam = optax.ScaleByAdamState(jnp.array(7), jax.tree.map(jnp.zeros_like, params), unravel(nu))
+        options["opt_state"] = (adam,)
+        scale = np.asarray((1 - 0.9**7) * (jnp.sqrt(nu / (1 - 0.999**7)) + 1e-8)) ** -0.5
+    if rule == "adamw":
+        options["weight_decay"] = 0.3
+    found = max_stable_lr(network_loss, params, data, rule=rule, batch_size=3, **options)
+    rows = jacobian_of(params, data) * scale
+    _, sizes, vectors = np.linalg.svd(rows.reshape(24, -1) / np.sqrt(12), full_matrices=False)
+    rows = rows @ vectors.T
+    step = linear_rule(rule, weight_decay=options.get("weight_decay"))
+    curvatures = dense_curvatures(sizes**2, rows.transpose(0, 2, 1) @ rows)
+    exact = mean_square_limit(step, curvatures, 9 / (3 * 11))
+    # 1e-8 of its root and of eigs; the cutoff of the sketch is 2^-26
+    assert found.value == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "sgdm", "nesterov"])
+def test_factors_too_large_to_keep_give_bounds_from_leading_modes(fitted, rule, monkeypatch):
+    exact = max_stable_lr(network_loss, *fitted, rule=rule, batch_size=2)
+    monkeypatch.setattr(minimum_curvature, "_LARGEST_FACTORS", 0)
+    monkeypatch.setattr(minimum_curvature, "_FACTOR_MODES", 12)  # of 24
+    found = max_stable_lr(network_loss, *fitted, rule=rule, batch_size=2)
+    assert found.lower <= exact.value <= found.upper
+    assert found.upper - found.lower < 0.05 * found.upper  # the other half holds some percent of the trace
+    # the modes alone, with the rest left out, are off by more than the bound from above
+    alone = max_stable_lr(network_loss, *fitted, rule=rule, batch_size=2, modes=12)
+    assert alone.value > found.upper > exact.value * (1 - 1e-9)
+
+
+def test_many_outputs_are_resolved_between_bounds(fitted, monkeypatch):
+    exact = max_stable_lr(network_loss, *fitted, rule="sgdm", batch_size=2)
+    monkeypatch.setattr(minimum_curvature, "_LARGEST_RANK", 10)
+    found = max_stable_lr(network_loss, *fitted, rule="sgdm", batch_size=2)
+    assert found.lower <= exact.value * (1 + 1e-9)
+    assert exact.value <= found.upper * (1 + 1e-9)
+    assert found.upper - found.lower <= 0.01 * found.upper
+
+
 def test_fewer_modes_bound_from_above(fitted):
     whole = max_stable_lr(network_loss, *fitted, rule="sgdm", batch_size=2)
     for modes in (2, 8):
@@ -280,7 +326,9 @@ def test_the_criterion_that_still_applies_is_named():
         ({"rule": "adam", "opt_state": optax.adam(0.1).init(jnp.zeros(3))}, "no update"),
         ({"rule": "adam", "opt_state": optax.sgd(0.1).init(jnp.zeros(3))}, "0 states"),
         ({"data": (DATA[0], jnp.zeros(4))}, "leading axes"),
-        ({"loss": lambda w, x, y: x @ w - y}, "scalar"),
+        ({"loss": lambda w, x, y: x @ w - y}, r"the shape \(\d+,\).*scalar"),
+        ({"loss": lambda w: jnp.sum(w)}, "cannot be evaluated"),
+        ({"params": jnp.zeros(5)}, "cannot be evaluated"),
         ({"loss": lambda w, x, y: jnp.mean(x @ w) / 0.0}, "not finite"),
         ({"loss": 3.0}, "not callable"),
         ({"params": jnp.zeros(3, int)}, "dtype"),
