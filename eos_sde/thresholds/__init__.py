@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from eos_sde.thresholds.almost_sure import scalar_almost_sure, sgd_almost_sure
+from eos_sde.thresholds.batch_gradients import batch_sharpness, gradient_noise_interaction
 from eos_sde.thresholds.closed_forms import (
     adam,
     gaussian_least_squares,
@@ -45,6 +46,7 @@ __all__ = [
     "StabilityMonitor",
     "Threshold",
     "adam",
+    "batch_sharpness",
     "catapult",
     "flip_barrier",
     "flip_escape",
@@ -52,6 +54,7 @@ __all__ = [
     "gaussian_least_squares",
     "gaussian_regression_1d",
     "gradient_descent",
+    "gradient_noise_interaction",
     "line_escape",
     "locate",
     "max_stable_lr",

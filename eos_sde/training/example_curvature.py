@@ -206,19 +206,61 @@ def example_factors(local: Local, sketch: Sketch, basis: np.ndarray | None = Non
         In float64.
     """
     project = None if basis is None else jnp.asarray(basis, local.point.dtype)
-    cutoff = _cutoff(local.point.dtype)
-
-    def one(
-        example: Any, directions: jax.Array, point: jax.Array, project: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        images = jax.vmap(lambda v: local.product(point, single(example), v))(directions)
-        factor = _nystrom(directions, images, cutoff, jnp)[: sketch.rank]
-        return factor if project is None else factor @ project, factor @ factor.T
-
-    chunk = max(1, _CHUNK // (len(sketch.directions) * local.dimension))
-    mapped = jax.jit(lambda rows, w, z, u: jax.lax.map(lambda e: one(e, w, z, u), rows, batch_size=chunk))
-    factors, blocks = mapped(local.data, sketch.directions, local.point, project)
+    factors, blocks = _factoring(local, sketch)(local.data, project)
     return ExampleFactors(np.asarray(factors, float), np.asarray(blocks, float))
+
+
+def _factoring(local: Local, sketch: Sketch) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+    """Compiled: examples, and directions or None, to what `ExampleFactors` holds."""
+    cutoff = _cutoff(local.point.dtype)
+    chunk = max(1, _CHUNK // (len(sketch.directions) * local.dimension))
+
+    @jax.jit
+    def mapped(data: Any, directions: jax.Array, point: jax.Array, project: Any) -> tuple:
+        def one(example: Any) -> tuple[jax.Array, jax.Array]:
+            images = jax.vmap(lambda v: local.product(point, single(example), v))(directions)
+            factor = _nystrom(directions, images, cutoff, jnp)[: sketch.rank]
+            return factor if project is None else factor @ project, factor @ factor.T
+
+        return jax.lax.map(one, data, batch_size=chunk)
+
+    return lambda data, project: mapped(data, sketch.directions, local.point, project)
+
+
+def example_gram(local: Local, sketch: Sketch, numbers: int) -> np.ndarray:
+    """Gram matrix F F^T / n of the factors of all examples, without holding them: pairs of pieces, taken anew.
+
+    Parameters
+    ----------
+    local : Local
+        The loss about a point.
+    sketch : Sketch
+        From `find_sketch`.
+    numbers : int
+        Of the factors in one piece at most, an example at least; two pieces are held.
+
+    Returns
+    -------
+    array
+        Shape (n rank, n rank). The products are of single precision: 1e-6 of the largest eigenvalue.
+    """
+    n, rank = local.n, sketch.rank
+    size = max(1, min(n, numbers // (rank * local.dimension)))
+    gram, factors = np.empty((n * rank, n * rank), np.float32), _factoring(local, sketch)
+
+    def piece(first: int) -> np.ndarray:
+        found, _ = factors(rows(local.data, np.arange(first, min(first + size, n))), None)
+        return np.asarray(found, np.float32).reshape(-1, local.dimension)
+
+    for first in range(0, n, size):
+        own = piece(first)
+        here = slice(first * rank, first * rank + len(own))
+        for second in range(first, n, size):
+            other = own if second == first else piece(second)
+            there = slice(second * rank, second * rank + len(other))
+            gram[here, there] = own @ other.T / n
+            gram[there, here] = gram[here, there].T
+    return gram
 
 
 def example_hessians(local: Local, basis: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from eos_sde.training.example_curvature import (
     Local,
     Modes,
     example_factors,
+    example_gram,
     example_hessians,
     find_sketch,
     leading_modes,
@@ -24,7 +25,10 @@ from eos_sde.training.linear_rules import LinearRule
 from eos_sde.training.second_moments import dense_curvatures, mean_square_limit
 from solvers.errors import InvalidInput
 
-_LARGEST_FACTORS = 2**27  # numbers: 1 GiB of factors (n, c, d); beyond, they are projected on leading modes
+_LARGEST_FACTORS = 2**27  # numbers: 1 GiB of factors (n, c, d); beyond, only their Gram matrix is held
+_LARGEST_PIECE = 2**28  # numbers of single precision: 1 GiB of factors; two such are held to form it
+_LARGEST_SIDE = 10_000  # outputs of all examples for which it is, 0.4 GB; beyond, modes of the factors
+_SINGLE = 1e-5  # relative error of its products, of single precision
 _LARGEST_RANK = 1500  # outputs of all examples up to which their Gram matrix is diagonalised
 _FACTOR_MODES, _DENSE_MODES = 128, 32
 _SKETCH_GOAL, _SKETCH_LIMIT = 1e-3, 1e-2
@@ -69,6 +73,17 @@ class Minimum:
         basis = None if self.whole else self.leading(_FACTOR_MODES).vectors
         return example_factors(self.local, self.sketch, basis)
 
+    def gram(self) -> GramOperator:
+        """The Gram matrix of all factors, on all weights, where the factors themselves do not fit."""
+        n, rank = self.local.n, self.sketch.rank
+        matrix = example_gram(self.local, self.sketch, _LARGEST_PIECE)
+        blocks = np.stack([matrix[i : i + rank, i : i + rank] for i in range(0, n * rank, rank)])
+
+        def product(z: np.ndarray) -> np.ndarray:
+            return (matrix @ z.astype(np.float32)).astype(float)
+
+        return GramOperator(n, rank, product, blocks.astype(float))
+
 
 def mean_square(rule: LinearRule, minimum: Minimum, p: float, where: str) -> Threshold:
     """Mean-square threshold: exact from few whole factors, between bounds from many, on leading modes from Hessians.
@@ -92,26 +107,29 @@ def mean_square(rule: LinearRule, minimum: Minimum, p: float, where: str) -> Thr
     if not minimum.low_rank:
         return _of_hessians(rule, minimum, p, where)
     kernel = MomentKernel(p, rule.momentum, rule.nesterov, gain=rule.gain, decoupled=rule.weight_decay)
-    found, error = minimum.factors(), minimum.sketch.error
-    how = join(f"curvature factors of rank {found.rows.shape[1]} from Hessian products", where)
+    error = minimum.sketch.error
+    how = join(f"curvature factors of rank {minimum.sketch.rank} from Hessian products", where)
     if minimum.modes is not None:
+        rows = minimum.factors().rows
 
         def limit(k: int) -> Threshold:
-            return _solved(_head(found.rows[:, :, :k]), kernel)
+            return _solved(_head(rows[:, :, :k]), kernel)
 
-        return _restricted(limit, found.rows.shape[2], error, how)
-    if not minimum.whole:
-        exact = head_bracket(_with_rest(found), kernel, tolerance=_BRACKET, source=_SOURCE)
-    elif min(found.rows.shape[0] * found.rows.shape[1], found.rows.shape[2]) <= _LARGEST_RANK:
-        exact = _solved(_head(found.rows), kernel)
+        return _restricted(limit, rows.shape[2], error, how)
+    if minimum.whole:
+        rows = minimum.factors().rows
+        few = min(rows.shape[0] * rows.shape[1], rows.shape[2]) <= _LARGEST_RANK
+        exact = _solved(_head(rows) if few else GramBasis(GramOperator.of_factors(rows)), kernel)
+    elif minimum.local.n * minimum.sketch.rank <= _LARGEST_SIDE:
+        exact, error = _solved(minimum.gram(), kernel), max(error, _SINGLE)
     else:
-        exact = _solved(GramBasis(GramOperator.of_factors(found.rows)), kernel)
+        exact = head_bracket(_with_rest(minimum.factors()), kernel, tolerance=_BRACKET, source=_SOURCE)
     method, _, reach = exact.method.partition("; ")
     stderr = float(np.hypot(exact.stderr, error * exact.value))
     return dataclasses.replace(exact, stderr=stderr, method=f"{method}, {how}; {reach}")
 
 
-def _solved(gram: Head | GramBasis, kernel: MomentKernel) -> BracketedThreshold:
+def _solved(gram: Head | GramOperator | GramBasis, kernel: MomentKernel) -> BracketedThreshold:
     return factored_mean_square(
         gram, kernel, tolerance=_BRACKET, max_rank=_RESOLVED, start=None, source=_SOURCE
     )

@@ -106,10 +106,11 @@ def max_stable_lr(
     At an interpolating minimum the Hessian of an example is H_i = F_i^T F_i with as many rows as outputs; F_i is
     found from a few Hessian products of the example (Nystrom's method, checked on fresh products), and the exact
     mean-square threshold of `sgd_mean_square` follows; with momentum, a preconditioner or decay, the same
-    second moments with the rule's own response. Beyond 1500 outputs of all examples it comes with a bracket, and where
-    the F_i take more than 1 GiB they are resolved on 128 leading modes, the rest entering the bracket by the
-    blocks F_i F_i^T; where that is too little for a lower bound (flat spectra) the upper one is given, with a stderr
-    of its own size, and `sgd_mean_square` of `bridge.curvature_gram` does better. Where the H_i are not of that
+    second moments with the rule's own response. Beyond 1500 outputs of all examples it comes with a bracket, from
+    the Gram matrix of the F_i alone where these take more than 1 GiB. Beyond 10 000 outputs that matrix is not held
+    either: the F_i are resolved on 128 leading modes, the rest entering the bracket by the blocks F_i F_i^T; where
+    that is too little for a lower bound (flat spectra) the upper one is given, with a stderr of its own size, and
+    `sgd_mean_square` of `bridge.curvature_gram` does better. Where the H_i are not of that
     form (cross entropy, residuals that are not small) they are used as they are, restricted to the leading modes.
 
     References

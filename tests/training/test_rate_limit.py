@@ -193,6 +193,7 @@ def test_network_under_every_rule_against_its_second_moments(fitted, rule):
 def test_factors_too_large_to_keep_give_bounds_from_leading_modes(fitted, rule, monkeypatch):
     exact = max_stable_lr(network_loss, *fitted, rule=rule, batch_size=2)
     monkeypatch.setattr(minimum_curvature, "_LARGEST_FACTORS", 0)
+    monkeypatch.setattr(minimum_curvature, "_LARGEST_SIDE", 0)
     monkeypatch.setattr(minimum_curvature, "_FACTOR_MODES", 12)  # of 24
     found = max_stable_lr(network_loss, *fitted, rule=rule, batch_size=2)
     assert found.lower <= exact.value <= found.upper
@@ -200,6 +201,17 @@ def test_factors_too_large_to_keep_give_bounds_from_leading_modes(fitted, rule, 
     # the modes alone, with the rest left out, are off by more than the bound from above
     alone = max_stable_lr(network_loss, *fitted, rule=rule, batch_size=2, modes=12)
     assert alone.value > found.upper > exact.value * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("examples", [1, 5, 12])
+def test_factors_too_large_to_keep_give_their_gram_matrix_in_pieces(fitted, examples, monkeypatch):
+    exact = max_stable_lr(network_loss, *fitted, rule="nesterov", batch_size=2)
+    monkeypatch.setattr(minimum_curvature, "_LARGEST_FACTORS", 0)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(fitted[0]))
+    monkeypatch.setattr(minimum_curvature, "_LARGEST_PIECE", 2 * examples * weights)
+    found = max_stable_lr(network_loss, *fitted, rule="nesterov", batch_size=2)
+    assert found.value == pytest.approx(exact.value, rel=1e-5)  # products of single precision, 1e-6
+    assert abs(found.value - exact.value) <= found.stderr
 
 
 def test_many_outputs_are_resolved_between_bounds(fitted, monkeypatch):
