@@ -46,14 +46,14 @@ def _local(task: Task, theta, block):
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block)
 
 
-@partial(jax.jit, static_argnames=("task", "critical"))
-def _linearised(task: Task, theta, critical: int, gradient, eigenvalues, modes, eta, ahead):
+@partial(jax.jit, static_argnames=("task", "held"))
+def _linearised(task: Task, theta, held: int, gradient, eigenvalues, modes, eta, ahead):
     """The move as an affine function of X, free + per_unit[X], and the gap at its end, gap + response[X]."""
-    turning = curvature_gradients(task.loss, theta, modes[:, :critical])
+    turning = curvature_gradients(task.loss, theta, modes[:, :held])
     move = partial(displacement, eigenvalues=eigenvalues, modes=modes, eta=eta, steps=ahead)
     free = move(-gradient)
     per_unit = -0.5 * jax.vmap(jax.vmap(move))(turning)
-    gap = jnp.diag(2.0 / eta - eigenvalues[:critical]) - turning @ free
+    gap = jnp.diag(2.0 / eta - eigenvalues[:held]) - turning @ free
     return free, per_unit, gap, -jnp.einsum("ija,kla->ijkl", turning, per_unit)
 
 
@@ -127,8 +127,8 @@ def central_flow(
         except ConvergenceFailure as reason:
             stopped = f"step {reached}: {reason}"
             break
-        critical = covariance.shape[0]
-        mean_loss = float(loss) + 0.5 * float(np.diag(covariance) @ np.asarray(eigenvalues[:critical]))
+        critical, held = _critical(eigenvalues, eta), covariance.shape[0]
+        mean_loss = float(loss) + 0.5 * float(np.diag(covariance) @ np.asarray(eigenvalues[:held]))
         if critical == modes:
             stopped = f"step {reached}: all modes={modes} that are followed are at the edge; raise modes"
         elif outgrown(mean_loss, float(loss), rows[0]["loss"] if rows else float(loss)):
@@ -138,9 +138,9 @@ def central_flow(
         if stopped:
             break
         if save:
-            kicks = _kicks(vectors[:, :critical], covariance)
+            kicks = _kicks(vectors[:, :held], covariance)
             beside = [float(sharpness_beside(task, theta, vectors, pair).mean()) for pair in kicks]
-            seen = np.nan if direction is None else np.asarray(direction) @ np.asarray(vectors[:, :critical])
+            seen = np.nan if direction is None else np.asarray(direction) @ np.asarray(vectors[:, :held])
             rows.append({
                 "step": reached,
                 "sharpness": float(eigenvalues[0]),
@@ -164,14 +164,18 @@ def central_flow(
 
 def _step(task: Task, theta, gradient, eigenvalues, vectors, eta: float, ahead: int):
     """The covariance in the critical modes over the next steps, and how far the weights move."""
-    critical = int(np.sum(eta * np.asarray(eigenvalues) > 2.0 * (1.0 - _NEAR)))
-    if critical in (0, eigenvalues.size):
-        return np.zeros((critical, critical)), displacement(-gradient, eigenvalues, vectors, eta, ahead)
-    free, per_unit, gap, response = _linearised(
-        task, theta, critical, gradient, eigenvalues, vectors, eta, ahead
-    )
+    critical = _critical(eigenvalues, eta)
+    if critical == 0:
+        return np.zeros((0, 0)), displacement(-gradient, eigenvalues, vectors, eta, ahead)
+    # a power of two, for fewer compilations: modes below the edge change nothing
+    held = min(1 << (critical - 1).bit_length(), eigenvalues.size)
+    free, per_unit, gap, response = _linearised(task, theta, held, gradient, eigenvalues, vectors, eta, ahead)
     covariance = complementary_covariance(np.asarray(gap), np.asarray(response))
     return covariance, free + jnp.einsum("ij,ija->a", covariance, per_unit)
+
+
+def _critical(eigenvalues: jax.Array, eta: float) -> int:
+    return int(np.sum(eta * np.asarray(eigenvalues) > 2.0 * (1.0 - _NEAR)))
 
 
 def _kicks(critical: jax.Array, covariance: NDArray) -> list[jax.Array]:
