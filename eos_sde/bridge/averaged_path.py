@@ -17,6 +17,8 @@ from solvers.provenance import provenance
 _EXPLICIT = 1.6  # |1 - z| = 0.6: well inside the stability limit 2 of the explicit step
 _OUTGROWN = 10.0  # times the larger of the starting loss and the loss at the averaged weights
 
+NEAR_EDGE = 0.05  # of 2/eta: a mode so close below may reach the edge within a step of a flow
+
 _DESCRIBED = {
     "sharpness": ("1/time", "top Hessian eigenvalue at the averaged weights"),
     "iterate_sharpness": ("1/time", "top Hessian eigenvalue, mean over the fluctuation of the weights"),
@@ -25,7 +27,7 @@ _DESCRIBED = {
     "top_variance": ("weight^2", "variance of the fluctuation along the top eigenvector"),
     "direction_variance": ("weight^2", "variance of the fluctuation along the given direction"),
     "radius": ("1", "spectral radius of the mean-square recursion"),
-    "critical_modes": ("1", "number of Hessian eigenvalues at the edge"),
+    "critical_modes": ("1", "number of Hessian eigenvalues within 5 % of the edge 2/eta, or beyond"),
 }
 
 
@@ -88,6 +90,11 @@ def sharpness_beside(task: Task, theta, modes, kicks):
     return jax.lax.map(sharpness, kicks)
 
 
+def critical_modes(eigenvalues: jax.Array, eta: float) -> int:
+    """Number of Hessian eigenvalues at or near the edge 2/eta."""
+    return int(np.sum(eta * np.asarray(eigenvalues) > 2.0 * (1.0 - NEAR_EDGE)))
+
+
 def outgrown(mean_loss: float, loss: float, first_loss: float) -> bool:
     """Whether the fluctuations have left the quadratic model, or the numbers the finite ones."""
     return not mean_loss < _OUTGROWN * max(loss, first_loss)
@@ -128,7 +135,7 @@ def checked_weights(task: Task, start: ArrayLike) -> jax.Array:
 def flow_dataset(
     task: Task, rows: Sequence[Mapping[str, float]], theta, *, method: str, stopped: str, **details
 ) -> xr.Dataset:
-    """The saved points of a flow, each a mapping with ``step`` and some of the described quantities."""
+    """The saved points of a flow, each a mapping with ``step`` and the described quantities; none is an empty axis."""
     variables = {
         name: (
             "step",
@@ -136,7 +143,6 @@ def flow_dataset(
             {"units": units, "long_name": text},
         )
         for name, (units, text) in _DESCRIBED.items()
-        if name in rows[0]
     }
     variables["final_params"] = ("weight", np.asarray(theta), {"units": "1", "long_name": "averaged weights"})
     step = np.array([row["step"] for row in rows], dtype=int)

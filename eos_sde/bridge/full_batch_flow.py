@@ -8,9 +8,9 @@ moves by (Cohen, Damian, Talwalkar, Kolter and Lee, arXiv:2410.24206), in units 
 with the one covariance Sigma >= 0 that holds the curvature at the edge and vanishes below it: H <= 2/eta on the
 critical modes and <Sigma, 2/eta - H> = 0. A step of the flow solves these conditions for the gap 2/eta - U'HU at its
 end, to first order in the step; so an error of one step is taken back by the next. Below the edge this is gradient
-flow; what the discreteness of descent does there, of relative order eta times the curvature along the path, is left
-out. So is the delay at the edge: descent that starts without oscillation overshoots it, as the oscillation must first
-grow.
+flow; what the discreteness of descent does there, of first order in eta, is left out. So are the delay at the edge
+(descent that starts without oscillation overshoots it, as the oscillation must first grow) and the swings of the
+curvature about 2/eta, which keep the largest eigenvalue of a run above it where several modes are critical.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from eos_sde.bridge.averaged_path import (
     check_flow,
     checked_weights,
+    critical_modes,
     displacement,
     flow_dataset,
     outgrown,
@@ -38,7 +39,7 @@ from eos_sde.bridge.spectrum import curvature_gradients, follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure
 
-_NEAR = 0.05  # of 2/eta: a mode so close below may reach the edge within a step of the flow
+_BEYOND = 1.25  # times 2/eta: descent at the edge was seen up to 1.15; from further beyond it is catapulted
 
 
 @partial(jax.jit, static_argnames="task")
@@ -102,8 +103,8 @@ def central_flow(
         ``loss``, ``mean_loss`` (L + tr(H Sigma)/2, which is L + tr(Sigma)/eta at the edge), ``top_variance`` (along
         the top eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the
         second-moment recursion, the largest (1 - eta h)^2: 1 at the edge), ``critical_modes`` (eigenvalues within 5 %
-        of 2/eta, or above). ``final_params(weight)``; ``attrs["stopped"]`` is empty or says where and why the flow
-        ceased to apply.
+        of 2/eta, or beyond). ``final_params(weight)``; ``attrs["stopped"]`` is empty or says where and why the flow
+        ceased to apply; ``step`` is empty where it never did.
 
     Raises
     ------
@@ -122,12 +123,15 @@ def central_flow(
         loss, gradient, eigenvalues, vectors, following = _local(task, theta, block)
         ahead = min(stride, next_save - reached, steps - reached if reached < steps else stride)
         ahead = stable_stride(eigenvalues, eta, ahead)
+        if not eta * float(eigenvalues[0]) < 2.0 * _BEYOND:
+            stopped = f"step {reached}: eta * sharpness = {eta * float(eigenvalues[0]):.3g} is far beyond 2: a catapult"
+            break
         try:
             covariance, move = _step(task, theta, gradient, eigenvalues, vectors, eta, ahead)
         except ConvergenceFailure as reason:
             stopped = f"step {reached}: {reason}"
             break
-        critical, held = _critical(eigenvalues, eta), covariance.shape[0]
+        critical, held = critical_modes(eigenvalues, eta), covariance.shape[0]
         mean_loss = float(loss) + 0.5 * float(np.diag(covariance) @ np.asarray(eigenvalues[:held]))
         if critical == modes:
             stopped = f"step {reached}: all modes={modes} that are followed are at the edge; raise modes"
@@ -164,7 +168,7 @@ def central_flow(
 
 def _step(task: Task, theta, gradient, eigenvalues, vectors, eta: float, ahead: int):
     """The covariance in the critical modes over the next steps, and how far the weights move."""
-    critical = _critical(eigenvalues, eta)
+    critical = critical_modes(eigenvalues, eta)
     if critical == 0:
         return np.zeros((0, 0)), displacement(-gradient, eigenvalues, vectors, eta, ahead)
     # a power of two, for fewer compilations: modes below the edge change nothing
@@ -172,10 +176,6 @@ def _step(task: Task, theta, gradient, eigenvalues, vectors, eta: float, ahead: 
     free, per_unit, gap, response = _linearised(task, theta, held, gradient, eigenvalues, vectors, eta, ahead)
     covariance = complementary_covariance(np.asarray(gap), np.asarray(response))
     return covariance, free + jnp.einsum("ij,ija->a", covariance, per_unit)
-
-
-def _critical(eigenvalues: jax.Array, eta: float) -> int:
-    return int(np.sum(eta * np.asarray(eigenvalues) > 2.0 * (1.0 - _NEAR)))
 
 
 def _kicks(critical: jax.Array, covariance: NDArray) -> list[jax.Array]:

@@ -32,6 +32,7 @@ from eos_sde.bridge.averaged_path import (
     averaged,
     check_flow,
     checked_weights,
+    critical_modes,
     flow_dataset,
     gradient_and_modes,
     outgrown,
@@ -124,7 +125,8 @@ def stochastic_central_flow(
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
         fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``top_variance`` (along the top
         eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square
-        recursion; from 1 on SGD is mean-square unstable there). ``final_params(weight)``;
+        recursion; from 1 on SGD is mean-square unstable there), ``critical_modes`` (Hessian eigenvalues within 5 % of
+        2/eta, or beyond). ``final_params(weight)``;
         ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply.
 
     Raises
@@ -151,7 +153,7 @@ def stochastic_central_flow(
         local = _local(task, theta, block, covariance, eta, p)
         covariance, block = local.covariance, local.modes
         if reached >= next_save:
-            loss, mean_loss, _ = (np.asarray(v) for v in averaged(task, theta, block, covariance))
+            loss, mean_loss = (float(v) for v in averaged(task, theta, block, covariance)[:2])
             if outgrown(mean_loss, loss, rows[0]["loss"] if rows else loss):
                 stopped = f"step {reached}: the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
                 break
@@ -161,11 +163,12 @@ def stochastic_central_flow(
                 "step": reached,
                 "sharpness": float(local.eigenvalues[0]),
                 "iterate_sharpness": float(sharpness_beside(task, theta, block, draws).mean()),
-                "loss": float(loss),
-                "mean_loss": float(mean_loss),
+                "loss": loss,
+                "mean_loss": mean_loss,
                 "top_variance": float(covariance[0, 0]),
                 "direction_variance": float(seen @ covariance @ seen),
                 "radius": float(local.recursion.radius),
+                "critical_modes": critical_modes(local.eigenvalues, eta),
             })  # fmt: skip
             next_save += save_every
             if progress is not None:

@@ -107,7 +107,7 @@ def test_a_gap_that_no_oscillation_opens():
         complementary_covariance([[-1.0]], np.zeros((1, 1, 1, 1)))
     response = np.zeros((2, 2, 2, 2))
     response[0, 0, 0, 0] = 1.0  # nothing acts on the second mode
-    with pytest.raises(ConvergenceFailure, match="no oscillation opens the gap .* for 2 critical modes"):
+    with pytest.raises(ConvergenceFailure, match=r"no oscillation opens the gap .* for 2 critical modes"):
         complementary_covariance(-np.eye(2), response)
 
 
