@@ -90,7 +90,7 @@ def sharpness_beside(task: Task, theta, modes, kicks):
     return jax.lax.map(sharpness, kicks)
 
 
-def critical_modes(eigenvalues: jax.Array, eta: float) -> int:
+def count_critical(eigenvalues: jax.Array, eta: float) -> int:
     """Number of Hessian eigenvalues at or near the edge 2/eta."""
     return int(np.sum(eta * np.asarray(eigenvalues) > 2.0 * (1.0 - NEAR_EDGE)))
 

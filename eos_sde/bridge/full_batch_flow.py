@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from eos_sde.bridge.averaged_path import (
     check_flow,
     checked_weights,
-    critical_modes,
+    count_critical,
     displacement,
     flow_dataset,
     outgrown,
@@ -131,7 +131,7 @@ def central_flow(
         except ConvergenceFailure as reason:
             stopped = f"step {reached}: {reason}"
             break
-        critical, held = critical_modes(eigenvalues, eta), covariance.shape[0]
+        critical, held = count_critical(eigenvalues, eta), covariance.shape[0]
         mean_loss = float(loss) + 0.5 * float(np.diag(covariance) @ np.asarray(eigenvalues[:held]))
         if critical == modes:
             stopped = f"step {reached}: all modes={modes} that are followed are at the edge; raise modes"
@@ -168,7 +168,7 @@ def central_flow(
 
 def _step(task: Task, theta, gradient, eigenvalues, vectors, eta: float, ahead: int):
     """The covariance in the critical modes over the next steps, and how far the weights move."""
-    critical = critical_modes(eigenvalues, eta)
+    critical = count_critical(eigenvalues, eta)
     if critical == 0:
         return np.zeros((0, 0)), displacement(-gradient, eigenvalues, vectors, eta, ahead)
     # a power of two, for fewer compilations: modes below the edge change nothing

@@ -32,7 +32,7 @@ from eos_sde.bridge.averaged_path import (
     averaged,
     check_flow,
     checked_weights,
-    critical_modes,
+    count_critical,
     flow_dataset,
     gradient_and_modes,
     outgrown,
@@ -168,7 +168,7 @@ def stochastic_central_flow(
                 "top_variance": float(covariance[0, 0]),
                 "direction_variance": float(seen @ covariance @ seen),
                 "radius": float(local.recursion.radius),
-                "critical_modes": critical_modes(local.eigenvalues, eta),
+                "critical_modes": count_critical(local.eigenvalues, eta),
             })  # fmt: skip
             next_save += save_every
             if progress is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from eos_sde.bridge import central_flow, load_task, stochastic_central_flow
+from eos_sde.bridge import central_flow, full_batch_flow, load_task, stochastic_central_flow
 from eos_sde.bridge.spectrum import top_modes
 from solvers.errors import InvalidInput
 
@@ -88,7 +88,7 @@ def test_full_batches_are_the_limit_of_the_stochastic_flow(small_task, small_sta
 def test_descent_on_a_quadratic_has_nothing_to_hold_it():
     """The loss of a linear network has no third derivative: beyond 2/eta the flow ends, below it does not."""
     task = load_task("digits-mlp", examples=63, hidden=(), pool=2)
-    top = float(top_modes(task, task.init(0), 3)[0][0])
+    top = float(top_modes(task, task.init(0), 12, tol=1e-3)[0][0])
     given = {"modes": 12, "steps": 20, "save_every": 10}
     below = central_flow(task, task.init(0), eta=1.8 / top, **given)
     assert below.attrs["stopped"] == ""
@@ -110,6 +110,13 @@ def test_it_says_where_it_ceases_to_apply(small_task, small_start, edge):
     near = flow_of(small_task, small_start, eta=1.1 * edge)  # as descent itself may be met, oscillating
     assert near.attrs["stopped"] == ""
     assert_allclose(1.1 * edge * near["sharpness"][1:], 2.0, rtol=5e-3)
+
+
+def test_it_stops_where_the_oscillation_outgrows_the_model(small_task, small_start, edge, monkeypatch):
+    """An oscillation of variance 100 in each mode, which no problem of this network has, is given in place of X."""
+    monkeypatch.setattr(full_batch_flow, "complementary_covariance", lambda gap, _: 100.0 * np.eye(len(gap)))
+    flow = flow_of(small_task, small_start, eta=edge)
+    assert flow.attrs["stopped"].startswith("step 0: the oscillation outgrows the quadratic model (mean loss")
 
 
 @pytest.mark.parametrize(
