@@ -2,10 +2,10 @@
 
 from eos_sde.bridge.applicability import Applicable, applicable_criterion
 from eos_sde.bridge.calibration import calibrate
-from eos_sde.bridge.central_flow import caeo_flow, stochastic_central_flow
 from eos_sde.bridge.datasets import load_dataset
 from eos_sde.bridge.escape import measure_escape
 from eos_sde.bridge.escape_prediction import EscapePrediction, predict_escape
+from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.gram import curvature_gram
 from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
@@ -14,6 +14,7 @@ from eos_sde.bridge.onset_grid import onset_table, summarise_onsets
 from eos_sde.bridge.prediction import predict
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
+from eos_sde.bridge.stochastic_flow import caeo_flow, stochastic_central_flow
 from eos_sde.bridge.task_library import Task, interpolation_task, load_task, task_defaults, tasks
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "applicable_criterion",
     "caeo_flow",
     "calibrate",
+    "central_flow",
     "checkpoint",
     "curvature_gram",
     "find_minimum",

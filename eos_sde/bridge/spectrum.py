@@ -56,6 +56,40 @@ def curvature_along(loss: Callable[[jax.Array], jax.Array], direction: jax.Array
     return curvature
 
 
+def curvature_gradients(loss: Callable[[jax.Array], jax.Array], theta: jax.Array, directions: jax.Array):
+    """Gradients in the weights of every entry of U' H(w) U, for fixed directions U; traceable.
+
+    Third derivatives of the loss: ``result[i, j] @ v`` is the rate of u_i' H u_j along v, and
+    ``einsum("ij,ija", X, result)`` the gradient of <U X U', H>.
+
+    Parameters
+    ----------
+    loss : callable
+        Of the weights.
+    theta : Array
+        Weights, shape (d,).
+    directions : Array
+        U, shape (d, m).
+
+    Returns
+    -------
+    Array
+        Shape (m, m, d), symmetric in the first two.
+    """
+
+    def entry(u: jax.Array, v: jax.Array) -> jax.Array:
+        def bilinear(w: jax.Array) -> jax.Array:
+            return jax.jvp(lambda z: jax.jvp(loss, (z,), (u,))[1], (w,), (v,))[1]
+
+        return jax.grad(bilinear)(theta)
+
+    m = directions.shape[1]
+    rows, columns = jnp.triu_indices(m)
+    gradients = jax.vmap(entry, (1, 1))(directions[:, rows], directions[:, columns])
+    full = jnp.zeros((m, m, theta.size)).at[rows, columns].set(gradients)
+    return full.at[columns, rows].set(gradients)
+
+
 def random_block(size: int, modes: int, seed: int = 0) -> jax.Array:
     """Orthonormal random start for `improve_modes`, shape (size, modes)."""
     return jnp.linalg.qr(jax.random.normal(jax.random.key(seed), (size, modes)))[0]

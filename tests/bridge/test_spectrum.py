@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eos_sde.bridge.spectrum import follow_modes, hessian_products, random_block, top_modes
+from eos_sde.bridge.spectrum import (
+    curvature_gradients,
+    follow_modes,
+    hessian_products,
+    random_block,
+    top_modes,
+)
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 
@@ -47,6 +53,23 @@ def test_largest_algebraic_and_following(small_task, small_hessian):
     assert errors[0] < 2e-4 * (truth[-1] - truth[40])
     assert errors[1] < errors[0] * (truth[45] / truth[-1]) ** 2 * 2 + 1e-12
     assert errors[2] <= errors[1] + 1e-12
+
+
+def test_curvature_gradients_are_third_derivatives(small_task, small_hessian):
+    """Against central differences of the dense Hessian along random directions; their error is of second order."""
+    theta = small_task.init(0)
+    frame = random_block(small_task.size, 3, seed=4)
+    turning = jax.jit(lambda w: curvature_gradients(small_task.loss, w, frame))(theta)
+    assert turning.shape == (3, 3, small_task.size)
+    assert np.array_equal(turning, np.swapaxes(turning, 0, 1))
+    for v in random_block(small_task.size, 4, seed=5).T:
+        rate = turning @ v
+        errors = []
+        for h in (1e-2, 5e-3):
+            difference = small_hessian(theta + h * v) - small_hessian(theta - h * v)
+            errors.append(np.linalg.norm(frame.T @ difference @ frame / (2 * h) - rate))
+        assert errors[1] < 1e-3 * np.linalg.norm(rate)
+        assert abs(errors[0] / errors[1] - 4) < 0.1
 
 
 def test_refusals(small_task):

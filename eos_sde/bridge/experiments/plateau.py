@@ -7,9 +7,9 @@ import numpy as np
 import xarray as xr
 
 from eos_sde import thresholds
-from eos_sde.bridge.central_flow import stochastic_central_flow
 from eos_sde.bridge.experiments.comparison import Outcome, Row, mean_and_stderr, variable
 from eos_sde.bridge.recorder import record
+from eos_sde.bridge.stochastic_flow import stochastic_central_flow
 from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 
