@@ -30,7 +30,7 @@ from solvers import memory
 DENSE_SIDE = 3000  # a Gram matrix of this side is diagonalised in seconds
 _FIRST_RANK = 256
 _COARSE_RANK = 200
-_FAR = 1.5  # widths of the bracket, over the one asked for, from which the rank is doubled
+_MARGIN = 1.05  # over the rank at which the widths so far, as a power of the rank, reach the one asked for
 _SINGLE_PRECISION = (
     5_000_000  # entries of the resolved space from which products with it are in single precision
 )
@@ -98,16 +98,27 @@ def factored_mean_square(
     if isinstance(gram, Head):
         return _exact(gram, kernel, start, source)
     basis = gram if isinstance(gram, GramBasis) else GramBasis(gram)
-    rank = max(basis.rank, min(_FIRST_RANK, max_rank))
+    rank, widths = max(basis.rank, min(_FIRST_RANK, max_rank)), []
     while True:
         basis.grow(rank)
         result = _bracket(basis, kernel, start, tolerance, source)
         start = result.moments if kernel.noise > 0 else None
-        done = result.upper - result.lower <= tolerance * result.upper
-        if done or basis.complete or basis.rank >= max_rank:
+        widths.append((basis.rank, (result.upper - result.lower) / result.upper))
+        if widths[-1][1] <= tolerance or basis.complete or basis.rank >= max_rank:
             return result
-        far = result.upper - result.lower > _FAR * tolerance * result.upper
-        rank = min(2 * basis.rank if far else basis.rank * 3 // 2, max_rank)
+        rank = min(_next_rank(widths, tolerance), max_rank)
+
+
+def _next_rank(widths: list[tuple[int, float]], goal: float) -> int:
+    """Twice the rank at first, then what the last two of (rank, width) promise, from 1.25 to 4 times it."""
+    (rank, width), steepness = widths[-1], 0.0
+    if len(widths) > 1:
+        fewer, wider = widths[-2]
+        steepness = np.log(wider / width) / np.log(rank / fewer)
+    if steepness <= 0:
+        return 2 * rank
+    promised = np.log(_MARGIN) + np.log(width / goal) / steepness
+    return int(rank * np.exp(np.clip(promised, np.log(1.25), np.log(4.0))))
 
 
 def _diagonalised(gram: GramOperator) -> Head:

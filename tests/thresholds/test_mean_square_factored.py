@@ -207,3 +207,17 @@ def test_a_start_of_another_shape_is_refused():
         thresholds.sgd_mean_square(GramOperator.of_factors(factors(6, 2, 20, 0)), batch_size=2, start=other)
     with pytest.raises(InvalidInput, match="the trace of the curvature is 0"):
         GramBasis(GramOperator.of_factors(np.zeros((3, 1, 4))))
+
+
+@pytest.mark.parametrize(
+    ("widths", "rank"),
+    [
+        ([(256, 0.04)], 512),
+        ([(256, 0.04), (512, 0.02)], 1075),  # like 1/rank, with a margin of 5 %
+        ([(256, 0.04), (512, 0.0102)], 640),  # at least a quarter more
+        ([(256, 0.04), (512, 0.039)], 2048),  # at most four times
+        ([(256, 0.04), (512, 0.05)], 1024),  # no promise
+    ],
+)
+def test_next_rank_follows_the_widths(widths, rank):
+    assert mean_square_factored._next_rank(widths, 0.01) == rank
