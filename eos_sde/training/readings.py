@@ -80,7 +80,7 @@ class Reading(NamedTuple):
         if name in _WHERE:
             return self.numbers[..., _WHERE[name]]
         if name in JUDGED:
-            return jnp.log(getattr(self, name.removeprefix("distance_")) / self.learning_rate)
+            return jnp.log(jnp.divide(getattr(self, name.removeprefix("distance_")), self.learning_rate))
         raise AttributeError(f"Reading has no {name!r}; it has {', '.join([*_WHERE, *JUDGED, *_HELD])}")
 
     def then(self, tree: Any) -> Any:
@@ -105,7 +105,7 @@ class Reading(NamedTuple):
     @property
     def predicted_loss(self) -> Any:
         """Loss at the peak of the excursion that is predicted beyond the edge."""
-        rate = self.learning_rate
+        rate = jnp.asarray(self.learning_rate)
         nearest = jnp.minimum(self.deterministic, self.mean_square)
         excess = self.sharpness * jnp.maximum(0.0, 1.0 - nearest / rate)
         # beyond the catapult threshold oscillation no longer lowers the sharpness

@@ -160,6 +160,18 @@ def test_log_has_units_and_survives_a_file(problem, tmp_path):
     log.to_netcdf(tmp_path / "log.nc", engine="h5netcdf")
 
 
+def test_a_rate_of_zero_is_infinitely_far(problem):
+    # as a warm-up begins; numpy must not complain of the division either
+    params, data, _ = problem
+    monitor = StabilityMonitor(network_loss, rule="gd")
+    _, readings = loop(monitor, optax.sgd(1.0), params, data, [0.0, 1e-3], compiled=True)
+    with np.errstate(all="raise"):
+        log = monitor.dataset(readings, every_step=True)
+    assert float(log.distance_deterministic[0]) == np.inf
+    assert float(log.predicted_loss[0]) == float(log.loss[0])
+    assert not log.edge.any()
+
+
 def quadratic(w, x, y):
     return 0.5 * jnp.mean((x @ w - y) ** 2)
 
