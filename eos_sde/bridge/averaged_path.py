@@ -72,9 +72,9 @@ def stable_stride(eigenvalues: jax.Array, eta: float, most: int) -> int:
 
 
 @partial(jax.jit, static_argnames="task")
-def gradient_and_modes(task: Task, theta, block):
-    """Full-batch gradient, and what `follow_modes` returns."""
-    return jax.grad(task.loss)(theta), *follow_modes(task, theta, block)
+def loss_and_modes(task: Task, theta, block):
+    """Full-batch loss and gradient, and what `follow_modes` returns."""
+    return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block)
 
 
 @partial(jax.jit, static_argnames="task")

@@ -29,22 +29,18 @@ from eos_sde.bridge.averaged_path import (
     count_critical,
     displacement,
     flow_dataset,
+    loss_and_modes,
     outgrown,
     sharpness_beside,
     stable_stride,
 )
 from eos_sde.bridge.critical_modes import complementary_covariance
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.spectrum import curvature_gradients, follow_modes, top_modes
+from eos_sde.bridge.spectrum import curvature_gradients, top_modes
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure
 
 _BEYOND = 1.25  # times 2/eta: descent at the edge was seen up to 1.15; from further beyond it is catapulted
-
-
-@partial(jax.jit, static_argnames="task")
-def _local(task: Task, theta, block):
-    return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block)
 
 
 @partial(jax.jit, static_argnames=("task", "held"))
@@ -120,7 +116,7 @@ def central_flow(
     while True:
         save = reached >= next_save
         next_save += save_every if save else 0
-        loss, gradient, eigenvalues, vectors, following = _local(task, theta, block)
+        loss, gradient, eigenvalues, vectors, following = loss_and_modes(task, theta, block)
         ahead = min(stride, next_save - reached, steps - reached if reached < steps else stride)
         ahead = stable_stride(eigenvalues, eta, ahead)
         if not eta * float(eigenvalues[0]) < 2.0 * _BEYOND:

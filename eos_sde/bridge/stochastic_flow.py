@@ -34,7 +34,7 @@ from eos_sde.bridge.averaged_path import (
     checked_weights,
     count_critical,
     flow_dataset,
-    gradient_and_modes,
+    loss_and_modes,
     outgrown,
     sharpness_beside,
     stable_stride,
@@ -234,7 +234,7 @@ def caeo_flow(
     rows = []
     reached = 0
     while True:
-        gradient, eigenvalues, vectors, block = gradient_and_modes(task, theta, block)
+        _, gradient, eigenvalues, vectors, block = loss_and_modes(task, theta, block)
         rate = float(learning_rate(eta, float(eigenvalues[0]), delta))
         rows.append((reached, float(eigenvalues[0]), rate))
         if reached == steps:
@@ -245,7 +245,7 @@ def caeo_flow(
             theta = advance(theta, -gradient, eigenvalues, vectors, rate, ahead)
             reached += ahead
             if reached < target:
-                gradient, eigenvalues, vectors, block = gradient_and_modes(task, theta, block)
+                _, gradient, eigenvalues, vectors, block = loss_and_modes(task, theta, block)
                 rate = float(learning_rate(eta, float(eigenvalues[0]), delta))
     step, sharpness, rates = np.array(rows).T
     return xr.Dataset(

@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 
 from eos_sde.models.arguments import count
 from eos_sde.thresholds.gram import GramBasis, GramOperator
-from eos_sde.thresholds.mean_square_factored import DENSE_SIDE
+from eos_sde.thresholds.mean_square_factored import DENSE_SIDE, diagonalised
 from solvers import memory
 from solvers.errors import InvalidInput
 
@@ -136,17 +136,15 @@ def _array(jacobian: Any) -> np.ndarray:
 
 
 def _gram_factors(gram: GramOperator, weights: Any) -> np.ndarray:
-    """Factors (n, c, r) with a given Gram matrix, on as many weights as its side."""
+    """Factors (n, c, r) with a given Gram matrix, on as many weights as its rank."""
     if weights is not None:
         raise InvalidInput("weights is given with a Gram matrix; put them in it (`bridge.curvature_gram`)")
     if gram.side > DENSE_SIDE:
         raise InvalidInput(
             f"jacobian is a Gram matrix of side {gram.side}, above {DENSE_SIDE}; give fewer examples, or the factors"
         )
-    matrix = gram.product(np.eye(gram.side))
-    values, vectors = eigh((matrix + matrix.T) / 2)
-    root = np.sqrt(np.maximum(values, 0.0) * gram.examples)
-    return (vectors * root).reshape(gram.examples, gram.outputs, gram.side)
+    head = diagonalised(gram)
+    return (head.vectors * np.sqrt(gram.examples * head.values)).reshape(gram.examples, gram.outputs, -1)
 
 
 def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:

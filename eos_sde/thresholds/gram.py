@@ -244,7 +244,7 @@ class Ritz(NamedTuple):
             cross = block_products(following @ couple, vectors, n)
             tail = tail - cross - cross.transpose(0, 2, 1)
             tail += block_products(following @ spread, following, n)
-        tail = _positive_part((tail + tail.transpose(0, 2, 1)) / 2)
+        tail = positive_part(tail)
         mean = float(np.trace(tail, axis1=1, axis2=2).sum()) / (n * c)
         return Head(vectors, values + shift, tail, max(extra, mean, float(np.finfo(float).tiny)), n)
 
@@ -256,9 +256,9 @@ def block_products(left: np.ndarray, right: np.ndarray, examples: int) -> np.nda
     return np.matmul(left.reshape(shape), right.reshape(shape).transpose(0, 2, 1)).astype(float)
 
 
-def _positive_part(blocks: np.ndarray) -> np.ndarray:
-    """Blocks with eigenvalues below zero, which is rounding, set to zero."""
-    values, vectors = np.linalg.eigh(blocks)
+def positive_part(blocks: np.ndarray) -> np.ndarray:
+    """Symmetric parts of blocks, with eigenvalues below zero, which is rounding, set to zero."""
+    values, vectors = np.linalg.eigh((blocks + blocks.transpose(0, 2, 1)) / 2)
     return np.matmul(vectors * np.maximum(values, 0.0)[:, None, :], vectors.transpose(0, 2, 1))
 
 

@@ -26,6 +26,7 @@ from eos_sde.thresholds.moment_kernel import MomentKernel
 from eos_sde.thresholds.output_moments import Feedback, Solution, critical_rate
 from eos_sde.thresholds.result import Threshold
 from solvers import memory
+from solvers.errors import InvalidInput
 
 DENSE_SIDE = 3000  # a Gram matrix of this side is diagonalised in seconds
 _FIRST_RANK = 256
@@ -94,7 +95,7 @@ def factored_mean_square(
         the middle and half the width of the bracket, which is wider than asked for where `max_rank` did not suffice.
     """
     if isinstance(gram, GramOperator) and gram.side <= DENSE_SIDE:
-        gram = _diagonalised(gram)
+        gram = diagonalised(gram)
     if isinstance(gram, Head):
         return _exact(gram, kernel, start, source)
     basis = gram if isinstance(gram, GramBasis) else GramBasis(gram)
@@ -121,11 +122,16 @@ def _next_rank(widths: list[tuple[int, float]], goal: float) -> int:
     return int(rank * np.exp(np.clip(promised, np.log(1.25), np.log(4.0))))
 
 
-def _diagonalised(gram: GramOperator) -> Head:
+def diagonalised(gram: GramOperator) -> Head:
+    """All of the spectrum of a Gram matrix, formed from its products; refused where it is zero or does not fit."""
     side = gram.side
     memory.require(4 * 8 * side**2, f"a Gram matrix of side {side}", "give fewer examples or outputs")
     matrix = gram.product(np.eye(side))
     values, vectors = eigh((matrix + matrix.T) / 2)
+    if values[-1] <= 0:
+        raise InvalidInput(
+            "the Gram matrix is zero: no output has a gradient; give weights at which some output does"
+        )
     keep = values > values[-1] * side * np.finfo(float).eps
     return Head(vectors[:, keep], values[keep], None, 0.0, gram.examples)
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from eos_sde.thresholds.curvature_factors import curvature_factors
-from eos_sde.thresholds.gram import GramBasis, GramOperator, Head, block_products
+from eos_sde.thresholds.gram import GramBasis, GramOperator, Head, block_products, positive_part
 from eos_sde.thresholds.mean_square_factored import BracketedThreshold, factored_mean_square, head_bracket
 from eos_sde.thresholds.moment_kernel import MomentKernel
 from eos_sde.thresholds.result import Threshold
@@ -32,10 +32,8 @@ _SINGLE = 1e-5  # relative error of its products, of single precision
 _LARGEST_RANK = 1500  # outputs of all examples up to which their Gram matrix is diagonalised
 _FACTOR_MODES, _DENSE_MODES = 128, 32
 _SKETCH_GOAL, _SKETCH_LIMIT = 1e-3, 1e-2
-_BRACKET, _RESOLVED = (
-    0.01,
-    2048,
-)  # relative width of a bracket to reach, and directions resolved for it at most
+_BRACKET = 0.01  # relative width of a bracket to reach
+_RESOLVED = 2048  # directions resolved for it at most
 _SOURCE = "second-moment recursion; Mulayoff and Michaeli 2024, arXiv:2306.07850, without momentum"
 
 
@@ -147,9 +145,7 @@ def _with_rest(found: ExampleFactors) -> Head:
     head = _head(found.rows)
     n = head.examples
     tail = found.blocks / n - block_products(head.vectors * head.values, head.vectors, n)
-    values, vectors = np.linalg.eigh((tail + tail.transpose(0, 2, 1)) / 2)
-    tail = np.matmul(vectors * np.maximum(values, 0.0)[:, None, :], vectors.transpose(0, 2, 1))
-    return head._replace(tail=tail, top=float(np.min(head.values)))
+    return head._replace(tail=positive_part(tail), top=float(np.min(head.values)))
 
 
 def _of_hessians(rule: LinearRule, minimum: Minimum, p: float, where: str) -> Threshold:

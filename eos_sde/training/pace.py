@@ -77,7 +77,7 @@ def timed(
         Least of some runs each.
     """
     state = monitor.init(params)
-    sleeping = state.schedule._replace(last=jnp.int32(-1), due=jnp.int32(_NEVER))
+    sleeping = state.schedule._replace(due=jnp.int32(_NEVER))
     # far beyond every edge all is measured; within them nothing begins, long after the start
     beyond, within = (jnp.asarray(rate, state.first_loss.dtype) for rate in (1e9, 0.0))
 

@@ -221,3 +221,11 @@ def test_a_start_of_another_shape_is_refused():
 )
 def test_next_rank_follows_the_widths(widths, rank):
     assert mean_square_factored._next_rank(widths, 0.01) == rank
+
+
+def test_a_gram_matrix_of_zero_is_refused():
+    zero = GramOperator.of_factors(np.zeros((4, 2, 3)))
+    with pytest.raises(InvalidInput, match="Gram matrix is zero"):
+        thresholds.sgd_mean_square(zero, batch_size=2)
+    with pytest.raises(InvalidInput, match="Gram matrix is zero"):
+        thresholds.sgd_almost_sure(zero, batch_size=2, seed=0)
