@@ -104,7 +104,12 @@ def _within(basis: np.ndarray, dual: np.ndarray, vectors: np.ndarray) -> np.ndar
 
 
 def _real_columns(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """A real basis of the span of modes that come in complex pairs."""
-    columns = [vectors.real[:, [a]] for a in range(len(values)) if np.imag(values[a]) >= 0]
-    columns += [vectors.imag[:, [a]] for a in range(len(values)) if np.imag(values[a]) > 0]
-    return np.hstack([np.zeros((len(vectors), 0)), *columns])
+    """A real basis of the span of modes that come in complex pairs.
+
+    Equal real eigenvalues may split into a pair by rounding, one part of whose vectors is then no direction.
+    """
+    upper = vectors[:, np.imag(values) >= 0]
+    turning = vectors[:, np.imag(values) > 0]
+    columns = np.hstack([upper.real, turning.imag])
+    least = np.finfo(float).eps * np.linalg.norm(np.hstack([upper, turning]), axis=0)
+    return columns[:, np.linalg.norm(columns, axis=0) > least]

@@ -272,3 +272,22 @@ def test_equal_modes_are_all_found(axes, cells, force, noise, waves, step, k, to
     exact = np.sort(slowness(exact))[: len(found)]
     # the operators are products of those of one circle: apart from rounding, only the tolerance is between them
     np.testing.assert_allclose(np.sort(slowness(found)), exact, rtol=10 * tol, atol=1e-6)
+
+
+def test_a_pair_split_by_rounding_adds_no_direction():
+    """Equal real eigenvalues that rounding splits into a pair may leave vectors whose imaginary part is zero."""
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((6, 3)).astype(complex)
+    vectors[:, 1] += 1e-18j * rng.standard_normal(6)
+    values = np.array([0.0, -1 + 1e-17j, -1 - 1e-17j])
+    vectors[:, 2] = vectors[:, 1].conj()
+    exact = vectors.copy()
+    exact.imag = 0.0
+    for split in (vectors, exact):
+        start = Start(values, split, split)
+        assert start.functions(1).shape == (6, 1)
+        right, left, count = start.scaled(1, np.ones(6))
+        direction = vectors[:, 1].real / np.linalg.norm(vectors[:, 1].real)
+        assert count == 2
+        assert right @ direction == pytest.approx(1.0, abs=2e-3)
+        assert np.array_equal(right, left)
