@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,46 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from eos_sde.training.objective import rows, single
+from eos_sde.training.local_loss import Local
+from eos_sde.training.objective import rows
 from solvers.errors import ConvergenceFailure
 
 _PILOT = 8
 _RANKS = (2, 4, 8, 16, 32, 64)
-_CHUNK = 2**24  # numbers in the products of the examples that are worked on at once
 _DENSE = 32  # weights up to which the whole Hessian is formed
 _RESTARTS = 100
 _PRODUCTS = 3  # fresh products by which a factorisation is judged
-
-Value = Callable[[jax.Array, Any], jax.Array]
-
-
-class Local(NamedTuple):
-    """A loss about a point: what everything here is computed from.
-
-    Attributes
-    ----------
-    value : callable
-        (point, batch) -> mean loss.
-    product : callable
-        (point, batch, vector) -> Hessian times vector; compiled once, from `hessian_of`.
-    point : Array
-        Shape (d,).
-    data : pytree
-        All examples.
-    n : int
-        How many.
-    """
-
-    value: Value
-    product: Callable[[jax.Array, Any, jax.Array], jax.Array]
-    point: jax.Array
-    data: Any
-    n: int
-
-    @property
-    def dimension(self) -> int:
-        """Number of weights."""
-        return self.point.shape[0]
 
 
 class Modes(NamedTuple):
@@ -58,16 +27,6 @@ class Modes(NamedTuple):
     values: np.ndarray
     vectors: np.ndarray
     residual: float
-
-
-def hessian_of(value: Value) -> Callable[[jax.Array, Any, jax.Array], jax.Array]:
-    """Return the compiled (point, batch, vector) -> Hessian times vector."""
-
-    @jax.jit
-    def product(point: jax.Array, batch: Any, vector: jax.Array) -> jax.Array:
-        return jax.jvp(lambda z: jax.grad(value)(z, batch), (point,), (vector,))[1]
-
-    return product
 
 
 def leading_modes(
@@ -101,7 +60,7 @@ def leading_modes(
     rounding = float(np.finfo(dtype).eps)
 
     def apply(vector: np.ndarray) -> np.ndarray:
-        image = np.asarray(local.product(local.point, local.data, jnp.asarray(vector.ravel(), dtype)), float)
+        image = np.asarray(local.product(jnp.asarray(vector.ravel(), dtype)), float)
         return image if below is None else below * vector.ravel() - image
 
     if d <= max(2 * count, _DENSE):
@@ -158,14 +117,7 @@ def find_sketch(local: Local, seed: int, goal: float) -> Sketch:
     ranks = [r for r in _RANKS if r < d] or [d]
     draws = jnp.asarray(rng.standard_normal((ranks[-1] + _PRODUCTS, d)), dtype)
 
-    @jax.jit
-    def images(pilot: Any, point: jax.Array, draws: jax.Array) -> jax.Array:
-        def one(example: Any) -> jax.Array:
-            return jax.vmap(lambda v: local.product(point, single(example), v))(draws)
-
-        return jax.lax.map(one, pilot)
-
-    found = np.asarray(images(pilot, local.point, draws), float)  # (pilot, r + fresh, d)
+    found = np.asarray(local.images(pilot, draws), float)  # (pilot, r + fresh, d)
     omega = np.asarray(draws, float)
     tests, truths = omega[ranks[-1] :], found[:, ranks[-1] :]
     best = Sketch(draws[: ranks[0]], ranks[0], np.inf)
@@ -206,25 +158,18 @@ def example_factors(local: Local, sketch: Sketch, basis: np.ndarray | None = Non
         In float64.
     """
     project = None if basis is None else jnp.asarray(basis, local.point.dtype)
-    factors, blocks = _factoring(local, sketch)(local.data, project)
+    factors, blocks = local.factors(local.data, sketch.directions, project, _form(local, sketch))
     return ExampleFactors(np.asarray(factors, float), np.asarray(blocks, float))
 
 
-def _factoring(local: Local, sketch: Sketch) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
-    """Compiled: examples, and directions or None, to what `ExampleFactors` holds."""
-    cutoff = _cutoff(local.point.dtype)
-    chunk = max(1, _CHUNK // (len(sketch.directions) * local.dimension))
+@lru_cache
+def _leading_rows(cutoff: float, rank: int):
+    return lambda directions, images: _nystrom(directions, images, cutoff, jnp)[:rank]
 
-    @jax.jit
-    def mapped(data: Any, directions: jax.Array, point: jax.Array, project: Any) -> tuple:
-        def one(example: Any) -> tuple[jax.Array, jax.Array]:
-            images = jax.vmap(lambda v: local.product(point, single(example), v))(directions)
-            factor = _nystrom(directions, images, cutoff, jnp)[: sketch.rank]
-            return factor if project is None else factor @ project, factor @ factor.T
 
-        return jax.lax.map(one, data, batch_size=chunk)
-
-    return lambda data, project: mapped(data, sketch.directions, local.point, project)
+def _form(local: Local, sketch: Sketch):
+    """How a factor is made of the images of the sketch; one object for each cutoff and rank."""
+    return _leading_rows(_cutoff(local.point.dtype), sketch.rank)
 
 
 def example_gram(local: Local, sketch: Sketch, numbers: int) -> np.ndarray:
@@ -246,10 +191,11 @@ def example_gram(local: Local, sketch: Sketch, numbers: int) -> np.ndarray:
     """
     n, rank = local.n, sketch.rank
     size = max(1, min(n, numbers // (rank * local.dimension)))
-    gram, factors = np.empty((n * rank, n * rank), np.float32), _factoring(local, sketch)
+    gram, form = np.empty((n * rank, n * rank), np.float32), _form(local, sketch)
 
     def piece(first: int) -> np.ndarray:
-        found, _ = factors(rows(local.data, np.arange(first, min(first + size, n))), None)
+        taken = rows(local.data, np.arange(first, min(first + size, n)))
+        found, _ = local.factors(taken, sketch.directions, None, form)
         return np.asarray(found, np.float32).reshape(-1, local.dimension)
 
     for first in range(0, n, size):
@@ -278,15 +224,7 @@ def example_hessians(local: Local, basis: np.ndarray) -> np.ndarray:
     array
         Shape (n, k, k), float64.
     """
-    columns = jnp.asarray(basis, local.point.dtype)
-
-    def one(example: Any, point: jax.Array, columns: jax.Array) -> jax.Array:
-        images = jax.vmap(lambda v: local.product(point, single(example), v), in_axes=1)(columns)
-        return images @ columns
-
-    chunk = max(1, _CHUNK // columns.size)
-    mapped = jax.jit(lambda rows, z, u: jax.lax.map(lambda e: one(e, z, u), rows, batch_size=chunk))
-    each = np.asarray(mapped(local.data, local.point, columns), float)
+    each = np.asarray(local.projections(jnp.asarray(basis, local.point.dtype)), float)
     return (each + each.transpose(0, 2, 1)) / 2
 
 

@@ -13,7 +13,6 @@ from eos_sde.thresholds.moment_kernel import MomentKernel
 from eos_sde.thresholds.result import Threshold
 from eos_sde.training.example_curvature import (
     ExampleFactors,
-    Local,
     Modes,
     example_factors,
     example_gram,
@@ -22,6 +21,7 @@ from eos_sde.training.example_curvature import (
     leading_modes,
 )
 from eos_sde.training.linear_rules import LinearRule
+from eos_sde.training.local_loss import Local
 from eos_sde.training.second_moments import dense_curvatures, mean_square_limit
 from solvers.errors import InvalidInput
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -42,7 +43,17 @@ def objective(loss: Callable[..., Any], data: Any) -> Objective:
         )
     if type(data) not in {tuple, list} or not _takes(loss, len(data)):
         return loss
-    return lambda params, batch: loss(params, *batch)
+    return _spread(loss) if isinstance(loss, Hashable) else partial(_on_items, loss)
+
+
+def _on_items(loss: Callable[..., Any], params: Any, batch: Any) -> Any:
+    return loss(params, *batch)
+
+
+@lru_cache(maxsize=16)
+def _spread(loss: Callable[..., Any]) -> Objective:
+    """One object for one loss, so that what was compiled for it is found again."""
+    return partial(_on_items, loss)
 
 
 def _takes(loss: Callable[..., Any], items: int) -> bool:

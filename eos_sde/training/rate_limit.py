@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from warnings import warn
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,12 @@ from eos_sde.models.arguments import count, positive
 from eos_sde.optimizers.curvature.interface import Flat, flat_view
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.thresholds.result import Threshold
-from eos_sde.training.example_curvature import Local, hessian_of, leading_modes
+from eos_sde.training.example_curvature import leading_modes
 from eos_sde.training.linear_rules import LinearRule, adam_moments, linear_rule, preconditioner
+from eos_sde.training.local_loss import Frame, Local, Programs, programs
 from eos_sde.training.minimum_curvature import Minimum, join, mean_square
-from eos_sde.training.objective import Objective, examples, objective, rows, single
-from solvers.errors import InvalidInput
+from eos_sde.training.objective import Objective, examples, objective
+from solvers.errors import AccuracyWarning, InvalidInput
 
 CRITERIA = ("deterministic", "mean-square", "almost-sure", "batch-sharpness")
 _BATCHES = 64
@@ -160,12 +162,9 @@ def _largest(
     flat = flat_view(params)
     origin = flat.ravel(params)
     _check_loss(value_of, params, data)
-    scale, where = _scale(step, value_of, params, data, p, opt_state, flat)
-
-    def value(z: jax.Array, batch: Any) -> jax.Array:
-        return value_of(flat.cast(flat.unravel(origin + scale * z)), batch)
-
-    local = Local(value, hessian_of(value), jnp.zeros_like(origin), data, n)
+    compiled = programs(value_of, params)
+    scale, where = _scale(step, compiled, origin, data, p, opt_state, flat)
+    local = Local(compiled, Frame(origin, scale), jnp.zeros_like(origin), data, n)
     if criterion == "batch-sharpness":
         return _batch_sharpness(local, size, replacement, seed)
     top = leading_modes(local)
@@ -218,46 +217,40 @@ def _check_loss(value_of: Callable[[Any, Any], jax.Array], params: Any, data: An
 
 
 def _scale(
-    rule: LinearRule, value_of: Any, params: Any, data: Any, p: float, opt_state: Any, flat: Flat
-) -> tuple[Any, str]:
+    rule: LinearRule, compiled: Programs, origin: jax.Array, data: Any, p: float, opt_state: Any, flat: Flat
+) -> tuple[jax.Array, str]:
     """P^-1/2 as a flat vector (1 without a preconditioner), and a word on where P is from."""
+    unit = jnp.ones((), origin.dtype)
     if not rule.adaptive:
         if opt_state is not None:
             raise InvalidInput(
                 f"opt_state is read for Adam's second moments, rule={rule.name!r} has none: leave it out"
             )
-        return 1.0, ""
+        return unit, ""
     if opt_state is not None:
         nu, steps = adam_moments(opt_state)
         if int(steps) < 1:
             raise InvalidInput("opt_state has seen no update, so it has no second moments; pass a later one")
-        weights, where = preconditioner(rule, nu, int(steps)), f"P of opt_state after {int(steps)} updates"
+        root = flat.ravel(preconditioner(rule, nu, int(steps)))
+        where = f"P of opt_state after {int(steps)} updates"
     else:
-        gradient = jax.grad(value_of)(params, data)
-        spread = (
-            _gradient_variance(value_of, params, data) if p > 0 else jax.tree.map(jnp.zeros_like, gradient)
-        )
-        nu = jax.tree.map(lambda g, v: g**2 + p * v, gradient, spread)
-        weights = jax.tree.map(lambda v: v**0.5 + rule.eps, nu)
-        where = "P of E g_B^2 at params"
-    root = flat.ravel(weights)
+        mean, spread = compiled.squares(Frame(origin, unit), jnp.zeros_like(origin), data)
+        size = jnp.sqrt(mean**2 + p * spread)
+        root, where = size + rule.eps, "P of E g_B^2 at params"
+        still = float(jnp.mean(size <= rule.eps))
+        if still > 0.5:
+            warn(
+                f"{100 * still:.0f} % of the weights have gradients below eps={rule.eps:g} at params, so that Adam at "
+                "rest there would divide by eps and the threshold is that of its restart, far below the one in "
+                "training; pass opt_state, the state of the optimizer that trains",
+                AccuracyWarning,
+                stacklevel=4,
+            )
     if not bool(jnp.all((root > 0) & jnp.isfinite(root))):
         raise InvalidInput(
             "Adam's preconditioner has zeros or is not finite: give eps > 0, or another opt_state"
         )
     return 1.0 / jnp.sqrt(root), where
-
-
-def _gradient_variance(value_of: Any, params: Any, data: Any) -> Any:
-    """Population variance over the examples of each component of the gradient."""
-
-    def add(total: Any, example: Any) -> tuple[Any, None]:
-        gradient = jax.grad(value_of)(params, single(example))
-        return jax.tree.map(lambda t, g, m: t + (g - m) ** 2, total, gradient, mean), None
-
-    mean = jax.grad(value_of)(params, data)
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, mean), data)
-    return jax.tree.map(lambda t: t / examples(data), total)
 
 
 def _deterministic(rule: LinearRule, sharpness: float, residual: float, where: str) -> Threshold:
@@ -282,7 +275,7 @@ def _require_minimum(local: Local, sharpness: float, horizon: int, tolerance: fl
             f"params lie on no minimum: the Hessian has the eigenvalue {lowest:.3g} beside {sharpness:.3g}, which "
             f"grows e-fold within horizon={horizon} steps, so that criterion={criterion!r} has no meaning; {_STILL}"
         )
-    moved = local.point - jax.jit(jax.grad(local.value))(local.point, local.data) / sharpness
+    moved = local.point - local.gradient() / sharpness
     change = abs(float(leading_modes(local._replace(point=moved), tol=_DECIDES).values[0]) / sharpness - 1)
     if not change <= tolerance:
         raise InvalidInput(
@@ -298,16 +291,7 @@ def _batch_sharpness(local: Local, size: int, replacement: bool, seed: int) -> T
     draws = 1 if size == local.n and not replacement else _BATCHES
     index = np.stack([rng.choice(local.n, size, replace=replacement) for _ in range(draws)])
 
-    @jax.jit
-    def curved(index: jax.Array, data: Any, point: jax.Array) -> jax.Array:
-        def one(rows_of: jax.Array) -> jax.Array:
-            slope = jax.grad(lambda z: local.value(z, rows(data, rows_of)))
-            gradient, image = jax.jvp(slope, (point,), (slope(point),))
-            return (gradient @ image) / (gradient @ gradient)
-
-        return jax.lax.map(one, index)
-
-    found = np.asarray(curved(jnp.asarray(index), local.data, local.point), float)
+    found = np.asarray(local.batch_sharpness(jnp.asarray(index)), float)
     mean = float(np.mean(found))
     if not mean > 0:
         raise InvalidInput(

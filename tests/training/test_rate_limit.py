@@ -11,9 +11,11 @@ import pytest
 from eos_sde import bridge, thresholds
 from eos_sde.training import minimum_curvature
 from eos_sde.training.linear_rules import linear_rule
+from eos_sde.training.local_loss import programs
+from eos_sde.training.objective import objective
 from eos_sde.training.rate_limit import max_stable_lr
 from eos_sde.training.second_moments import dense_curvatures, mean_square_limit
-from solvers import InvalidInput
+from solvers import AccuracyWarning, InvalidInput
 
 CURVATURES = np.array([4.0, 1.0, 0.25])
 DATA = (jnp.sqrt(3.0) * jnp.diag(jnp.sqrt(CURVATURES)), jnp.zeros(3))  # H = diag(CURVATURES)
@@ -350,3 +352,26 @@ def test_refusals(arguments, sentence):
     given = {"loss": regression, "params": jnp.zeros(3), "data": DATA, **arguments}
     with pytest.raises(InvalidInput, match=sentence), np.errstate(all="ignore"):
         max_stable_lr(given.pop("loss"), given.pop("params"), given.pop("data"), **given)
+
+
+def test_another_call_on_the_same_loss_compiles_nothing_and_forgets_the_last_point():
+    """A threshold is asked for again and again while weights move: the compiled loss is kept, the weights are not."""
+    x, y = jnp.sqrt(jnp.array([[3.0, 0.5], [0.2, 1.0], [1.0, 1.0]])), jnp.zeros(3)
+
+    def loss(w, x, y):
+        return 0.5 * jnp.mean((x @ (w - w**3 / 3) - y) ** 2)
+
+    kept = programs(objective(loss, (x, y)), jnp.zeros(2))
+    points = (jnp.zeros(2), jnp.full(2, 3.0**0.5))  # two minima: slopes 1 and -2 of w - w^3/3
+    first, second = (max_stable_lr(loss, w, (x, y), batch_size=1) for w in points)
+    assert second.value == pytest.approx(first.value / 4, rel=1e-5)  # the cutoff of the sketch
+    compiled = [kept.product._cache_size(), kept.factors._cache_size(), kept.images._cache_size()]
+    assert min(compiled) >= 1
+    assert max_stable_lr(loss, points[0], (x, y), batch_size=2).value > first.value
+    assert [kept.product._cache_size(), kept.factors._cache_size(), kept.images._cache_size()] == compiled
+
+
+def test_adam_at_rest_where_every_example_is_fitted_warns_that_it_would_divide_by_eps():
+    with pytest.warns(AccuracyWarning, match="pass opt_state"):
+        found = max_stable_lr(regression, jnp.zeros(3), DATA, rule="adam")
+    assert found.value == pytest.approx(38e-8 / 4, rel=1e-6)  # eps = 1e-8
