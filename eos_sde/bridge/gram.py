@@ -57,7 +57,7 @@ def curvature_gram(
     """
     x = jnp.asarray(x)
     flat, outputs = _flattened(model, params, jnp.float64)
-    out = outputs(flat, x)
+    out = _evaluated(outputs, flat, x)
     if out.ndim != 2 or len(out) != len(x):
         raise InvalidInput(
             f"model returns the shape {out.shape} for {len(x)} examples; make it return ({len(x)}, c)"
@@ -86,6 +86,19 @@ def _flattened(model: Any, params: Any, dtype: Any) -> tuple[jax.Array, Any]:
         return out[:, None] if out.ndim == 1 else out
 
     return flat, outputs
+
+
+def _evaluated(outputs: Any, flat: jax.Array, x: jax.Array) -> jax.Array:
+    """The outputs of all examples; refuses what is not called as a model is."""
+    try:
+        jax.eval_shape(outputs, flat, x)
+    except (TypeError, AttributeError) as error:  # of the call, of shapes that do not fit, of what is returned
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidInput(
+            f"model cannot be evaluated on params and x ({reason}); give model(params, x) -> outputs, not the loss, "
+            "and params and x that fit it"
+        ) from error
+    return outputs(flat, x)
 
 
 def _takes_single(model: Any, params: Any, x: jax.Array) -> bool:

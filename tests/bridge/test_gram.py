@@ -70,6 +70,9 @@ def test_one_output_and_targets_left_out(case):
         ({"loss": lambda out, y: -jnp.sum(out**2, axis=1)}, "convex in the outputs"),
         ({"model": lambda params, x: jnp.sum(model(params, x))}, r"make it return \(14, c\)"),
         ({"model": lambda params, x: model(params, x) / 0.0}, "not finite"),
+        ({"model": lambda params, x, y: jnp.mean((model(params, x) - y) ** 2)}, "not the loss"),
+        ({"model": lambda params, x: (model(params, x), 0)}, "not the loss"),
+        ({"x": np.ones((N, 5))}, "cannot be evaluated on params and x"),
     ],
 )
 def test_refusals(case, change, sentence):
