@@ -79,6 +79,24 @@ class FlowRule:
         return float(self.linear.edge(1.0))
 
     @property
+    def plain(self) -> bool:
+        """Whether the rule is (stochastic) gradient descent without a memory."""
+        return self.name in ("gd", "sgd")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Name and options, for the attributes of a dataset."""
+        own = {
+            key: getattr(self.linear, key) for key in ("momentum", "b2", "eps") if getattr(self.linear, key)
+        }
+        return {"rule": self.name} | own | ({} if self.delta is None else {"delta": self.delta})
+
+    def kept(self, memory: Memory) -> dict[str, Any]:
+        """The parts of a memory that this rule has."""
+        momentum = {"final_momentum": memory.velocity} if self.linear.momentum else {}
+        return momentum | ({"final_second_moments": memory.second_moments} if self.adaptive else {})
+
+    @property
     def adaptive(self) -> bool:
         """Whether the rates come from second moments."""
         return self.linear.adaptive

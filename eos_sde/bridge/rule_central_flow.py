@@ -42,7 +42,9 @@ def _local(task: Task, theta, block, scale):
 
 
 @partial(jax.jit, static_argnames=("task", "rule", "held"))
-def _linearised(task: Task, rule: FlowRule, held: int, theta, gradient, memory, scale, eigenvalues, modes, ahead):
+def _linearised(
+    task: Task, rule: FlowRule, held: int, theta, gradient, memory, scale, eigenvalues, modes, ahead
+):
     """Gradients of U'HU, the gap some steps ahead without oscillation, and what a unit of X adds to it."""
     critical = modes[:, :held]
     turning = curvature_gradients(task.loss, theta, scale[:, None] * critical)
@@ -94,6 +96,7 @@ class RuleCentralFlow:
         self.sharpness = float(self._look(jnp.sqrt(self._rates(1)))[2][0]) / float(self._rates(1)[0])
 
     def settle(self, most: int, *, save: bool) -> str:  # noqa: ARG002
+        """Find the local model here; why the flow does not apply, or nothing."""
         rule = self.rule
         ahead = rule.longest(self.memory.count, most)
         self.scale = jnp.sqrt(self._rates((ahead + 1) // 2))
@@ -103,9 +106,7 @@ class RuleCentralFlow:
             self.sharpness = top / float(self.scale[0] ** 2)
         self.loss = float(loss)
         self.first_loss = self.loss if self.first_loss is None else self.first_loss
-        self.ahead = stable_stride(
-            self.eigenvalues, rule.linear.gain / (1.0 - rule.linear.momentum), ahead
-        )
+        self.ahead = stable_stride(self.eigenvalues, rule.linear.gain / (1.0 - rule.linear.momentum), ahead)
         if not top < rule.edge * _BEYOND:
             return f"the sharpness is {top / rule.edge:.3g} of the edge, far beyond: a catapult"
         self.critical = count_critical(2.0 * self.eigenvalues / rule.edge, 1.0)
@@ -116,7 +117,9 @@ class RuleCentralFlow:
         except ConvergenceFailure as reason:
             return str(reason)
         held = len(self.covariance)
-        self.mean_loss = self.loss + 0.5 * float(np.diag(self.covariance) @ np.asarray(self.eigenvalues[:held]))
+        self.mean_loss = self.loss + 0.5 * float(
+            np.diag(self.covariance) @ np.asarray(self.eigenvalues[:held])
+        )
         if outgrown(self.mean_loss, self.loss, self.first_loss):
             return f"the oscillation outgrows the quadratic model (mean loss {self.mean_loss:.3g})"
         return ""
@@ -143,6 +146,7 @@ class RuleCentralFlow:
             self.squares = self.force**2 + jnp.einsum("ai,ij,aj->a", rows, self.covariance, rows)
 
     def row(self, reached: int) -> dict[str, float]:  # noqa: ARG002
+        """What is saved here."""
         rule, axes, z = self.rule, self.critical_axes, self.eigenvalues
         vectors = self.modes
         if rule.adaptive:
@@ -169,6 +173,7 @@ class RuleCentralFlow:
         return saved
 
     def advance(self) -> int:
+        """Move on; the steps made."""
         velocity, moments, count = self.memory
         move, velocity = averaged_steps(
             self.rule, self.force, velocity, self.scale, self.eigenvalues, self.modes, self.ahead

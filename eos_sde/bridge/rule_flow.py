@@ -106,6 +106,7 @@ class RuleFlow:
         self.modes, self.axes = self.block, self.scale[:, None] * self.block
 
     def settle(self, most: int, *, save: bool) -> str:
+        """Find the local model here; why the flow does not apply, or nothing."""
         rule, task = self.rule, self.task
         ahead = rule.longest(self.memory.count, most)
         scale = jnp.sqrt(self._rates((ahead + 1) // 2))
@@ -131,6 +132,7 @@ class RuleFlow:
         return self.covariance[:, 0, :, 0]
 
     def row(self, reached: int) -> dict[str, float]:
+        """What is saved here."""
         z = self.local.eigenvalues
         if self.rule.adaptive:
             values, self.raw = improved(self.task, self.theta, self.raw, None, 10)
@@ -156,6 +158,7 @@ class RuleFlow:
         return saved
 
     def advance(self) -> int:
+        """Move on; the steps made."""
         rule, ahead, recursion = self.rule, self.ahead, self.local.recursion
         velocity, moments, count = self.memory
         midway = recursion.after(self.covariance, (ahead + 1) // 2)[:, 0, :, 0]

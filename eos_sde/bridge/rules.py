@@ -27,7 +27,8 @@ def make_rule(
     **options
         For optax: ``momentum`` ("sgdm", "nesterov"), ``b1``, ``b2``, ``eps`` ("adam", "adamw"), ``weight_decay``
         ("adamw"), ``b2`` (0.9; optax calls it decay), ``eps``, ``eps_in_sqrt``, ``bias_correction`` ("rmsprop": by
-        default eps is inside the root and the second moments start from 0 uncorrected), anything that `eos_sde.optimizers.caeo` takes.
+        default eps is inside the root and the second moments start from 0 uncorrected), anything that
+        `eos_sde.optimizers.caeo` takes.
 
     Returns
     -------

@@ -131,7 +131,9 @@ def averaged_steps(rule: FlowRule, gradient, velocity, scale, eigenvalues, modes
     push, drift = scale * gradient, scale * velocity
     along = jnp.stack([modes.T @ drift, modes.T @ push], axis=-1)  # (k, 2): v and g
     gentle = jnp.minimum(eigenvalues, rule.alternating)
-    share = jnp.where(eigenvalues > rule.alternating, gentle / jnp.where(eigenvalues == 0, 1.0, eigenvalues), 1.0)
+    share = jnp.where(
+        eigenvalues > rule.alternating, gentle / jnp.where(eigenvalues == 0, 1.0, eigenvalues), 1.0
+    )
     unit = jnp.ones_like(share)
     within, free = (_powers(rule, c, f, steps)[:, :2, 1:] for c, f in ((gentle, share), (0.0 * unit, unit)))
     extra = jnp.einsum("kab,kb->ka", within - free, along)
