@@ -106,12 +106,6 @@ class FlowRule:
         """Steps by which the averaged path trails its force, twice b/(1 - b)."""
         return round(2.0 * self.linear.momentum / (1.0 - self.linear.momentum))
 
-    @property
-    def alternating(self) -> float:
-        """Eigenvalue of r H r from which on a mode's response is real and negative: its mean has settled."""
-        b = self.linear.momentum
-        return 1.0 / self.linear.gain if self.linear.nesterov else (1.0 + b**0.5) ** 2 / self.linear.gain
-
     def later(self, second_moments: Any, squares: Any, steps: Any) -> Any:
         """Nu some steps later, while the mean square of the gradient is constant."""
         kept = self.linear.b2**steps

@@ -29,12 +29,13 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.covariance import per_example_modes
 from eos_sde.bridge.flow_rules import FlowRule, Memory
 from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, opposite_points, sign_rows
-from eos_sde.bridge.spectrum import follow_modes, improve_modes, random_block
+from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
+from eos_sde.training.linear_rules import LinearRule
 
 FEW = 4  # modes in which a single sharpness is looked for
-START = 40  # LOBPCG steps to the first block
+START = 40  # orthogonal iterations to the first block
 
 
 class _Local(NamedTuple):
@@ -47,14 +48,15 @@ class _Local(NamedTuple):
     recursion: StateRecursion
 
 
-@partial(jax.jit, static_argnames=("task", "iterations"))
-def improved(task: Task, theta, block, scale, iterations: int):
-    """Eigenvalues and modes of r H r, by LOBPCG."""
-    return improve_modes(task, theta, block, iterations, scale)
+@partial(jax.jit, static_argnames="task")
+def iterated(task: Task, theta, block, scale, iterations):
+    """Eigenvalues and modes of r H r, by orthogonal iteration from a block; the leading ones converge first."""
+    block = jax.lax.fori_loop(0, iterations, lambda _, b: follow_modes(task, theta, b, scale)[2], block)
+    return follow_modes(task, theta, block, scale)[:2]
 
 
 @partial(jax.jit, static_argnames=("task", "rule"))
-def _local(task: Task, rule: FlowRule, theta, block, scale, carried, p) -> _Local:
+def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p) -> _Local:
     old_modes, old_scale, covariance = carried
     eigenvalues, modes, following = follow_modes(task, theta, block, scale)
     change = (old_scale / scale)[:, None]
@@ -101,7 +103,9 @@ class RuleFlow:
             self.squares = (1.0 - self.p) * gradient**2 + self.p * examples
         self.raw = random_block(task.size, FEW)
         self.scale = jnp.sqrt(self._rates(1))
-        self.block = improved(task, theta, random_block(task.size, modes), self.scale, START)[1]
+        self.block = top_modes(task, theta, modes, tol=1e-3)[1]
+        if rule.adaptive:
+            self.block = iterated(task, theta, self.block, self.scale, START)[1]
         self.covariance = jnp.zeros((modes, 2, modes, 2))
         self.modes, self.axes = self.block, self.scale[:, None] * self.block
 
@@ -111,7 +115,7 @@ class RuleFlow:
         ahead = rule.longest(self.memory.count, most)
         scale = jnp.sqrt(self._rates((ahead + 1) // 2))
         carried = (self.modes, self.scale, self.covariance)
-        self.local = _local(task, rule, self.theta, self.block, scale, carried, self.p)
+        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p)
         self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
         self.block = self.local.following
         self.axes = scale[:, None] * self.modes
@@ -135,7 +139,7 @@ class RuleFlow:
         """What is saved here."""
         z = self.local.eigenvalues
         if self.rule.adaptive:
-            values, self.raw = improved(self.task, self.theta, self.raw, None, 10)
+            values, self.raw = iterated(self.task, self.theta, self.raw, None, 10)
             sharpness, vectors = float(values[0]), self.raw
         else:
             sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
@@ -170,7 +174,7 @@ class RuleFlow:
         else:
             gradient = averaged(self.task, self.theta, self.axes, midway)[2]
         move, velocity = averaged_steps(
-            rule, gradient, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
+            rule.linear, gradient, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
         )
         self.theta = self.theta + move
         self.memory = Memory(velocity, moments, count + ahead)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from eos_sde.bridge.covariance import curvature_noise
-from eos_sde.bridge.flow_rules import FlowRule
+from eos_sde.training.linear_rules import LinearRule
 
 _POWERS = 600  # of the covariance map; its radius is the mean growth in the second half, to about 1e-3
 
@@ -65,7 +65,7 @@ class StateRecursion(NamedTuple):
         return jnp.exp(jax.lax.fori_loop(0, _POWERS, power, start)[1] / (_POWERS - _POWERS // 2))
 
 
-def state_recursion(rule: FlowRule, eigenvalues, gradients, curvatures, p) -> StateRecursion:
+def state_recursion(rule: LinearRule, eigenvalues, gradients, curvatures, p) -> StateRecursion:
     """How the covariance of a rule's fluctuation changes in one step on the quadratic model; traceable.
 
     Exact for batches without replacement, but for the part of the fluctuation outside the modes, and for the
@@ -73,8 +73,8 @@ def state_recursion(rule: FlowRule, eigenvalues, gradients, curvatures, p) -> St
 
     Parameters
     ----------
-    rule : FlowRule
-        The rule.
+    rule : LinearRule
+        The step, at a learning rate of 1.
     eigenvalues : Array
         Of r H r, shape (k,).
     gradients, curvatures : Array
@@ -87,15 +87,31 @@ def state_recursion(rule: FlowRule, eigenvalues, gradients, curvatures, p) -> St
     StateRecursion
         On covariances of shape (k, 2, k, 2).
     """
-    step, kick = rule.linear.step(1.0, eigenvalues, jnp)
+    step, kick = rule.step(1.0, eigenvalues, jnp)
     centred = gradients - gradients.mean(axis=0)
     noise = p * (centred.T @ centred) / gradients.shape[0]
     return StateRecursion(step, kick, noise, p * curvature_noise(curvatures))
 
 
-def _powers(rule: FlowRule, curvature, drive, steps):
+def settled_curvature(rule: LinearRule) -> float:
+    """Eigenvalue of r H r from which on a mode's response is real and negative: its mean has settled.
+
+    Parameters
+    ----------
+    rule : LinearRule
+        The step, at a learning rate of 1.
+
+    Returns
+    -------
+    float
+        1 without momentum and for Nesterov's, (1 + sqrt b)^2 for the heavy ball's, over the gain.
+    """
+    return (1.0 if rule.nesterov else (1.0 + rule.momentum**0.5) ** 2) / rule.gain
+
+
+def _powers(rule: LinearRule, curvature, drive, steps):
     """Affine maps of (w, v, 1) over some steps, for modes with a constant force along them; shape (..., 3, 3)."""
-    step, kick = rule.linear.step(1.0, curvature, jnp)
+    step, kick = rule.step(1.0, curvature, jnp)
     forced = jnp.concatenate([step, (kick * drive[..., None])[..., None]], axis=-1)
     bottom = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (*forced.shape[:-2], 1, 3))
     once = jnp.concatenate([forced, bottom], axis=-2)
@@ -104,7 +120,7 @@ def _powers(rule: FlowRule, curvature, drive, steps):
 
 
 @partial(jax.jit, static_argnames="rule")
-def averaged_steps(rule: FlowRule, gradient, velocity, scale, eigenvalues, modes, steps):
+def averaged_steps(rule: LinearRule, gradient, velocity, scale, eigenvalues, modes, steps):
     """Where the averaged rule goes in some steps: its own linear map in the modes, a constant gradient elsewhere.
 
     A mode that alternates relaxes as the steepest that does not: its mean over the alternation has settled. Affine in
@@ -112,8 +128,8 @@ def averaged_steps(rule: FlowRule, gradient, velocity, scale, eigenvalues, modes
 
     Parameters
     ----------
-    rule : FlowRule
-        The rule.
+    rule : LinearRule
+        The step, at a learning rate of 1.
     gradient, velocity : Array
         Averaged gradient at the weights, and v, shape (d,).
     scale : Array
@@ -130,10 +146,9 @@ def averaged_steps(rule: FlowRule, gradient, velocity, scale, eigenvalues, modes
     """
     push, drift = scale * gradient, scale * velocity
     along = jnp.stack([modes.T @ drift, modes.T @ push], axis=-1)  # (k, 2): v and g
-    gentle = jnp.minimum(eigenvalues, rule.alternating)
-    share = jnp.where(
-        eigenvalues > rule.alternating, gentle / jnp.where(eigenvalues == 0, 1.0, eigenvalues), 1.0
-    )
+    settled = settled_curvature(rule)
+    gentle = jnp.minimum(eigenvalues, settled)
+    share = jnp.where(eigenvalues > settled, gentle / jnp.where(eigenvalues == 0, 1.0, eigenvalues), 1.0)
     unit = jnp.ones_like(share)
     within, free = (_powers(rule, c, f, steps)[:, :2, 1:] for c, f in ((gentle, share), (0.0 * unit, unit)))
     extra = jnp.einsum("kab,kb->ka", within - free, along)

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from eos_sde.bridge import make_rule
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
 from eos_sde.bridge.gradient_moments import sign_rows
-from eos_sde.bridge.state_covariance import averaged_steps, state_recursion
+from eos_sde.bridge.state_covariance import averaged_steps, settled_curvature, state_recursion
 from solvers.errors import InvalidInput
 
 MOMENTUM = ["sgdm", "nesterov", "adam"]
@@ -46,7 +46,9 @@ def test_covariance_is_the_average_over_all_batches(quadratic, name, batch):
     values, gradients, curvatures = (0.3 * part for part in quadratic)
     rule = flow_rule(name, eta=1.0, **({"b1": 0.8} if name == "adam" else {"momentum": 0.8}))
     p = (6 - batch) / (batch * 5)
-    recursion = state_recursion(rule, jnp.asarray(values), jnp.asarray(gradients), jnp.asarray(curvatures), p)
+    recursion = state_recursion(
+        rule.linear, jnp.asarray(values), jnp.asarray(gradients), jnp.asarray(curvatures), p
+    )
     draw = np.random.default_rng(1).standard_normal((6, 9))
     expected = draw @ draw.T / 9
     start = expected.reshape(2, 3, 2, 3).transpose(1, 0, 3, 2)
@@ -88,12 +90,14 @@ def test_edge_and_stationary_variance_of_one_mode(name, b):
     assert_allclose(rule.edge, edge, rtol=1e-14)
     pair, none = jnp.asarray([[1.0], [-1.0]]), jnp.zeros((2, 1, 1))
     for share, stable in ((0.98, True), (1.02, False)):
-        recursion = state_recursion(rule, jnp.asarray([share * edge]), pair, none, 1.0)
+        recursion = state_recursion(rule.linear, jnp.asarray([share * edge]), pair, none, 1.0)
         assert (float(recursion.radius()) < 1) == stable
     if name != "sgdm":
         return
     for z in (0.05, 1.0, 0.95 * edge):
-        late = state_recursion(rule, jnp.asarray([z]), pair, none, 0.4).after(jnp.zeros((1, 2, 1, 2)), 4000)
+        late = state_recursion(rule.linear, jnp.asarray([z]), pair, none, 0.4).after(
+            jnp.zeros((1, 2, 1, 2)), 4000
+        )
         assert_allclose(float(late[0, 0, 0, 0]), 0.4 * (1 + b) / ((1 - b) * z * (2 * (1 + b) - z)), rtol=1e-9)
 
 
@@ -101,13 +105,13 @@ def test_edge_and_stationary_variance_of_one_mode(name, b):
 def test_averaged_steps_are_the_rule_on_a_quadratic(name):
     """In modes that do not alternate; weights outside them move under a constant force."""
     rng, rule = np.random.default_rng(3), flow_rule(name, eta=1.0)
-    curvature = np.array([0.9, 0.4, 0.02, -0.01]) * min(rule.alternating, 1.0)
+    curvature = np.array([0.9, 0.4, 0.02, -0.01]) * min(settled_curvature(rule.linear), 1.0)
     scale = np.array([0.5, 1.0, 2.0, 0.3, 1.0])
     modes = np.linalg.qr(rng.standard_normal((5, 4)))[0]
     hessian = (modes * curvature) @ modes.T / np.outer(scale, scale)
     gradient, velocity = rng.standard_normal(5), rng.standard_normal(5) * bool(rule.linear.momentum)
     moved, later = averaged_steps(
-        rule, jnp.asarray(gradient), jnp.asarray(velocity), jnp.asarray(scale), jnp.asarray(curvature),
+        rule.linear, jnp.asarray(gradient), jnp.asarray(velocity), jnp.asarray(scale), jnp.asarray(curvature),
         jnp.asarray(modes), 7,
     )  # fmt: skip
     b, gain, w, v = rule.linear.momentum, rule.linear.gain, np.zeros(5), velocity
@@ -124,7 +128,7 @@ def test_the_mean_of_an_alternating_mode_settles():
     """Beyond the edge the mode itself grows; its mean stays where the force vanishes."""
     rule = flow_rule("sgdm", eta=1.0)
     z = jnp.asarray([1.1 * rule.edge])
-    moved = averaged_steps(rule, jnp.ones(1), jnp.zeros(1), jnp.ones(1), z, jnp.ones((1, 1)), 400)[0]
+    moved = averaged_steps(rule.linear, jnp.ones(1), jnp.zeros(1), jnp.ones(1), z, jnp.ones((1, 1)), 400)[0]
     assert_allclose(float(moved[0]), -1.0 / float(z[0]), rtol=1e-6)
 
 
@@ -203,7 +207,7 @@ def test_refusals(name, given, message):
     [
         ("sgdm", optax.adam(0.1).init(jnp.zeros(3)), "state holds 0 nodes with trace, which rule='sgdm' keeps"),
         ("adam", optax.sgd(0.1, 0.9).init(jnp.zeros(3)), "state holds 0 nodes with mu, nu, count"),
-        ("sgdm", optax.sgd(0.1, 0.9).init(jnp.zeros(4)), r"state must hold 3 finite numbers in trace, got shape \(4,\)"),
+        ("sgdm", optax.sgd(0.1, 0.9).init(jnp.zeros(4)), r"3 finite numbers in trace, got shape \(4,\)"),
         ("rmsprop", (optax.ScaleByRmsState(nu=jnp.full(3, jnp.nan)),), "state must hold 3 finite numbers in nu"),
     ],
 )  # fmt: skip
