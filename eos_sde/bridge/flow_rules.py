@@ -39,13 +39,13 @@ class Memory(NamedTuple):
         v, the decaying sum (or moving average) of gradients, shape (d,).
     second_moments : Array
         nu, the moving average of squared gradients, shape (d,); zero for rules without.
-    count : int
-        Updates made.
+    updates : int
+        How many were made.
     """
 
     velocity: jax.Array
     second_moments: jax.Array
-    count: int
+    updates: int
 
 
 @dataclass(frozen=True)

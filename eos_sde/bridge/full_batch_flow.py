@@ -226,7 +226,7 @@ def central_flow(
         flow.theta,
         method="central flow",
         stopped=stopped,
-        final={} if plain else described.kept(flow.memory),
+        final=described.kept(flow.memory) if isinstance(flow, RuleCentralFlow) else {},
         one_rate=not described.adaptive,
         **details,
     )

@@ -64,7 +64,7 @@ def _linearised(
     if not rule.adaptive:
         return turning, gap + rule.edge * jnp.eye(held), response
     later = rule.later(memory.second_moments, gradient**2, ahead)
-    stiffness = _stiffness(rule, eta, memory.count + ahead)
+    stiffness = _stiffness(rule, eta, memory.updates + ahead)
     gap += rule.edge * critical.T @ ((scale**2 * stiffness(later))[:, None] * critical)
     # a unit of X adds HU X U'H to the squared gradient, and HU is z* PU at the edge
     slope = jax.vmap(jax.grad(stiffness))(later)
@@ -105,7 +105,7 @@ class RuleCentralFlow:
     def settle(self, most: int, *, save: bool) -> str:  # noqa: ARG002
         """Find the local model here; why the flow does not apply, or nothing."""
         rule = self.rule
-        ahead = rule.longest(self.memory.count, most)
+        ahead = rule.longest(self.memory.updates, most)
         self.scale = jnp.sqrt(self._rates((ahead + 1) // 2))
         loss, self.gradient, self.eigenvalues, self.modes, self.block = self._look(self.scale)
         if not rule.adaptive:

@@ -112,7 +112,7 @@ class RuleFlow:
     def settle(self, most: int, *, save: bool) -> str:
         """Find the local model here; why the flow does not apply, or nothing."""
         rule, task = self.rule, self.task
-        ahead = rule.longest(self.memory.count, most)
+        ahead = rule.longest(self.memory.updates, most)
         scale = jnp.sqrt(self._rates((ahead + 1) // 2))
         carried = (self.modes, self.scale, self.covariance)
         self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p)

@@ -224,7 +224,7 @@ def stochastic_central_flow(
         flow.theta,
         method="stochastic central flow",
         stopped=stopped,
-        final={} if described.plain else described.kept(flow.memory),
+        final=described.kept(flow.memory) if isinstance(flow, RuleFlow) else {},
         one_rate=not described.adaptive,
         **details,
     )

@@ -155,7 +155,7 @@ def test_rates_and_memory_are_those_of_optax(name, options):
         assert_allclose(memory.second_moments, moments, rtol=1e-6)
         moved = memory.velocity if rule.linear.momentum else gradient
         assert_allclose(update, -rule.rates(memory.second_moments, count) * moved, rtol=1e-5)
-        assert memory.count == (count if rule.bias_correction else 0)
+        assert memory.updates == (count if rule.bias_correction else 0)
 
 
 def test_memory_of_a_trace():
