@@ -229,7 +229,7 @@ def test_stochastic_rules_are_described_and_repeatable(small_task, small_start):
     assert np.all(first["final_second_moments"] >= 0)
     assert all(v.attrs["units"] and v.attrs["long_name"] for v in first.variables.values())
     assert first.attrs["rule"] == "adam"
-    assert first.attrs["momentum"] == 0.8
+    assert first.attrs["b1"] == 0.8
 
 
 @pytest.mark.slow
