@@ -13,7 +13,8 @@ three-point Gauss-Hermite quadrature along each principal axis of Sigma, which i
 order: the term of the central flow of Cohen et al. (arXiv:2410.24206).
 
 Rules with momentum, second moments or a capped rate follow `rule_flow`. The oscillations of full-batch training are
-not noise: `central_flow` carries them, and takes over at B = n. The flow ends, and says so, where the fluctuations outgrow the quadratic model (a catapult, divergence).
+not noise: `central_flow` carries them, and takes over at B = n. The flow ends, and says so, where the fluctuations
+outgrow the quadratic model (a catapult, divergence).
 """
 
 from collections.abc import Callable
