@@ -86,9 +86,9 @@ class FlowRule:
     @property
     def attributes(self) -> dict[str, Any]:
         """Name and options, for the attributes of a dataset."""
-        own = {
-            key: getattr(self.linear, key) for key in ("momentum", "b2", "eps") if getattr(self.linear, key)
-        }
+        first = "b1" if self.name == "adam" else "momentum"
+        named = {first: self.linear.momentum, "b2": self.linear.b2, "eps": self.linear.eps}
+        own = {key: value for key, value in named.items() if value}
         return {"rule": self.name} | own | ({} if self.delta is None else {"delta": self.delta})
 
     def kept(self, memory: Memory) -> dict[str, Any]:

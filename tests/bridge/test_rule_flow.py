@@ -102,6 +102,7 @@ def test_below_the_edge_it_is_the_rule(small_task, small_start, name, eta, optio
         assert float(flow["learning_rate"].min()) < eta
 
 
+@pytest.mark.slow
 def test_momentum_holds_its_own_edge(small_task, small_start, top):
     """Complementarity: no oscillation below the edge, the sharpness at it where there is one."""
     eta = 0.97 * 3.0 / top  # b = 0.5
@@ -169,6 +170,7 @@ def test_second_moments_at_the_edge_of_a_quadratic(linear):
     assert float(jnp.abs(still).sum()) < 0.5 * forecast
 
 
+@pytest.mark.slow
 def test_complementarity_in_the_preconditioned_space(linear):
     options, eta = {"b2": 0.99, "eps": 1e-10}, 5e-3
     start, state = real_run(linear, linear.init(0), "rmsprop", eta, 300, **options)
