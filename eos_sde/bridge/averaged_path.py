@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from eos_sde.bridge.spectrum import follow_modes
 from eos_sde.bridge.task_library import Task
@@ -27,8 +28,10 @@ _DESCRIBED = {
     "top_variance": ("weight^2", "variance of the fluctuation along the top eigenvector"),
     "direction_variance": ("weight^2", "variance of the fluctuation along the given direction"),
     "radius": ("1", "spectral radius of the mean-square recursion"),
-    "critical_modes": ("1", "number of Hessian eigenvalues within 5 % of the edge 2/eta, or beyond"),
+    "critical_modes": ("1", "number of Hessian eigenvalues within 5 % of the rule's edge, or beyond"),
+    "effective_sharpness": ("1", "top (preconditioned) Hessian eigenvalue over the rule's edge"),
 }
+_LEARNING_RATE = {"learning_rate": ("time", "mean learning rate of the next steps")}
 
 
 @partial(jax.jit, static_argnames="task")
@@ -75,6 +78,22 @@ def stable_stride(eigenvalues: jax.Array, eta: float, most: int) -> int:
 def loss_and_modes(task: Task, theta, block):
     """Full-batch loss and gradient, and what `follow_modes` returns."""
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block)
+
+
+@jax.jit
+def fluctuation_draws(modes, covariance, key):
+    """Two antithetic pairs of draws of the fluctuation, shape (4, d)."""
+    variances, rotation = jnp.linalg.eigh(covariance)
+    kicks = jax.random.normal(key, (2, variances.size)) * jnp.sqrt(jnp.maximum(variances, 0.0))
+    return jnp.concatenate([kicks, -kicks]) @ (modes @ rotation).T
+
+
+def balanced_kicks(critical: jax.Array, covariance: NDArray) -> list[jax.Array]:
+    """Pairs of opposite kicks, equally likely, of the given covariance: exact for two points if it is of rank 1."""
+    variances, rotation = np.linalg.eigh(covariance)
+    active = variances > 1e-6 * max(variances, default=0.0)
+    axes = np.asarray(critical) @ rotation[:, active] * np.sqrt(active.sum() * variances[active])
+    return [jnp.stack([axis, -axis]) for axis in axes.T]
 
 
 @partial(jax.jit, static_argnames="task")
@@ -133,18 +152,33 @@ def checked_weights(task: Task, start: ArrayLike) -> jax.Array:
 
 
 def flow_dataset(
-    task: Task, rows: Sequence[Mapping[str, float]], theta, *, method: str, stopped: str, **details
+    task: Task,
+    rows: Sequence[Mapping[str, float]],
+    theta,
+    *,
+    method: str,
+    stopped: str,
+    final: Mapping[str, ArrayLike] = MappingProxyType({}),
+    one_rate: bool = False,
+    **details,
 ) -> xr.Dataset:
-    """The saved points of a flow, each a mapping with ``step`` and the described quantities; none is an empty axis."""
+    """The saved points of a flow, each a mapping with ``step`` and the described quantities; none is an empty axis.
+
+    ``final`` holds further vectors over the weights at the end; with ``one_rate`` the learning rate is saved.
+    """
+    described = _DESCRIBED | (_LEARNING_RATE if one_rate else {})
     variables = {
         name: (
             "step",
             np.array([row[name] for row in rows], dtype=float),
             {"units": units, "long_name": text},
         )
-        for name, (units, text) in _DESCRIBED.items()
+        for name, (units, text) in described.items()
     }
     variables["final_params"] = ("weight", np.asarray(theta), {"units": "1", "long_name": "averaged weights"})
+    for name, vector in final.items():
+        long_name = f"averaged {name.removeprefix('final_').replace('_', ' ')}"
+        variables[name] = ("weight", np.asarray(vector), {"units": "1", "long_name": long_name})
     step = np.array([row["step"] for row in rows], dtype=int)
     return xr.Dataset(
         variables,

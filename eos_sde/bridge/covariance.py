@@ -92,15 +92,32 @@ def covariance_recursion(
     n, k = gradients.shape
     pack = _packing(k)
     contraction = 1.0 - eta * eigenvalues
-    flat = curvatures.reshape(n, k * k)
-    second = (flat.T @ flat / n).reshape(k, k, k, k).transpose(0, 2, 1, 3).reshape(k * k, k * k)
-    mean = curvatures.mean(axis=0)
     full = jnp.diag(jnp.outer(contraction, contraction).reshape(-1))
-    full += eta**2 * p * (second - jnp.kron(mean, mean))
+    full += eta**2 * p * curvature_noise(curvatures)
     rates, rotation = jnp.linalg.eigh(pack.T @ full @ pack)
     basis = pack @ rotation
     centred = gradients - gradients.mean(axis=0)
     return Recursion(rates, basis, basis.T @ (eta**2 * p * (centred.T @ centred / n)).reshape(-1))
+
+
+def curvature_noise(curvatures: jax.Array) -> jax.Array:
+    """Matrix of Sigma -> E_i[H_i Sigma H_i] - E[H_i] Sigma E[H_i] on flattened Sigma; traceable.
+
+    Parameters
+    ----------
+    curvatures : Array
+        Per example, in some directions, shape (n, k, k).
+
+    Returns
+    -------
+    Array
+        Shape (k^2, k^2).
+    """
+    n, k, _ = curvatures.shape
+    flat = curvatures.reshape(n, k * k)
+    second = (flat.T @ flat / n).reshape(k, k, k, k).transpose(0, 2, 1, 3).reshape(k * k, k * k)
+    mean = curvatures.mean(axis=0)
+    return second - jnp.kron(mean, mean)
 
 
 def stationary_covariance(recursion: Recursion) -> jax.Array:

@@ -15,15 +15,17 @@ curvature about 2/eta, which keep the largest eigenvalue of a run above it where
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from eos_sde.bridge.averaged_path import (
+    balanced_kicks,
     check_flow,
     checked_weights,
     count_critical,
@@ -35,10 +37,13 @@ from eos_sde.bridge.averaged_path import (
     stable_stride,
 )
 from eos_sde.bridge.critical_modes import complementary_covariance
+from eos_sde.bridge.flow_loop import follow
+from eos_sde.bridge.flow_rules import flow_rule, initial_memory
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.rule_central_flow import RuleCentralFlow
 from eos_sde.bridge.spectrum import curvature_gradients, top_modes
 from eos_sde.bridge.task_library import Task
-from solvers.errors import ConvergenceFailure
+from solvers.errors import ConvergenceFailure, InvalidInput
 
 _BEYOND = 1.25  # times 2/eta: descent at the edge was seen up to 1.15; from further beyond it is catapulted
 
@@ -54,114 +59,6 @@ def _linearised(task: Task, theta, held: int, gradient, eigenvalues, modes, eta,
     return free, per_unit, gap, -jnp.einsum("ija,kla->ijkl", turning, per_unit)
 
 
-@threadpool_limits.wrap(1, "blas")
-@double_precision
-def central_flow(
-    task: Task,
-    start: ArrayLike,
-    *,
-    eta: float | None = None,
-    steps: int,
-    modes: int = 16,
-    stride: int = 5,
-    save_every: int = 50,
-    direction: ArrayLike | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> xr.Dataset:
-    """Forecast the averaged path of full-batch gradient descent from a checkpoint, without running it.
-
-    Parameters
-    ----------
-    task : Task
-        The training problem.
-    start : array
-        Weights of the checkpoint, shape (d,).
-    eta : float, optional
-        Learning rate; the task's if left out.
-    steps : int
-        Steps of gradient descent to forecast.
-    modes : int
-        Hessian modes that are followed and relaxed exactly; more than ever reach the edge, and 5 modes must be fewer
-        than the weights.
-    stride : int
-        Steps of descent per step of the flow at most; fewer where modes outside the block would not relax.
-    save_every : int
-        Steps between saved points; a multiple of `stride`.
-    direction : array, optional
-        Unit vector (d,): the variance of the oscillation along it is saved.
-    progress : callable, optional
-        Called with the step reached.
-
-    Returns
-    -------
-    Dataset
-        Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the oscillation),
-        ``loss``, ``mean_loss`` (L + tr(H Sigma)/2, which is L + tr(Sigma)/eta at the edge), ``top_variance`` (along
-        the top eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the
-        second-moment recursion, the largest (1 - eta h)^2: 1 at the edge), ``critical_modes`` (eigenvalues within 5 %
-        of 2/eta, or beyond). ``final_params(weight)``; ``attrs["stopped"]`` is empty or says where and why the flow
-        ceased to apply; ``step`` is empty where it never did.
-
-    Raises
-    ------
-    InvalidInput
-        For weights that are not finite or a bad number.
-    """
-    eta = task.eta if eta is None else float(eta)
-    check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
-    theta = checked_weights(task, start)
-    block = top_modes(task, theta, modes, tol=1e-3)[1]
-    rows: list[dict[str, float]] = []
-    reached, next_save, stopped = 0, 0, ""
-    while True:
-        save = reached >= next_save
-        next_save += save_every if save else 0
-        loss, gradient, eigenvalues, vectors, following = loss_and_modes(task, theta, block)
-        ahead = min(stride, next_save - reached, steps - reached if reached < steps else stride)
-        ahead = stable_stride(eigenvalues, eta, ahead)
-        if not eta * float(eigenvalues[0]) < 2.0 * _BEYOND:
-            stopped = f"step {reached}: eta * sharpness = {eta * float(eigenvalues[0]):.3g} is far beyond 2: a catapult"
-            break
-        try:
-            covariance, move = _step(task, theta, gradient, eigenvalues, vectors, eta, ahead)
-        except ConvergenceFailure as reason:
-            stopped = f"step {reached}: {reason}"
-            break
-        critical, held = count_critical(eigenvalues, eta), covariance.shape[0]
-        mean_loss = float(loss) + 0.5 * float(np.diag(covariance) @ np.asarray(eigenvalues[:held]))
-        if critical == modes:
-            stopped = f"step {reached}: all modes={modes} that are followed are at the edge; raise modes"
-        elif outgrown(mean_loss, float(loss), rows[0]["loss"] if rows else float(loss)):
-            stopped = (
-                f"step {reached}: the oscillation outgrows the quadratic model (mean loss {mean_loss:.3g})"
-            )
-        if stopped:
-            break
-        if save:
-            kicks = _kicks(vectors[:, :held], covariance)
-            beside = [float(sharpness_beside(task, theta, vectors, pair).mean()) for pair in kicks]
-            seen = np.nan if direction is None else np.asarray(direction) @ np.asarray(vectors[:, :held])
-            rows.append({
-                "step": reached,
-                "sharpness": float(eigenvalues[0]),
-                "iterate_sharpness": float(np.mean(beside)) if beside else float(eigenvalues[0]),
-                "loss": float(loss),
-                "mean_loss": mean_loss,
-                "top_variance": float(covariance[0, 0]) if critical else 0.0,
-                "direction_variance": np.nan if direction is None else float(seen @ covariance @ seen),
-                "radius": float(jnp.max((1.0 - eta * eigenvalues) ** 2)),
-                "critical_modes": critical,
-            })  # fmt: skip
-            if progress is not None:
-                progress(reached)
-        if reached >= steps:
-            break
-        theta, block = theta + move, following
-        reached += ahead
-    details = {"eta": eta, "batch_size": task.n, "modes": modes, "stride": stride}
-    return flow_dataset(task, rows, theta, method="central flow", stopped=stopped, **details)
-
-
 def _step(task: Task, theta, gradient, eigenvalues, vectors, eta: float, ahead: int):
     """The covariance in the critical modes over the next steps, and how far the weights move."""
     critical = count_critical(eigenvalues, eta)
@@ -174,9 +71,162 @@ def _step(task: Task, theta, gradient, eigenvalues, vectors, eta: float, ahead: 
     return covariance, free + jnp.einsum("ij,ija->a", covariance, per_unit)
 
 
-def _kicks(critical: jax.Array, covariance: NDArray) -> list[jax.Array]:
-    """Pairs of opposite kicks, equally likely, of the given covariance: exact for two points if it is of rank 1."""
-    variances, rotation = np.linalg.eigh(covariance)
-    active = variances > 1e-6 * max(variances, default=0.0)
-    axes = np.asarray(critical) @ rotation[:, active] * np.sqrt(active.sum() * variances[active])
-    return [jnp.stack([axis, -axis]) for axis in axes.T]
+class _DescentFlow:
+    """Averaged path of plain gradient descent; see `flow_loop.Flow`."""
+
+    def __init__(self, task: Task, theta, *, eta: float, modes: int, direction) -> None:
+        self.task, self.theta, self.eta, self.direction = task, theta, eta, direction
+        self.block = top_modes(task, theta, modes, tol=1e-3)[1]
+        self.first_loss: float | None = None
+
+    def settle(self, most: int, *, save: bool) -> str:  # noqa: ARG002
+        task, eta = self.task, self.eta
+        loss, gradient, self.eigenvalues, self.vectors, self.following = loss_and_modes(
+            task, self.theta, self.block
+        )
+        self.ahead = stable_stride(self.eigenvalues, eta, most)
+        if not eta * float(self.eigenvalues[0]) < 2.0 * _BEYOND:
+            return f"eta * sharpness = {eta * float(self.eigenvalues[0]):.3g} is far beyond 2: a catapult"
+        try:
+            self.covariance, self.move = _step(
+                task, self.theta, gradient, self.eigenvalues, self.vectors, eta, self.ahead
+            )
+        except ConvergenceFailure as reason:
+            return str(reason)
+        self.critical, held = count_critical(self.eigenvalues, eta), self.covariance.shape[0]
+        self.loss = float(loss)
+        self.mean_loss = self.loss + 0.5 * float(
+            np.diag(self.covariance) @ np.asarray(self.eigenvalues[:held])
+        )
+        self.first_loss = self.loss if self.first_loss is None else self.first_loss
+        if self.critical == self.eigenvalues.size:
+            return f"all modes={self.critical} that are followed are at the edge; raise modes"
+        if outgrown(self.mean_loss, self.loss, self.first_loss):
+            return f"the oscillation outgrows the quadratic model (mean loss {self.mean_loss:.3g})"
+        return ""
+
+    def row(self, reached: int) -> dict[str, float]:  # noqa: ARG002
+        eigenvalues, vectors, covariance = self.eigenvalues, self.vectors, self.covariance
+        held = covariance.shape[0]
+        kicks = balanced_kicks(vectors[:, :held], covariance)
+        beside = [float(sharpness_beside(self.task, self.theta, vectors, pair).mean()) for pair in kicks]
+        unknown = self.direction is None
+        seen = np.nan if unknown else np.asarray(self.direction) @ np.asarray(vectors[:, :held])
+        return {
+            "sharpness": float(eigenvalues[0]),
+            "iterate_sharpness": float(np.mean(beside)) if beside else float(eigenvalues[0]),
+            "effective_sharpness": 0.5 * self.eta * float(eigenvalues[0]),
+            "loss": self.loss,
+            "mean_loss": self.mean_loss,
+            "top_variance": float(covariance[0, 0]) if self.critical else 0.0,
+            "direction_variance": np.nan if unknown else float(seen @ covariance @ seen),
+            "radius": float(jnp.max((1.0 - self.eta * eigenvalues) ** 2)),
+            "critical_modes": self.critical,
+            "learning_rate": self.eta,
+        }
+
+    def advance(self) -> int:
+        self.theta, self.block = self.theta + self.move, self.following
+        return self.ahead
+
+
+@threadpool_limits.wrap(1, "blas")
+@double_precision
+def central_flow(
+    task: Task,
+    start: ArrayLike,
+    *,
+    rule: str = "gd",
+    eta: float | None = None,
+    steps: int,
+    state: Any = None,
+    modes: int = 16,
+    stride: int = 5,
+    save_every: int = 50,
+    direction: ArrayLike | None = None,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Forecast the averaged path of full-batch descent, or of another rule, from a checkpoint, without running it.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    start : array
+        Weights of the checkpoint, shape (d,).
+    rule : {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "caeo"}
+        As for `make_rule`; see `rule_central_flow` for those with a memory. "caeo" with delta > 0 does not oscillate:
+        its flow is gradient flow at the capped rate. With delta < 0 its cap, at which the oscillation grows, is out of
+        reach of a path that stays below 2/eta: the flow is that of descent at the base rate.
+    eta : float, optional
+        Learning rate (base rate of "caeo"); the task's if left out.
+    steps : int
+        Steps of the rule to forecast.
+    state : pytree, optional
+        State of the optax transformation at the checkpoint: momentum, second moments, count. If left out, the rule
+        begins there.
+    modes : int
+        Hessian modes that are followed and relaxed exactly; more than ever reach the edge, and 5 modes must be fewer
+        than the weights.
+    stride : int
+        Steps of the rule per step of the flow at most; fewer where modes outside the block would not relax.
+    save_every : int
+        Steps between saved points; a multiple of `stride`.
+    direction : array, optional
+        Unit vector (d,): the variance of the oscillation along it is saved.
+    progress : callable, optional
+        Called with the step reached.
+    **options
+        Of the rule, with the defaults of `make_rule`: ``momentum``, ``b1``, ``b2``, ``eps``, ``eps_in_sqrt``,
+        ``bias_correction``, ``delta``.
+
+    Returns
+    -------
+    Dataset
+        Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the oscillation),
+        ``loss``, ``mean_loss`` (L + tr(H Sigma)/2, which is L + tr(Sigma)/eta at the edge), ``top_variance`` (along
+        the top eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the
+        second-moment recursion, the largest (1 - eta h)^2: 1 at the edge), ``effective_sharpness`` (top eigenvalue of
+        the Hessian, preconditioned by the rates, over the rule's edge: 1 at the edge), ``critical_modes`` (such
+        eigenvalues within 5 % of the edge, or beyond), ``learning_rate`` (of rules with one for all weights).
+        ``final_params(weight)``, and ``final_momentum``, ``final_second_moments`` of rules that keep them;
+        ``attrs["stopped"]`` is empty or says where and why the flow
+        ceased to apply; ``step`` is empty where it never did.
+
+    Raises
+    ------
+    InvalidInput
+        For an unknown rule or option, "caeo" with delta = 0, weights or a state that are not finite or do not fit, or
+        a bad number.
+    """
+    eta = task.eta if eta is None else float(eta)
+    check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
+    described = flow_rule(rule, eta=eta, **options)
+    if described.delta == 0:
+        raise InvalidInput(
+            "delta=0 has no flow with full batches: at a rate of 2/sharpness an oscillation of any size neither "
+            "grows nor decays; choose delta above or below 0, or a smaller batch"
+        )
+    theta = checked_weights(task, start)
+    along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
+    details = {"eta": eta, "batch_size": task.n, "modes": modes, "stride": stride}
+    plain = described.plain or (described.delta is not None and described.delta < 0)
+    if plain:
+        flow = _DescentFlow(task, theta, eta=eta, modes=modes, direction=along)
+    else:
+        memory = initial_memory(described, task.size, state)
+        flow = RuleCentralFlow(task, theta, described, memory, modes=modes, direction=along)
+    if not described.plain:
+        details |= described.attributes
+    rows, stopped = follow(flow, steps=steps, stride=stride, save_every=save_every, progress=progress)
+    return flow_dataset(
+        task,
+        rows,
+        flow.theta,
+        method="central flow",
+        stopped=stopped,
+        final=described.kept(flow.memory) if isinstance(flow, RuleCentralFlow) else {},
+        one_rate=not described.adaptive,
+        **details,
+    )

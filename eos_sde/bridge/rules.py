@@ -6,7 +6,7 @@ import optax
 
 from solvers.errors import InvalidInput
 
-RULES = ("gd", "sgd", "sgdm", "nesterov", "adam", "adamw", "caeo")
+RULES = ("gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "adamw", "caeo")
 PLANNED = ("l4", "cdat")
 
 
@@ -17,7 +17,7 @@ def make_rule(
 
     Parameters
     ----------
-    name : {"gd", "sgd", "sgdm", "nesterov", "adam", "adamw", "caeo"}
+    name : {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "adamw", "caeo"}
         "gd" and "sgd" are the same update and differ in the batches. "sgdm" is the heavy ball
         v' = b v + g with b = 0.9, "nesterov" its Nesterov form.
     eta : float
@@ -25,8 +25,10 @@ def make_rule(
     delta : float
         Margin of "caeo", below 2; the other rules do not have one.
     **options
-        For optax: ``momentum`` ("sgdm", "nesterov"), ``b1``, ``b2``, ``eps`` ("adam", "adamw"),
-        ``weight_decay`` ("adamw"), anything that `eos_sde.optimizers.caeo` takes.
+        For optax: ``momentum`` ("sgdm", "nesterov"), ``b1``, ``b2``, ``eps`` ("adam", "adamw"), ``weight_decay``
+        ("adamw"), ``b2`` (0.9; optax calls it decay), ``eps``, ``eps_in_sqrt``, ``bias_correction`` ("rmsprop": by
+        default eps is inside the root and the second moments start from 0 uncorrected), anything that
+        `eos_sde.optimizers.caeo` takes.
 
     Returns
     -------
@@ -53,6 +55,9 @@ def make_rule(
 def _build(name: str, eta: float, delta: float, options: dict[str, Any]) -> optax.GradientTransformation:
     if name in ("sgdm", "nesterov"):
         return optax.sgd(eta, nesterov=name == "nesterov", **{"momentum": 0.9, **options})
+    if name == "rmsprop":
+        given = dict(options)
+        return optax.rmsprop(eta, decay=given.pop("b2", given.pop("decay", 0.9)), **given)
     if name == "adam":
         return optax.adam(eta, **options)
     if name == "adamw":

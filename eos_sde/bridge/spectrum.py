@@ -12,7 +12,9 @@ from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 
-def hessian_products(task: Task, theta: jax.Array, directions: jax.Array) -> jax.Array:
+def hessian_products(
+    task: Task, theta: jax.Array, directions: jax.Array, scale: jax.Array | None = None
+) -> jax.Array:
     """Full-batch Hessian times the columns of a matrix; traceable.
 
     Parameters
@@ -23,6 +25,8 @@ def hessian_products(task: Task, theta: jax.Array, directions: jax.Array) -> jax
         Weights, shape (d,).
     directions : Array
         Shape (d, k).
+    scale : Array, optional
+        r, shape (d,): the products are those of r H r, the Hessian in the coordinates w/r.
 
     Returns
     -------
@@ -30,7 +34,9 @@ def hessian_products(task: Task, theta: jax.Array, directions: jax.Array) -> jax
         Shape (d, k).
     """
     _, products = jax.linearize(jax.grad(task.loss), theta)
-    return jax.vmap(products, 1, 1)(directions)
+    if scale is None:
+        return jax.vmap(products, 1, 1)(directions)
+    return scale[:, None] * jax.vmap(products, 1, 1)(scale[:, None] * directions)
 
 
 def curvature_along(loss: Callable[[jax.Array], jax.Array], direction: jax.Array) -> Callable:
@@ -95,7 +101,9 @@ def random_block(size: int, modes: int, seed: int = 0) -> jax.Array:
     return jnp.linalg.qr(jax.random.normal(jax.random.key(seed), (size, modes)))[0]
 
 
-def improve_modes(task: Task, theta: jax.Array, block: jax.Array, iterations: int):
+def improve_modes(
+    task: Task, theta: jax.Array, block: jax.Array, iterations: int, scale: jax.Array | None = None
+):
     """Iterate LOBPCG from a block towards the largest algebraic eigenpairs; traceable.
 
     Parameters
@@ -108,17 +116,20 @@ def improve_modes(task: Task, theta: jax.Array, block: jax.Array, iterations: in
         Start, shape (d, k), full rank; eigenvectors at nearby weights are best.
     iterations : int
         At most so many.
+    scale : Array, optional
+        As for `hessian_products`.
 
     Returns
     -------
     eigenvalues, eigenvectors : Array
         Shapes (k,), largest first, and (d, k), orthonormal.
     """
-    values, vectors, _ = lobpcg_standard(partial(hessian_products, task, theta), block, iterations)
+    products = partial(hessian_products, task, theta, scale=scale)
+    values, vectors, _ = lobpcg_standard(products, block, iterations)
     return values, vectors
 
 
-def follow_modes(task: Task, theta: jax.Array, block: jax.Array):
+def follow_modes(task: Task, theta: jax.Array, block: jax.Array, scale: jax.Array | None = None):
     """One step of orthogonal iteration with Rayleigh-Ritz: follows known modes along a path; traceable.
 
     A sixth of the cost of an LOBPCG step (one block of Hessian products), and enough where the weights move
@@ -133,13 +144,15 @@ def follow_modes(task: Task, theta: jax.Array, block: jax.Array):
         Weights, shape (d,).
     block : Array
         Orthonormal, shape (d, k), near the top eigenvectors.
+    scale : Array, optional
+        As for `hessian_products`.
 
     Returns
     -------
     values, modes, following : Array
         Ritz values, shape (k,), largest first, and vectors in the block, (d, k); an improved block.
     """
-    products = hessian_products(task, theta, block)
+    products = hessian_products(task, theta, block, scale)
     values, rotation = jnp.linalg.eigh(block.T @ products)
     rotation = rotation[:, ::-1]
     return values[::-1], block @ rotation, jnp.linalg.qr(products @ rotation)[0]

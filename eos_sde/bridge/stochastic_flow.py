@@ -12,13 +12,14 @@ in the top modes and starts from zero, since a checkpoint is one point. The aver
 three-point Gauss-Hermite quadrature along each principal axis of Sigma, which is (1/2) grad <Sigma, H> to leading
 order: the term of the central flow of Cohen et al. (arXiv:2410.24206).
 
-The oscillations of full-batch training are not noise: `central_flow` carries them, and takes over at B = n. The flow
-ends, and says so, where the fluctuations outgrow the quadratic model (a catapult, divergence).
+Rules with momentum, second moments or a capped rate follow `rule_flow`. The oscillations of full-batch training are
+not noise: `central_flow` carries them, and takes over at B = n. The flow ends, and says so, where the fluctuations
+outgrow the quadratic model (a catapult, divergence).
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,18 @@ from eos_sde.bridge.averaged_path import (
     checked_weights,
     count_critical,
     flow_dataset,
+    fluctuation_draws,
     loss_and_modes,
     outgrown,
     sharpness_beside,
     stable_stride,
 )
 from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
+from eos_sde.bridge.flow_loop import follow
+from eos_sde.bridge.flow_rules import flow_rule, initial_memory
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers.rule import learning_rate
@@ -68,12 +73,59 @@ def _local(task: Task, theta, block, covariance, eta, p) -> _Local:
     return _Local(eigenvalues, modes, following, turned @ covariance @ turned.T, recursion)
 
 
-@jax.jit
-def _draws(modes, covariance, key):
-    """Two antithetic pairs of draws of the fluctuation, shape (4, d)."""
-    variances, rotation = jnp.linalg.eigh(covariance)
-    kicks = jax.random.normal(key, (2, variances.size)) * jnp.sqrt(jnp.maximum(variances, 0.0))
-    return jnp.concatenate([kicks, -kicks]) @ (modes @ rotation).T
+class _SgdFlow:
+    """Averaged path of plain SGD; see `flow_loop.Flow`."""
+
+    def __init__(
+        self, task: Task, theta, *, eta: float, batch_size: int, modes: int, seed: int, direction
+    ) -> None:
+        self.task, self.theta, self.eta, self.direction = task, theta, eta, direction
+        self.p = (task.n - batch_size) / (batch_size * (task.n - 1))
+        self.block = top_modes(task, theta, modes, tol=1e-3)[1]
+        self.covariance = jnp.zeros((modes, modes))
+        self.key = jax.random.key(seed)
+        self.first_loss: float | None = None
+
+    def settle(self, most: int, *, save: bool) -> str:
+        self.local = _local(self.task, self.theta, self.block, self.covariance, self.eta, self.p)
+        self.covariance, self.block = self.local.covariance, self.local.modes
+        self.ahead = stable_stride(self.local.eigenvalues, self.eta, most)
+        if not save:
+            return ""
+        loss, mean_loss = (float(v) for v in averaged(self.task, self.theta, self.block, self.covariance)[:2])
+        self.losses = loss, mean_loss
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        if outgrown(mean_loss, loss, self.first_loss):
+            return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
+        return ""
+
+    def row(self, reached: int) -> dict[str, float]:
+        eigenvalues, block = self.local.eigenvalues, self.block
+        draws = fluctuation_draws(block, self.covariance, jax.random.fold_in(self.key, reached))
+        seen = jnp.full(block.shape[1], jnp.nan) if self.direction is None else self.direction @ block
+        return {
+            "sharpness": float(eigenvalues[0]),
+            "iterate_sharpness": float(sharpness_beside(self.task, self.theta, block, draws).mean()),
+            "effective_sharpness": 0.5 * self.eta * float(eigenvalues[0]),
+            "loss": self.losses[0],
+            "mean_loss": self.losses[1],
+            "top_variance": float(self.covariance[0, 0]),
+            "direction_variance": float(seen @ self.covariance @ seen),
+            "radius": float(self.local.recursion.radius),
+            "critical_modes": count_critical(eigenvalues, self.eta),
+            "learning_rate": self.eta,
+        }
+
+    def advance(self) -> int:
+        local, ahead, block = self.local, self.ahead, self.block
+        midway = local.recursion.after(self.covariance, (ahead + 1) // 2)
+        gradient = averaged(self.task, self.theta, block, midway)[2]
+        self.theta = advance(self.theta, -gradient, local.eigenvalues, block, self.eta, ahead)
+        # in the coordinates of the modes, which the next block improves
+        covariance = local.recursion.after(self.covariance, ahead)
+        turned = local.following.T @ block
+        self.covariance, self.block = turned @ covariance @ turned.T, local.following
+        return ahead
 
 
 @threadpool_limits.wrap(1, "blas")  # tiny LAPACK calls between large products: BLAS threads only wait
@@ -83,16 +135,19 @@ def stochastic_central_flow(
     start: ArrayLike,
     *,
     batch_size: int,
+    rule: str = "sgd",
     eta: float | None = None,
     steps: int,
+    state: Any = None,
     modes: int = 16,
     stride: int = 5,
     save_every: int = 50,
     seed: int = 0,
     direction: ArrayLike | None = None,
     progress: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> xr.Dataset:
-    """Forecast the averaged path of SGD from a checkpoint, without running SGD.
+    """Forecast the averaged path of SGD, or of another rule, from a checkpoint, without running it.
 
     Parameters
     ----------
@@ -102,14 +157,20 @@ def stochastic_central_flow(
         Weights of the checkpoint, shape (d,).
     batch_size : int
         B <= n, without replacement. At B = n the path is that of `central_flow`.
+    rule : {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "caeo"}
+        As for `make_rule`; see `rule_flow` for those with a memory. The rate of "caeo" is capped by the sharpness of
+        single iterates, as in a run, in the mean over two opposite fluctuations that change from step to step.
     eta : float, optional
-        Learning rate; the task's if left out.
+        Learning rate (base rate of "caeo"); the task's if left out.
     steps : int
-        SGD steps to forecast.
+        Steps of the rule to forecast.
+    state : pytree, optional
+        State of the optax transformation at the checkpoint: momentum, second moments, count. If left out, the rule
+        begins there.
     modes : int
         Hessian modes that carry the fluctuation; 5 modes must be fewer than the weights.
     stride : int
-        Steps of SGD per step of the flow at most; fewer where modes outside the block would not relax.
+        Steps of the rule per step of the flow at most; fewer where modes outside the block would not relax.
     save_every : int
         Steps between saved points; a multiple of `stride`.
     seed : int
@@ -118,6 +179,9 @@ def stochastic_central_flow(
         Unit vector (d,): the variance of the fluctuation along it is saved.
     progress : callable, optional
         Called with the step reached.
+    **options
+        Of the rule, with the defaults of `make_rule`: ``momentum``, ``b1``, ``b2``, ``eps``, ``eps_in_sqrt``,
+        ``bias_correction``, ``delta``.
 
     Returns
     -------
@@ -125,67 +189,46 @@ def stochastic_central_flow(
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
         fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``top_variance`` (along the top
         eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square
-        recursion; from 1 on SGD is mean-square unstable there), ``critical_modes`` (Hessian eigenvalues within 5 % of
-        2/eta, or beyond). ``final_params(weight)``;
+        recursion; from 1 on the rule is mean-square unstable there), ``effective_sharpness`` (top eigenvalue of the
+        Hessian, preconditioned by the rates, over the rule's edge: 1 at the edge), ``critical_modes`` (such
+        eigenvalues within 5 % of the edge, or beyond), ``learning_rate`` (of rules with one for all weights).
+        ``final_params(weight)``, and ``final_momentum``, ``final_second_moments`` of rules that keep them;
         ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply.
 
     Raises
     ------
     InvalidInput
-        For a batch larger than the examples, weights that are not finite or a bad number.
+        For a batch larger than the examples, an unknown rule or option, weights or a state that are not finite or do
+        not fit, or a bad number.
     """
     eta = task.eta if eta is None else float(eta)
     if not 1 <= batch_size <= task.n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {task.n}, the number of examples")
     if batch_size == task.n:
-        flow = partial(central_flow, modes=modes, stride=stride, save_every=save_every)
-        return flow(task, start, eta=eta, steps=steps, direction=direction, progress=progress)
+        flow = partial(central_flow, modes=modes, stride=stride, save_every=save_every, direction=direction)
+        return flow(task, start, rule=rule, eta=eta, steps=steps, state=state, progress=progress, **options)
     check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
+    described = flow_rule(rule, eta=eta, **options)
     theta = checked_weights(task, start)
-    p = (task.n - batch_size) / (batch_size * (task.n - 1))
-    block = top_modes(task, theta, modes, tol=1e-3)[1]
-    covariance = jnp.zeros((modes, modes))
-    key = jax.random.key(seed)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
-    rows: list[dict[str, float]] = []
-    reached, next_save, stopped = 0, 0, ""
-    while True:
-        local = _local(task, theta, block, covariance, eta, p)
-        covariance, block = local.covariance, local.modes
-        if reached >= next_save:
-            loss, mean_loss = (float(v) for v in averaged(task, theta, block, covariance)[:2])
-            if outgrown(mean_loss, loss, rows[0]["loss"] if rows else loss):
-                stopped = f"step {reached}: the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
-                break
-            draws = _draws(block, covariance, jax.random.fold_in(key, reached))
-            seen = jnp.full(block.shape[1], jnp.nan) if along is None else along @ block
-            rows.append({
-                "step": reached,
-                "sharpness": float(local.eigenvalues[0]),
-                "iterate_sharpness": float(sharpness_beside(task, theta, block, draws).mean()),
-                "loss": loss,
-                "mean_loss": mean_loss,
-                "top_variance": float(covariance[0, 0]),
-                "direction_variance": float(seen @ covariance @ seen),
-                "radius": float(local.recursion.radius),
-                "critical_modes": count_critical(local.eigenvalues, eta),
-            })  # fmt: skip
-            next_save += save_every
-            if progress is not None:
-                progress(reached)
-        if reached >= steps:
-            break
-        ahead = stable_stride(local.eigenvalues, eta, min(stride, steps - reached, next_save - reached))
-        midway = local.recursion.after(covariance, (ahead + 1) // 2)
-        gradient = averaged(task, theta, block, midway)[2]
-        theta = advance(theta, -gradient, local.eigenvalues, block, eta, ahead)
-        # in the coordinates of the modes, which the next block improves
-        covariance = local.recursion.after(covariance, ahead)
-        turned = local.following.T @ block
-        covariance, block = turned @ covariance @ turned.T, local.following
-        reached += ahead
+    given = {"batch_size": batch_size, "modes": modes, "seed": seed, "direction": along}
     details = {"eta": eta, "batch_size": batch_size, "modes": modes, "stride": stride}
-    return flow_dataset(task, rows, theta, method="stochastic central flow", stopped=stopped, **details)
+    if described.plain:
+        flow = _SgdFlow(task, theta, eta=eta, **given)
+    else:
+        flow = RuleFlow(task, theta, described, initial_memory(described, task.size, state), **given)
+        details |= described.attributes
+    rows, stopped = follow(flow, steps=steps, stride=stride, save_every=save_every, progress=progress)
+    return flow_dataset(
+        task,
+        rows,
+        flow.theta,
+        method="stochastic central flow",
+        stopped=stopped,
+        final=described.kept(flow.memory) if isinstance(flow, RuleFlow) else {},
+        one_rate=not described.adaptive,
+        **details,
+    )
 
 
 @threadpool_limits.wrap(1, "blas")

@@ -1,0 +1,197 @@
+"""The stochastic central flow of rules with momentum, second moments or a capped rate.
+
+The averaged weights w and velocity v move by the rule's own step under the mean gradient, the fluctuation of (w, v) is
+carried by its exact recursion on the quadratic model, and the second moments nu by theirs:
+
+    v+ = b v + gain E[grad L(w + delta)],   w+ = w - v+/P,   S+ = A S A' + k k' x (C + N[Sigma])
+    nu+ = b2 nu + (1 - b2) E[g_B(w + delta)^2],   P = (sqrt(nu+) + eps)/eta,   delta ~ N(0, Sigma)
+
+The velocity is carried and not slaved to the gradient: the averaged path trails its force by b/(1 - b) steps, a
+checkpoint comes with a velocity of its own, and modes of curvature above (1 - b)^2/eta turn about their minimum on
+the way to it. It costs one vector. Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eos_sde.bridge.averaged_path import (
+    averaged,
+    count_critical,
+    fluctuation_draws,
+    outgrown,
+    sharpness_beside,
+    stable_stride,
+)
+from eos_sde.bridge.covariance import per_example_modes
+from eos_sde.bridge.flow_rules import FlowRule, Memory
+from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, opposite_points, sign_rows
+from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
+from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
+from eos_sde.bridge.task_library import Task
+from eos_sde.training.linear_rules import LinearRule
+
+FEW = 4  # modes in which a single sharpness is looked for
+START = 40  # orthogonal iterations to the first block
+
+
+class _Local(NamedTuple):
+    """The quadratic model at the averaged weights, in the coordinates w/r."""
+
+    eigenvalues: jax.Array  # (k,), of r H r
+    modes: jax.Array  # (d, k), orthonormal
+    following: jax.Array  # (d, k), a better block for the next point
+    covariance: jax.Array  # (k, 2, k, 2), carried along, in these modes
+    recursion: StateRecursion
+
+
+@partial(jax.jit, static_argnames="task")
+def iterated(task: Task, theta, block, scale, iterations):
+    """Eigenvalues and modes of r H r, by orthogonal iteration from a block; the leading ones converge first."""
+    block = jax.lax.fori_loop(0, iterations, lambda _, b: follow_modes(task, theta, b, scale)[2], block)
+    return follow_modes(task, theta, block, scale)[:2]
+
+
+@partial(jax.jit, static_argnames=("task", "rule"))
+def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p) -> _Local:
+    old_modes, old_scale, covariance = carried
+    eigenvalues, modes, following = follow_modes(task, theta, block, scale)
+    change = (old_scale / scale)[:, None]
+    turn = jnp.stack([modes.T @ (change * old_modes), modes.T @ (old_modes / change)])
+    covariance = jnp.einsum("aik,bjl,kalb->iajb", turn, turn, covariance)
+    gradients, curvatures = per_example_modes(task, theta, scale[:, None] * modes)
+    recursion = state_recursion(rule, eigenvalues, gradients, curvatures, p)
+    return _Local(eigenvalues, modes, following, covariance, recursion)
+
+
+class RuleFlow:
+    """Averaged path of a rule under batches of fewer than all examples; see `flow_loop.Flow`.
+
+    Attributes
+    ----------
+    theta : Array
+        Averaged weights.
+    memory : Memory
+        Averaged velocity and second moments.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        theta: jax.Array,
+        rule: FlowRule,
+        memory: Memory,
+        *,
+        batch_size: int,
+        modes: int,
+        seed: int,
+        direction,
+    ) -> None:
+        self.task, self.theta, self.rule, self.memory = task, theta, rule, memory
+        self.p = (task.n - batch_size) / (batch_size * (task.n - 1))
+        self.key, self.direction = jax.random.key(seed), direction
+        self.signs = sign_rows(modes)
+        self.strides = 0
+        self.first_loss: float | None = None
+        self.squares = jnp.zeros(task.size)
+        if rule.adaptive:
+            gradient = jax.grad(task.loss)(theta)
+            examples = example_squares(task, theta[None])
+            self.squares = (1.0 - self.p) * gradient**2 + self.p * examples
+        self.raw = random_block(task.size, FEW)
+        self.scale = jnp.sqrt(self._rates(1))
+        self.block = top_modes(task, theta, modes, tol=1e-3)[1]
+        if rule.adaptive:
+            self.block = iterated(task, theta, self.block, self.scale, START)[1]
+        self.covariance = jnp.zeros((modes, 2, modes, 2))
+        self.modes, self.axes = self.block, self.scale[:, None] * self.block
+
+    def settle(self, most: int, *, save: bool) -> str:
+        """Find the local model here; why the flow does not apply, or nothing."""
+        rule, task = self.rule, self.task
+        ahead = rule.longest(self.memory.updates, most)
+        scale = jnp.sqrt(self._rates((ahead + 1) // 2))
+        carried = (self.modes, self.scale, self.covariance)
+        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p)
+        self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
+        self.block = self.local.following
+        self.axes = scale[:, None] * self.modes
+        effective = rule.linear.gain / (1.0 - rule.linear.momentum)
+        self.ahead = stable_stride(self.local.eigenvalues, effective, ahead)
+        if not save:
+            return ""
+        loss, mean_loss = (float(v) for v in averaged(task, self.theta, self.axes, self.sigma)[:2])
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self.losses = loss, mean_loss
+        if outgrown(mean_loss, loss, self.first_loss):
+            return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
+        return ""
+
+    @property
+    def sigma(self) -> jax.Array:
+        """Covariance of the weights in the modes, shape (k, k)."""
+        return self.covariance[:, 0, :, 0]
+
+    def row(self, reached: int) -> dict[str, float]:
+        """What is saved here."""
+        z = self.local.eigenvalues
+        if self.rule.adaptive:
+            values, self.raw = iterated(self.task, self.theta, self.raw, None, 10)
+            sharpness, vectors = float(values[0]), self.raw
+        else:
+            sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
+        draws = fluctuation_draws(self.axes, self.sigma, jax.random.fold_in(self.key, reached))
+        top = vectors[:, 0] @ self.axes
+        seen = jnp.full_like(top, jnp.nan) if self.direction is None else self.direction @ self.axes
+        saved = {
+            "sharpness": sharpness,
+            "iterate_sharpness": float(sharpness_beside(self.task, self.theta, vectors, draws).mean()),
+            "effective_sharpness": float(z[0]) / self.rule.edge,
+            "loss": self.losses[0],
+            "mean_loss": self.losses[1],
+            "top_variance": float(top @ self.sigma @ top),
+            "direction_variance": float(seen @ self.sigma @ seen),
+            "radius": float(self.local.recursion.radius()),
+            "critical_modes": count_critical(2.0 * z / self.rule.edge, 1.0),
+        }
+        if not self.rule.adaptive:
+            saved["learning_rate"] = float(self.scale[0] ** 2)
+        return saved
+
+    def advance(self) -> int:
+        """Move on; the steps made."""
+        rule, ahead, recursion = self.rule, self.ahead, self.local.recursion
+        velocity, moments, count = self.memory
+        midway = recursion.after(self.covariance, (ahead + 1) // 2)[:, 0, :, 0]
+        if rule.adaptive:
+            gradient, squares = averaged_moments(self.task, self.theta, self.axes, midway)[2:]
+            points = opposite_points(self.theta, self.axes, midway, self._signs())
+            self.squares = (1.0 - self.p) * squares + self.p * example_squares(self.task, points)
+            moments = rule.later(moments, self.squares, ahead)
+        else:
+            gradient = averaged(self.task, self.theta, self.axes, midway)[2]
+        move, velocity = averaged_steps(
+            rule.linear, gradient, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
+        )
+        self.theta = self.theta + move
+        self.memory = Memory(velocity, moments, count + ahead)
+        self.covariance = recursion.after(self.covariance, ahead)
+        self.strides += 1
+        return ahead
+
+    def _signs(self) -> np.ndarray:
+        return self.signs[self.strides % len(self.signs)]
+
+    def _rates(self, steps: int) -> jax.Array:
+        """Rates of the weights so many updates from here."""
+        rule, (_, moments, count) = self.rule, self.memory
+        if rule.adaptive:
+            return rule.rates(rule.later(moments, self.squares, steps), count + steps)
+        if rule.delta is None or not hasattr(self, "modes"):
+            return jnp.full(self.task.size, rule.eta)
+        points = opposite_points(self.theta, self.axes, self.sigma, self._signs())
+        seen = sharpness_beside(self.task, self.theta, self.modes[:, :FEW], points - self.theta)
+        return jnp.full(self.task.size, rule.capped(seen).mean())
