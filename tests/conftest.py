@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,22 @@ import pytest
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 np.seterr(divide="raise", over="raise", invalid="raise", under="ignore")
+
+
+def pytest_addoption(parser):
+    """For runs that have to end in time: what has not begun by then is skipped, and shown as such."""
+    parser.addoption(
+        "--time-budget", type=float, default=float("inf"), help="seconds after which no test begins"
+    )
+
+
+def pytest_configure(config):
+    config.began = time.monotonic()
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() - item.config.began > item.config.getoption("--time-budget"):
+        pytest.skip(f"no time left for it in the {item.config.getoption('--time-budget'):.0f} s of this run")
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,10 @@ def _evaluated(outputs: Any, flat: jax.Array, x: jax.Array) -> jax.Array:
     """The outputs of all examples; refuses what is not called as a model is."""
     try:
         jax.eval_shape(outputs, flat, x)
-    except (TypeError, AttributeError) as error:  # of the call, of shapes that do not fit, of what is returned
+    except (
+        TypeError,
+        AttributeError,
+    ) as error:  # of the call, of shapes that do not fit, of what is returned
         reason = str(error).strip().splitlines()[0]
         raise InvalidInput(
             f"model cannot be evaluated on params and x ({reason}); give model(params, x) -> outputs, not the loss, "
