@@ -1,4 +1,4 @@
-"""The alternating process (-1)^k x_k: sign changes, with and without hysteresis, by the arcsine law, kernels and counts."""
+"""Phase flips of the alternating process (-1)^k x_k: by the arcsine law, by Markov kernels, by counting."""
 
 import math
 
@@ -73,7 +73,7 @@ def count_flips(x: NDArray[np.float64], level: float | NDArray[np.float64]) -> N
 
 
 class PhaseChain:
-    """Mass on both phases of the alternating process under a Markov kernel on the line.
+    """Mass on both phases of the alternating process under a Markov kernel on cells of a line.
 
     Parameters
     ----------
@@ -81,20 +81,30 @@ class PhaseChain:
         Of the cells at the first step, shape (m,).
     offsets : ndarray
         Cell centres about the mean of the first step.
+    width : float
+        Of the cells; those that a level cuts are shared in proportion.
     """
 
-    def __init__(self, masses: NDArray[np.float64], offsets: NDArray[np.float64]):
+    def __init__(self, masses: NDArray[np.float64], offsets: NDArray[np.float64], width: float):
         # phase times (-1)^k is the sign that x is expected to have; it turns with every step that is no flip
-        self._positive, self._negative = (np.where(side, masses, 0.0) for side in (offsets >= 0, offsets < 0))
+        self._width = width
+        self._positive, self._negative = (
+            masses * self._above(offsets, 0.0),
+            masses * self._above(-offsets, 0.0),
+        )
 
     def step(self, kernel, offsets: NDArray[np.float64], level: float) -> float:
         """One application of the kernel; `offsets` about the mean after it. Returns the probability of a flip."""
         positive, negative = kernel @ self._positive, kernel @ self._negative
-        stays_up, stays_down = offsets > level, offsets < -level
-        flipped_up, flipped_down = np.where(stays_up, positive, 0.0), np.where(stays_down, negative, 0.0)
+        flipped_up = positive * self._above(offsets, level)
+        flipped_down = negative * self._above(-offsets, level)
         self._positive = negative - flipped_down + flipped_up
         self._negative = positive - flipped_up + flipped_down
         return float(flipped_up.sum() + flipped_down.sum())
+
+    def _above(self, offsets: NDArray[np.float64], level: float) -> NDArray[np.float64]:
+        """Share of each cell beyond the level."""
+        return np.clip(0.5 + (offsets - level) / self._width, 0.0, 1.0)
 
 
 def gaussian_flip_rate(
@@ -127,7 +137,7 @@ def gaussian_flip_rate(
     kernel = np.diff(bounds, axis=0)
     kernel /= kernel.sum(axis=0)
     masses = np.diff(ndtr(edges))
-    chain, rate = PhaseChain(masses / masses.sum(), centres), math.nan
+    chain, rate = PhaseChain(masses / masses.sum(), centres, edges[1] - edges[0]), math.nan
     if steps is not None:
         return float(np.mean([chain.step(kernel, centres, level) for _ in range(steps)]))
     for _ in range(_MOST_STEPS):

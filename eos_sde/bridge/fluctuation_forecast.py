@@ -1,8 +1,8 @@
 """Forecast the fluctuations of SGD about its averaged path from given weights, before it is run."""
 
 from collections.abc import Mapping
-from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -11,22 +11,24 @@ from threadpoolctl import threadpool_limits
 
 from eos_sde.bridge.averaged_path import checked_weights
 from eos_sde.bridge.fluctuation_densities import PROBABILITIES, DensityTable
-from eos_sde.bridge.fluctuation_loss import FluctuationLoss, fluctuation_loss
+from eos_sde.bridge.fluctuation_loss import FluctuationLoss, fluctuation_loss, noise_outside
 from eos_sde.bridge.fluctuation_statistics import STATISTICS, path_statistics
 from eos_sde.bridge.gaussian_fluctuation import gaussian_statistics
 from eos_sde.bridge.line_fluctuation import FluctuatingLine
 from eos_sde.bridge.linear_fluctuation import (
     SecondMoments,
-    batch_means,
-    largest_multiplier,
+    noise_from_elsewhere,
     sampled_path,
     second_moments,
 )
 from eos_sde.bridge.local_noise import LocalNoise, curvature_rows, local_noise
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.second_moment_errors import sampling_error, truncation_error
+from eos_sde.bridge.slow_fluctuation import with_slow_kicks
+from eos_sde.bridge.stochastic_flow import stochastic_central_flow
+from eos_sde.bridge.tail_forecast import directional_tails, tail_variables
 from eos_sde.bridge.task_library import Task
 from eos_sde.models.arguments import count, positive
-from eos_sde.thresholds.random_recurrence import TailExponent, kesten_exponent
 from eos_sde.thresholds.sgd_tail import sgd_tail_exponent
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
@@ -34,10 +36,10 @@ from solvers.provenance import provenance
 MODELS = ("gaussian", "linear map", "line kernel", "line with batches")
 """What forecasts: see `forecast_fluctuations`."""
 
+_TAIL_MODES = 4
+
 HYSTERESIS = 1.0
 """Of the phase of the oscillation, in standard deviations of the step."""
-
-_GROUPS = 10
 
 
 @threadpool_limits.wrap(1, "blas")
@@ -50,7 +52,8 @@ def forecast_fluctuations(
     eta: float | None = None,
     directions: int = 2,
     horizon: int | tuple[int, int] | None = None,
-    modes: int = 8,
+    follow: bool = True,
+    modes: int = 16,
     replicas: int = 1000,
     seed: int = 0,
     tails: bool = False,
@@ -59,13 +62,13 @@ def forecast_fluctuations(
 
     Nothing but the weights and the task enters. Four models, each without the error of another:
 
-    - "gaussian": the exact second moments of the linear map in the modes, with gradient and curvature noise, in a normal
-      law; its flips by the arcsine law. Blind to tails and to everything beyond second derivatives.
-    - "linear map": replicas of x+ = x - eta (g_B + H_B x) in the modes with real batches of the examples' gradients and
-      Hessians: multiplicative noise, hence heavy tails (Kesten), and the batches' own shape. No network is evaluated.
+    - "gaussian": the exact second moments of the linear map in the modes, with gradient and curvature noise, in a
+      normal law; its flips by the arcsine law. Blind to tails and to everything beyond second derivatives.
+    - "linear map": replicas of x+ = x - eta (g_B + H_B x) in the modes with real batches of the examples' gradients
+      and Hessians: multiplicative noise, hence heavy tails (Kesten), and the batches' own shape. No network is run.
     - "line kernel": the map along the line through the weights, with its own slopes and its own Gaussian noise that
-      depends on the place, as a Markov kernel. Sees anharmonicity, and a two-cycle, but one direction only.
-    - "line with batches": the same line with the examples' slopes and real batches.
+      depends on the place, as a Markov kernel. Sees anharmonicity, and a two-cycle; other directions only as noise.
+    - "line with batches": the same line with the examples' slopes and real batches, blind to other directions.
 
     Parameters
     ----------
@@ -82,6 +85,10 @@ def forecast_fluctuations(
     horizon : int, (int, int) or None
         The step after the weights, as one point, at which; or the first and last step of a window, over which the
         law is averaged. None: the stationary law about the weights, as if the averaged path rested there.
+    follow : bool
+        With a horizon: carry the weights along `stochastic_central_flow` to the middle of the window first, and take
+        the averaged path to rest there. Otherwise everything is expanded about the weights given, and the mean
+        moves on the quadratic model: for a few steps only, or where the sharpness does not change.
     modes : int
         Hessian modes that are resolved, at least `directions`; 5 modes must be fewer than the weights.
     replicas : int
@@ -89,7 +96,8 @@ def forecast_fluctuations(
     seed : int
         Of their batches.
     tails : bool
-        Whether to solve for the tail exponent of the map in all modes, which takes longer than the rest.
+        Whether to solve for the tail exponent of the map in the four leading modes together, which can take longer
+        than the rest.
 
     Returns
     -------
@@ -97,7 +105,8 @@ def forecast_fluctuations(
         Over (model, direction), each with ``*_stderr``, the sampling error of the sampled models: ``variance``,
         ``kurtosis``, ``autocorrelation``, ``amplitude``, ``flip_rate``, ``hysteresis_flip_rate``, ``tail`` (see
         `measure_fluctuations`; NaN where a model has no answer, infinite where moments diverge),
-        ``density(model, direction, bin)`` at ``position`` between ``edge``, ``quantile(model, direction, probability)``.
+        ``density(model, direction, bin)`` at ``position`` between ``edge``,
+        ``quantile(model, direction, probability)``.
         Over direction: ``eigenvalue``, ``direction_vector``, ``scale`` (unit of the bins), ``variance_sampling`` (error
         of the Gaussian variance if the examples are a draw from a population, by a jackknife over ten groups; for this
         training set it is exact), ``variance_truncation`` (its change from half the modes to all), ``tail_exponent``
@@ -128,8 +137,12 @@ def forecast_fluctuations(
     modes = count("modes", max(modes, directions))
     replicas, seed = count("replicas", replicas, least=100), count("seed", seed, least=0)
     window = checked_window(horizon)
-    local = local_noise(task, checked_weights(task, params), modes)
+    theta = checked_weights(task, params)
+    resting = window is None or follow
+    if window is not None and follow:
+        theta = _followed(task, theta, batch_size, eta, sum(window) // 2)
     settings = {"eta": eta, "batch_size": batch_size, "window": window}
+    local = _noise_with_slow_kicks(task, theta, modes, settings, resting=resting, seed=seed)
     moments = second_moments(local, **settings)
     scale = _scale(local, moments, eta, batch_size)[:directions]
     table = DensityTable(MODELS, scale)
@@ -137,35 +150,43 @@ def forecast_fluctuations(
         (model, i): dict.fromkeys(STATISTICS, (np.nan, np.nan)) for model in MODELS for i in range(directions)
     }
     path = sampled_path(local, **settings, replicas=replicas, seed=seed)
+    average = moments.covariance.mean(axis=0)
+    elsewhere = (
+        noise_from_elsewhere(local, average, batch_size) if np.all(np.isfinite(average)) else 0.0 * scale
+    )
     line: dict[str, list[float]] = {"kernel_eigenvalue": [], "two_cycle": []}
     for i in range(directions):
         statistics["gaussian", i] = gaussian_statistics(moments, local.eigenvalues, i, eta, HYSTERESIS)
         table.add_gaussian(i, moments.covariance[:, i, i])
         found = _Sampled(table, statistics)
         found.add("linear map", i, path[:, :, i])
+        line_settings = settings | {"resting": resting, "other_noise": float(elsewhere[i])}
         kernel, cycle = _along_line(
-            task, local, i, float(scale[i]), settings, found, seed=seed, replicas=replicas
+            task, local, i, float(scale[i]), line_settings, found, seed=seed, replicas=replicas
         )
         line["kernel_eigenvalue"].append(kernel)
         line["two_cycle"].append(cycle)
-    loss = fluctuation_loss(task, local, moments.covariance, moments.means, seed=seed, **settings)
-    along = _tails(local, directions, eta, batch_size, seed)
+    loss = fluctuation_loss(
+        task, local, moments.covariance, moments.means, moving=not resting, seed=seed, **settings
+    )
+    along = directional_tails(local, directions, eta, batch_size, seed)
     scalars = _scalars(local, loss, moments)
     if tails:
-        rows = np.asarray(curvature_rows(task, jnp.asarray(local.theta), jnp.asarray(local.modes)))
-        scalars |= _tail_variables(
+        leading = jnp.asarray(local.modes[:, :_TAIL_MODES])
+        rows = np.asarray(curvature_rows(task, jnp.asarray(local.theta), leading))
+        scalars |= tail_variables(
             "tail_exponent_modes", sgd_tail_exponent(rows, eta, batch_size=batch_size, seed=seed)
         )
     per_direction = {
         "eigenvalue": (local.eigenvalues[:directions], "1/time", "Hessian eigenvalue"),
         "scale": (scale, "weight", "unit of the bins"),
         "variance_sampling": (
-            _sampling_error(local, settings, directions),
+            sampling_error(local, settings, directions),
             "weight^2",
             "error of the Gaussian variance if the examples are drawn from a population",
         ),
         "variance_truncation": (
-            _truncation(local, moments, settings, directions),
+            truncation_error(local, moments, settings, directions),
             "weight^2",
             "change of the Gaussian variance from half the modes to all",
         ),
@@ -227,6 +248,39 @@ def checked_window(horizon: int | tuple[int, int] | None) -> tuple[int, int] | N
     return step, step + 1
 
 
+def _followed(task: Task, theta: jax.Array, batch_size: int, eta: float, steps: int) -> jax.Array:
+    flow = stochastic_central_flow(
+        task, theta, batch_size=batch_size, eta=eta, steps=steps, save_every=steps, stride=_stride(steps)
+    )
+    if flow.attrs["stopped"]:
+        raise InvalidInput(
+            f"the averaged path cannot be followed ({flow.attrs['stopped']}); lower eta, or follow=False"
+        )
+    return jnp.asarray(flow["final_params"].values)
+
+
+def _stride(steps: int) -> int:
+    """The largest divisor up to 5."""
+    return next(size for size in (5, 4, 3, 2, 1) if steps % size == 0)
+
+
+def _noise_with_slow_kicks(
+    task: Task, theta: jax.Array, modes: int, settings: Mapping, *, resting: bool, seed: int
+) -> LocalNoise:
+    """The quadratic model with the noise that outside fluctuations bring, themselves raised by the resolved ones."""
+    local = local_noise(task, theta, modes)
+    if resting:
+        local = local.resting()
+    first = second_moments(local, **settings).covariance.mean(axis=0)
+    gain = 1.0
+    if np.all(np.isfinite(first)):
+        gradient, curvature = noise_outside(local, first)
+        gain += curvature / gradient if gradient > 0 else 0.0
+    steps = None if settings["window"] is None else sum(settings["window"]) // 2
+    common = {"eta": settings["eta"], "batch_size": settings["batch_size"]}
+    return with_slow_kicks(task, local, steps=steps, seed=seed, gain=gain, **common)
+
+
 class _Sampled:
     """Where the statistics and densities of sampled paths go."""
 
@@ -273,56 +327,6 @@ def _scale(local: LocalNoise, moments: SecondMoments, eta: float, batch_size: in
     kicks = eta**2 * local.batch_variance(batch_size) * local.gradients.var(axis=0)
     damping = np.maximum(1 - (1 - eta * local.eigenvalues) ** 2, 0.01)
     return np.sqrt(np.where(np.isfinite(variances) & (variances > 0), variances, kicks / damping))
-
-
-def _sampling_error(local: LocalNoise, settings: Mapping, directions: int) -> NDArray[np.float64]:
-    """Jackknife of the Gaussian variance over groups of examples, at fixed directions."""
-    groups = np.array_split(np.arange(local.examples), _GROUPS)
-    left_out = []
-    for group in groups:
-        curvatures = np.delete(local.curvatures, group, axis=0)
-        # the eigenvalues of a part are those of its own mean curvature, to first order
-        h = local.eigenvalues + np.diagonal(curvatures.mean(axis=0) - local.curvatures.mean(axis=0))
-        part = local._replace(
-            eigenvalues=h, gradients=np.delete(local.gradients, group, axis=0), curvatures=curvatures
-        )
-        covariance = second_moments(part, **settings).covariance.mean(axis=0)
-        left_out.append(np.diagonal(covariance)[:directions])
-    with np.errstate(invalid="ignore"):
-        return np.sqrt((_GROUPS - 1) * np.var(left_out, axis=0))
-
-
-def _truncation(
-    local: LocalNoise, moments: SecondMoments, settings: Mapping, directions: int
-) -> NDArray[np.float64]:
-    few = max(directions, len(local.eigenvalues) // 2)
-    fewer = second_moments(local.within(few), **settings).covariance.mean(axis=0)
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(
-            np.diagonal(moments.covariance.mean(axis=0))[:directions] - np.diagonal(fewer)[:directions]
-        )
-    return difference
-
-
-def _tails(local: LocalNoise, directions: int, eta: float, batch_size: int, seed: int) -> list[TailExponent]:
-    curvatures = np.stack([local.curvatures[:, i, i] for i in range(directions)], axis=1)
-    sampled = batch_means(curvatures, batch_size=batch_size, seed=seed)
-    largest = partial(largest_multiplier, eta=eta, batch_size=batch_size)
-    return [
-        kesten_exponent(1 - eta * sampled[:, i], largest=largest(curvatures[:, i])) for i in range(directions)
-    ]
-
-
-def _tail_variables(name: str, tail: TailExponent) -> dict[str, tuple]:
-    return {
-        name: (
-            (),
-            tail.value,
-            {"units": "1", "long_name": "tail exponent of the map in all modes", "reason": tail.reason},
-        ),
-        f"{name}_stderr": ((), tail.stderr, {"units": "1", "long_name": "its sampling error"}),
-        f"{name}_low": ((), tail.low, {"units": "1", "long_name": "its lower bound"}),
-    }
 
 
 def _scalars(local: LocalNoise, loss: FluctuationLoss, moments: SecondMoments) -> dict[str, tuple]:

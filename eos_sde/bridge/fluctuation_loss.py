@@ -46,6 +46,7 @@ def fluctuation_loss(
     eta: float,
     batch_size: int,
     window: tuple[int, int] | None,
+    moving: bool,
     seed: int,
 ) -> FluctuationLoss:
     """Mean and spread of the loss over the fluctuation about the averaged path.
@@ -56,9 +57,10 @@ def fluctuation_loss(
 
     eta p c/4 in a flat mode that has relaxed, whatever its curvature; nothing in one that has not. Outside the
     modes that is ``(eta p/2) tr(C phi(H))``, for which the bounds take phi between its value at 0 and at the last
-    resolved eigenvalue, and Lanczos quadrature from random combinations of the examples' gradients the function
-    itself. There H is replaced by its Gauss-Newton part, which is positive: fluctuations along frozen directions of
-    negative curvature would grow without bound, which those of a network do not. The kicks that the resolved fluctuation gives the rest by curvature noise are added to C.
+    resolved eigenvalue, and Lanczos quadrature from random combinations of the examples' gradients the function itself.
+    There H is replaced by its Gauss-Newton part, which is positive: fluctuations along frozen directions of negative
+    curvature would grow without bound, which those of a network do not. The kicks that the resolved fluctuation gives
+    the rest by curvature noise are added to C.
 
     Parameters
     ----------
@@ -74,6 +76,8 @@ def fluctuation_loss(
         B, without replacement.
     window : (int, int) or None
         As for `second_moments`.
+    moving : bool
+        Whether the averaged path leaves the weights within the window, so that their gradient shrinks.
     seed : int
         Of the probes.
 
@@ -87,12 +91,7 @@ def fluctuation_loss(
         inf = float("inf")
         return FluctuationLoss(inf, inf, 0.0, 0.0, inf, inf)
     average = covariance.mean(axis=0)
-    within = np.var(local.gradients, axis=0).sum()
-    kicks = np.einsum("nij,jk,nki->", local.curvatures, average, local.curvatures) / local.examples
-    mean = local.curvatures.mean(axis=0)
-    kicks -= np.trace(mean @ average @ mean)
-    outside = local.noise_trace - within
-    bent = max(float(np.sum(average * local.spread)) - float(kicks), 0.0)
+    outside, bent = noise_outside(local, average)
     shares = _probed_shares(task, local, eta=eta, window=window, seed=seed)
     scale = 0.5 * eta * p * (outside + bent)
     lower, upper = _relaxed(np.array([0.0, max(h[-1], 0.0)]), eta, window)
@@ -101,10 +100,9 @@ def fluctuation_loss(
     left = local.gradients.mean(axis=0) + h * means[-1]
     variance = 0.5 * float(np.trace(bent_loss @ bent_loss)) + float(left @ last @ left)
     if window is not None:
-        slow, _ = slow_linear_variance(
-            task, jnp.asarray(local.theta), jnp.asarray(local.modes), eta, window[1]
-        )
-        variance += p * float(slow)
+        ahead = window[1] if moving else 0
+        arrays = jnp.asarray(local.theta), jnp.asarray(local.modes)
+        variance += p * float(slow_linear_variance(task, *arrays, eta, window[1], ahead))
     return FluctuationLoss(
         resolved=0.5 * float(h @ np.diag(average)),
         unresolved=scale * float(shares.mean()),
@@ -113,6 +111,28 @@ def fluctuation_loss(
         high=scale * float(upper),
         standard_deviation=float(np.sqrt(max(variance, 0.0))),
     )
+
+
+def noise_outside(local: LocalNoise, covariance: NDArray[np.float64]) -> tuple[float, float]:
+    """Trace of the noise covariance of one example outside the modes: of its gradient, and of H_i x in the modes.
+
+    Parameters
+    ----------
+    local : LocalNoise
+        At the weights.
+    covariance : ndarray
+        Of x in the modes, shape (k, k).
+
+    Returns
+    -------
+    gradient, curvature : float
+        In 1/weight^2.
+    """
+    outside = local.noise_trace - float(np.var(local.gradients, axis=0).sum())
+    within = np.einsum("nij,jk,nki->", local.curvatures, covariance, local.curvatures) / local.examples
+    mean = local.curvatures.mean(axis=0)
+    within -= np.trace(mean @ covariance @ mean)
+    return max(outside, 0.0), max(float(np.sum(covariance * local.spread) - within), 0.0)
 
 
 def _relaxed(h: NDArray[np.float64], eta: float, window: tuple[int, int] | None) -> NDArray[np.float64]:
@@ -155,7 +175,7 @@ def _products_outside(task: Task, theta: jax.Array, modes: jax.Array, block: jax
 def _quadrature(
     task: Task, theta: jax.Array, modes: jax.Array, block: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gauss nodes and weights of the Gauss-Newton part of H outside the modes as each column sees it, shapes (probes, steps)."""
+    """Gauss nodes and weights of the Gauss-Newton part outside the modes for each column, shapes (probes, steps)."""
     probes = block.shape[1]
     basis = [block / np.maximum(np.linalg.norm(block, axis=0), np.finfo(float).tiny)]
     steps = min(_KRYLOV, block.shape[0] - modes.shape[1])
@@ -177,15 +197,15 @@ def _quadrature(
     return nodes, vectors[:, 0, :] ** 2
 
 
-@partial(jax.jit, static_argnames=("task", "steps"))
+@partial(jax.jit, static_argnames="task")
 def slow_linear_variance(
-    task: Task, theta: jax.Array, modes: jax.Array, eta: float, steps: int
-) -> tuple[jax.Array, jax.Array]:
+    task: Task, theta: jax.Array, modes: jax.Array, eta: float, steps: int, ahead: int
+) -> jax.Array:
     """Variance over the batches of g' x after some steps from one point, outside the modes; gradient noise only.
 
-    With v_t = (I - eta H)^t g outside the modes, H the Gauss-Newton part, and g = v_steps the gradient that is left after the steps,
-    ``g' Sigma g = eta^2 p sum_t v' C v`` with v = v_(steps + t): products with H and with the examples' slopes, no
-    covariance is formed.
+    With v_t = (I - eta H)^t g outside the modes, H the Gauss-Newton part, and g = v_ahead the gradient once the path
+    has moved, ``g' Sigma g = eta^2 p sum_t v' C v`` with v = v_(ahead + t): products with H and with the examples'
+    slopes, no covariance is formed.
 
     Parameters
     ----------
@@ -195,27 +215,26 @@ def slow_linear_variance(
         Weights (d,) and the directions (d, k) that are left out.
     eta : float
         Learning rate.
-    steps : int
-        From the point.
+    steps, ahead : int
+        Since the point; by which the gradient shrinks on the way.
 
     Returns
     -------
-    variance, gradient_square : Array
-        g' Sigma g over p, in loss^2; |g|^2 after the steps.
+    Array
+        g' Sigma g over p, in loss^2.
     """
     gradient = jax.grad(task.loss)(theta)
 
     def outside(v: jax.Array) -> jax.Array:
         return v - modes @ (modes.T @ v)
 
-    def shrink(v: jax.Array, _: None) -> tuple[jax.Array, None]:
-        return outside(v - eta * gauss_newton_products(task, theta, v[:, None])[:, 0]), None
+    def shrink(v: jax.Array) -> jax.Array:
+        return outside(v - eta * gauss_newton_products(task, theta, v[:, None])[:, 0])
 
-    def add(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def add(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         v, total = carry
         slopes = jax.jvp(task.per_example_loss, (theta,), (v,))[1]
-        return (shrink(v, None)[0], total + jnp.var(slopes)), None
+        return shrink(v), total + jnp.var(slopes)
 
-    left = jax.lax.scan(shrink, outside(gradient), None, length=steps)[0]
-    (_, total), _ = jax.lax.scan(add, (left, jnp.zeros(())), None, length=steps)
-    return eta**2 * total, left @ left
+    left = jax.lax.fori_loop(0, ahead, lambda _, v: shrink(v), outside(gradient))
+    return eta**2 * jax.lax.fori_loop(0, steps, add, (left, jnp.zeros(())))[1]

@@ -72,9 +72,9 @@ def measure_fluctuations(
     -------
     Dataset
         Over direction, each with ``*_stderr`` by a jackknife over the replicas: ``variance``; ``kurtosis`` (excess);
-        ``autocorrelation`` (at lag 1); ``amplitude``, E|x(k+1) - x(k)|/2; ``flip_rate``, sign changes of (-1)^k x(k) per
-        step; ``hysteresis_flip_rate``, flips of its phase that pass one standard deviation on the other
-        side; ``tail``, the Hill exponent of the largest 2 % of |x|. ``density`` and ``quantile`` as in the forecast,
+        ``autocorrelation`` (at lag 1); ``amplitude``, E|x(k+1) - x(k)|/2; ``flip_rate``, sign changes of (-1)^k x(k)
+        per step; ``hysteresis_flip_rate``, flips of its phase that pass one standard deviation on the other side;
+        ``tail``, the Hill exponent of the largest 2 % of |x|. ``density`` and ``quantile`` as in the forecast,
         ``covariance(direction, direction2)``; ``mean(time, direction)``, displacement of the averaged path.
         Scalars with errors: ``excess_loss``, mean loss above that of the mean weights, mean over readings every tenth
         step; ``loss_deviation``, standard deviation of the loss over the replicas at the last one; ``mean_loss``.

@@ -65,11 +65,17 @@ class FluctuatingLine:
         Standard deviation that is expected.
     window : (int, int) or None
         As for `second_moments`.
+    resting : bool
+        Whether the mean is at the minimum of the line, as where the averaged path has gone; the stationary law is about
+        it in any case.
+
+    other_noise : float
+        Variance of the batch gradient along the line that fluctuations in other directions bring; in `law` only.
 
     Raises
     ------
     InvalidInput
-        If the stationary law is asked for and the line has no minimum near.
+        If it rests and the line has no minimum near.
     """
 
     def __init__(
@@ -84,17 +90,22 @@ class FluctuatingLine:
         slope: float,
         deviation: float,
         window: tuple[int, int] | None,
+        resting: bool,
+        other_noise: float = 0.0,
     ):
         self.eta, self.batch_size, self.window, self._curvature = eta, batch_size, window, curvature
-        self._task, self._direction = task, direction
+        self._task, self._direction, self._other_noise = task, direction, other_noise
         self._p = (task.n - batch_size) / (batch_size * (task.n - 1))
         shift = 0.0
-        if window is None:
+        resting = resting or window is None
+        if resting:
             shift = line_minimum(
                 task, theta, direction, max(4 / np.sqrt(max(curvature, 1e-12)), 8 * deviation)
             )
         self._centre = theta + shift * direction
-        travelled = 0.0 if window is None else abs(slope) / max(abs(curvature), 1 / (eta * (1 + window[1])))
+        travelled = 0.0
+        if window is not None and not resting:
+            travelled = abs(slope) / max(abs(curvature), 1 / (eta * (1 + window[1])))
         self._reach = _REACH * deviation + 2 * travelled
 
     def law(self) -> LineLaw:
@@ -130,7 +141,7 @@ class FluctuatingLine:
     def _map(self) -> LineMap:
         table = self._table()
         mean = table.slopes.mean(axis=0)
-        noise = np.sqrt(self._p * table.slopes.var(axis=0))
+        noise = np.sqrt(self._p * table.slopes.var(axis=0) + self._other_noise)
         return LineMap(
             tabulated(table.points, mean),
             tabulated(table.points, noise),
@@ -164,7 +175,7 @@ class FluctuatingLine:
         outer = max(float(one[:3].sum() + one[-3:].sum()) for one in path)
         if self.window is None:
             offsets, path = offsets[:1], path[:1]
-        return LineLaw(statistics, offsets, path, second, _two_cycle(line, eta)), outer
+        return LineLaw(statistics, offsets, path, second, two_cycle(line, eta)), outer
 
 
 def _along(kernel, masses, centres, edges, steps):
@@ -179,7 +190,8 @@ def _along(kernel, masses, centres, edges, steps):
     deviation = np.sqrt(square)
     landing = centres @ kernel  # mean of where each cell goes
     covariances = np.sum(path[:-1] * about[:-1] * (landing - means[1:, None]), axis=1)
-    chain, firm = PhaseChain(masses, about[0]), PhaseChain(masses, about[0])
+    width = edges[1] - edges[0]
+    chain, firm = PhaseChain(masses, about[0], width), PhaseChain(masses, about[0], width)
     flips, firm_flips, amplitudes = [], [], []
     settled = np.allclose(path[0], path[-1], atol=1e-12)
     for k in range(1, steps):
@@ -199,7 +211,7 @@ def _along(kernel, masses, centres, edges, steps):
     return statistics, edges - means[:, None], path
 
 
-def _two_cycle(line: LineMap, eta: float) -> float:
+def two_cycle(line: LineMap, eta: float) -> float:
     """Half the distance of the two points that the mean map ends up on from near its fixed point."""
     x, last = 1e-3 * line.basin[1], 0.0
     for _ in range(5000):

@@ -1,4 +1,4 @@
-"""SGD's fluctuation as a linear random map in the top modes: exact second moments, and an ensemble with real batches."""
+"""SGD's fluctuation as a linear random map in the top modes: exact second moments, replicas with real batches."""
 
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.covariance import covariance_recursion, stationary_covariance
 from eos_sde.bridge.local_noise import LocalNoise
+from eos_sde.bridge.slow_fluctuation import averaged_kicks
 
 _CHUNK = 1 << 22  # drawn indices at once
 _BATCHES, _STREAM = 20_000, 7
@@ -39,8 +40,8 @@ def second_moments(
     """Covariance of SGD about its mean on the quadratic model, by the recursion of `covariance_recursion`.
 
     From one point the mean moves too, ``m+ = m - eta (g + H m)``, and the batches' noise is that of g_i + H_i m:
-    with it the recursion is exact for the linear map in the modes. The stationary one is about the minimum of the
-    quadratic model in the modes, taken to be at the weights: the averaged path carries the mean gradient.
+    with it the recursion is exact for the linear map in the modes; `LocalNoise.resting` leaves the motion out, as does
+    the stationary one. Draws of slow kicks add their mean covariance.
 
     Parameters
     ----------
@@ -60,6 +61,7 @@ def second_moments(
     """
     p = local.batch_variance(batch_size)
     h, k = local.eigenvalues, len(local.eigenvalues)
+    slow = eta**2 * p * averaged_kicks(local).ravel()
     recursion = covariance_recursion(
         jnp.asarray(h), jnp.asarray(local.gradients), jnp.asarray(local.curvatures), eta=eta, p=p
     )
@@ -67,6 +69,7 @@ def second_moments(
     if window is None:
         if radius >= 1:
             return SecondMoments(np.full((1, k, k), np.inf), np.zeros((1, k)), radius)
+        recursion = recursion._replace(source=recursion.source + recursion.basis.T @ slow)
         return SecondMoments(np.asarray(stationary_covariance(recursion))[None], np.zeros((1, k)), radius)
     rates, basis = np.asarray(recursion.rates), np.asarray(recursion.basis)
     gradient = local.gradients.mean(axis=0)
@@ -79,9 +82,36 @@ def second_moments(
         kicks = local.gradients + local.curvatures @ mean
         centred = kicks - kicks.mean(axis=0)
         source = eta**2 * p * (centred.T @ centred) / local.examples
-        packed = rates * packed + basis.T @ source.ravel()
+        packed = rates * packed + basis.T @ (source.ravel() + slow)
         mean = mean - eta * (gradient + h * mean)
     return SecondMoments(np.array(covariances), np.array(means), radius)
+
+
+def noise_from_elsewhere(
+    local: LocalNoise, covariance: NDArray[np.float64], batch_size: int
+) -> NDArray[np.float64]:
+    """Variance of the batch gradient along each mode that fluctuations along the others bring, by curvature noise.
+
+    Parameters
+    ----------
+    local : LocalNoise
+        At the weights, with or without slow kicks.
+    covariance : ndarray
+        Of the fluctuation in the modes, shape (k, k).
+    batch_size : int
+        B.
+
+    Returns
+    -------
+    ndarray
+        Shape (k,), in 1/weight^2.
+    """
+    noise = local.curvatures - local.curvatures.mean(axis=0)
+    every = np.einsum("nij,jk,nik->i", noise, covariance, noise) / local.examples
+    own = np.mean(np.diagonal(noise, axis1=1, axis2=2) ** 2, axis=0) * np.diagonal(covariance)
+    return local.batch_variance(batch_size) * (
+        np.maximum(every - own, 0.0) + np.diagonal(averaged_kicks(local))
+    )
 
 
 def sampled_path(
@@ -94,6 +124,8 @@ def sampled_path(
     seed: int,
 ) -> NDArray[np.float64]:
     """Replicas of x+ = x - eta (g_B + H_B x) in the modes with batches of the examples: no network is evaluated.
+
+    Each replica keeps one draw of the slow kicks, if there are any.
 
     Parameters
     ----------
@@ -114,11 +146,18 @@ def sampled_path(
     ndarray
         Displacement, shape (replicas, steps kept, k); not finite where a replica ran away.
     """
-    gradients = local.gradients if window is not None else local.gradients - local.gradients.mean(axis=0)
+    if window is None:
+        local = local.resting()
     first, last = burn_in(eta * local.eigenvalues) if window is None else window
-    gradients, curvatures = np.ascontiguousarray(gradients), np.ascontiguousarray(local.curvatures)
-    state = np.zeros((replicas, gradients.shape[1]))
-    path = np.empty((replicas, last - first + 1, gradients.shape[1]))
+    curvatures = np.ascontiguousarray(local.curvatures)
+    slow = (
+        np.concatenate([local.kicks, -local.kicks])
+        if len(local.kicks)
+        else np.zeros((1, *local.gradients.shape))
+    )
+    gradients = np.ascontiguousarray(local.gradients + slow)
+    state = np.zeros((replicas, gradients.shape[2]))
+    path = np.empty((replicas, last - first + 1, gradients.shape[2]))
     words, done = stream(seed, _STREAM), 0
     ahead = max(1, _CHUNK // (replicas * batch_size))
     while done <= last:
@@ -167,12 +206,16 @@ def largest_multiplier(curvatures: NDArray[np.float64], *, eta: float, batch_siz
 
 @njit(nogil=True)
 def _walk(gradients, curvatures, batches, state, eta, path, offset):
-    """Carry all replicas through their batches; positions before each step go to the path from step -offset on."""
+    """Carry all replicas, each with one of the sets of gradients, through their batches.
+
+    Positions before each step go to the path from step -offset on.
+    """
     replicas, steps, size = batches.shape
-    k = gradients.shape[1]
+    k = gradients.shape[2]
     slope = np.empty(k)
     for r in range(replicas):
         x = state[r]
+        own = gradients[r % len(gradients)]
         for t in range(steps):
             at = offset + t
             if 0 <= at < path.shape[1]:
@@ -182,7 +225,7 @@ def _walk(gradients, curvatures, batches, state, eta, path, offset):
             for b in range(size):
                 row = batches[r, t, b]
                 for i in range(k):
-                    total = gradients[row, i]
+                    total = own[row, i]
                     for j in range(k):
                         total += curvatures[row, i, j] * x[j]
                     slope[i] += total

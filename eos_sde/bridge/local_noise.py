@@ -39,6 +39,9 @@ class LocalNoise(NamedTuple):
         modes adds to tr C.
     loss : float
         Full-batch loss.
+    kicks : ndarray
+        Draws of U' H_i x for fluctuations x outside the modes, shape (draws, n, k); see `with_slow_kicks`. None of them
+        where draws = 0.
     """
 
     theta: NDArray[np.float64]
@@ -50,6 +53,7 @@ class LocalNoise(NamedTuple):
     noise_trace: float
     spread: NDArray[np.float64]
     loss: float
+    kicks: NDArray[np.float64]
 
     @property
     def examples(self) -> int:
@@ -68,7 +72,12 @@ class LocalNoise(NamedTuple):
             gradients=self.gradients[:, :count],
             curvatures=self.curvatures[:, :count, :count],
             spread=self.spread[:count, :count],
+            kicks=self.kicks[:, :, :count],
         )
+
+    def resting(self) -> "LocalNoise":
+        """The same without the mean gradient in the modes, which the averaged path follows or has followed."""
+        return self._replace(gradients=self.gradients - self.gradients.mean(axis=0))
 
 
 def local_noise(task: Task, theta: jax.Array, modes: int) -> LocalNoise:
@@ -102,6 +111,7 @@ def local_noise(task: Task, theta: jax.Array, modes: int) -> LocalNoise:
         noise_trace=float(squares.mean() - gradient @ gradient),
         spread=np.asarray(grams.mean(axis=0) - mean.T @ mean),
         loss=float(loss),
+        kicks=np.zeros((0, task.n, modes)),
     )
 
 

@@ -46,8 +46,8 @@ def sgd_tail_exponent(
     Returns
     -------
     TailExponent
-        Infinite where no batch expands any direction, ``eta lambda_max(H_B) <= 2`` by a bound over all batches, or, with
-        `low` 16, where Lambda(16) is still negative. Its error is that of Lambda, and the bias of the
+        Infinite where no batch expands any direction, ``eta lambda_max(H_B) <= 2`` by a bound over all batches, or,
+        with `low` 16, where Lambda(16) is still negative. Its error is that of Lambda, and the bias of the
         number of clones, over the slope.
 
     Raises
