@@ -66,11 +66,18 @@ def compared(forecast, measured):
             ]
             found = shown(float(measured[name][i]), float(measured[f"{name}_stderr"][i]))
             lines.append((str(i), name, *one, found))
-    blank = ("", "", "")
-    for name in ("excess_loss", "loss_deviation"):
-        error = float(forecast[f"{name}_stderr"]) if f"{name}_stderr" in forecast else 0.0
-        found = shown(float(measured[name]), float(measured[f"{name}_stderr"]))
-        lines.append(("-", name, shown(float(forecast[name]), error), *blank, found))
+    excess, sampled = (
+        shown(float(forecast[name]), float(forecast[f"{name}_stderr"]))
+        for name in ("excess_loss", "loss_deviation_sampled")
+    )
+    found = [
+        shown(float(measured[name]), float(measured[f"{name}_stderr"]))
+        for name in ("excess_loss", "loss_deviation")
+    ]
+    lines.append(("-", "excess loss", excess, "", "", "", found[0]))
+    lines.append(
+        ("-", "deviation of the loss", shown(float(forecast["loss_deviation"]), 0), sampled, "", "", found[1])
+    )
     return lines
 
 

@@ -115,7 +115,8 @@ def forecast_fluctuations(
         2-cycle on the line, NaN without one). ``covariance(direction, direction2)`` of the linear map. Scalars:
         ``loss`` at the weights; ``excess_loss`` = ``excess_loss_resolved`` + ``excess_loss_unresolved`` (with
         ``*_stderr``, ``*_low``, ``*_high``; see `fluctuation_loss`), mean loss above that of the averaged weights;
-        ``loss_deviation``, standard deviation of the loss of an iterate; ``radius`` of the mean-square recursion;
+        ``loss_deviation``, standard deviation of the loss of an iterate in a Gaussian law, and
+        ``loss_deviation_sampled`` in that of the linear map; ``radius`` of the mean-square recursion;
         ``tail_exponent_modes`` with errors if `tails`.
 
     Raises
@@ -170,7 +171,8 @@ def forecast_fluctuations(
         task, local, moments.covariance, moments.means, moving=not resting, seed=seed, **settings
     )
     along = directional_tails(local, directions, eta, batch_size, seed)
-    scalars = _scalars(local, loss, moments)
+    left = local.gradients.mean(axis=0)
+    scalars = _scalars(local, loss, moments, loss.sampled_deviation(path[:, -1], left, local.eigenvalues))
     if tails:
         leading = jnp.asarray(local.modes[:, :_TAIL_MODES])
         rows = np.asarray(curvature_rows(task, jnp.asarray(local.theta), leading))
@@ -329,7 +331,9 @@ def _scale(local: LocalNoise, moments: SecondMoments, eta: float, batch_size: in
     return np.sqrt(np.where(np.isfinite(variances) & (variances > 0), variances, kicks / damping))
 
 
-def _scalars(local: LocalNoise, loss: FluctuationLoss, moments: SecondMoments) -> dict[str, tuple]:
+def _scalars(
+    local: LocalNoise, loss: FluctuationLoss, moments: SecondMoments, sampled: tuple[float, float]
+) -> dict[str, tuple]:
     values = {
         "loss": (local.loss, "full-batch loss at the weights"),
         "excess_loss": (loss.resolved + loss.unresolved, "mean loss above that of the averaged weights"),
@@ -339,7 +343,12 @@ def _scalars(local: LocalNoise, loss: FluctuationLoss, moments: SecondMoments) -
         "excess_loss_unresolved_stderr": (loss.unresolved_stderr, "its quadrature error"),
         "excess_loss_unresolved_low": (loss.low, "its lower bound"),
         "excess_loss_unresolved_high": (loss.high, "its upper bound"),
-        "loss_deviation": (loss.standard_deviation, "standard deviation of the loss at the last step"),
+        "loss_deviation": (
+            loss.standard_deviation,
+            "standard deviation of the loss at the last step, Gaussian",
+        ),
+        "loss_deviation_sampled": (sampled[0], "the same with the law of the linear map"),
+        "loss_deviation_sampled_stderr": (sampled[1], "its sampling error"),
         "radius": (moments.radius, "spectral radius of the mean-square recursion"),
     }
     return {name: ((), value, {"units": "1", "long_name": text}) for name, (value, text) in values.items()}

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from eos_sde.bridge.fluctuation_statistics import jackknife
 from eos_sde.bridge.local_noise import LocalNoise, gauss_newton_products
 from eos_sde.bridge.task_library import Task
 
 _PROBES, _KRYLOV = 8, 24
+_LARGEST = 1e100  # beyond this a replica has run away
 
 
 class FluctuationLoss(NamedTuple):
@@ -27,6 +29,8 @@ class FluctuationLoss(NamedTuple):
         Bounds of the unresolved part that need no quadrature, valid for a positive H outside the modes.
     standard_deviation : float
         Of the loss over the fluctuation: ``Var = tr((H Sigma)^2)/2 + g' Sigma g`` in a Gaussian.
+    slow_variance : float
+        The part of the variance from outside the modes, where the loss is taken to be linear.
     """
 
     resolved: float
@@ -35,6 +39,32 @@ class FluctuationLoss(NamedTuple):
     low: float
     high: float
     standard_deviation: float
+    slow_variance: float
+
+    def sampled_deviation(
+        self, x: NDArray[np.float64], gradient: NDArray[np.float64], eigenvalues: NDArray[np.float64]
+    ) -> tuple[float, float]:
+        """Standard deviation of the loss with the law of a sample in the modes, tails and all, and its error.
+
+        Parameters
+        ----------
+        x : ndarray
+            Independent displacements, shape (replicas, k).
+        gradient, eigenvalues : ndarray
+            Of the loss where they are measured from, shape (k,).
+
+        Returns
+        -------
+        value, stderr : float
+            NaN where the sample is not finite.
+        """
+        if not np.all(np.abs(x) < _LARGEST):
+            return float("nan"), float("nan")
+        found = jackknife(
+            lambda loss: {"deviation": float(np.sqrt(loss.var(ddof=1) + self.slow_variance))},
+            x @ gradient + 0.5 * x**2 @ eigenvalues,
+        )
+        return found["deviation"]
 
 
 def fluctuation_loss(
@@ -89,7 +119,7 @@ def fluctuation_loss(
     p, h = local.batch_variance(batch_size), local.eigenvalues
     if not np.all(np.isfinite(covariance)):
         inf = float("inf")
-        return FluctuationLoss(inf, inf, 0.0, 0.0, inf, inf)
+        return FluctuationLoss(inf, inf, 0.0, 0.0, inf, inf, inf)
     average = covariance.mean(axis=0)
     outside, bent = noise_outside(local, average)
     shares = _probed_shares(task, local, eta=eta, window=window, seed=seed)
@@ -98,18 +128,19 @@ def fluctuation_loss(
     last = covariance[-1]
     bent_loss = np.diag(h) @ last
     left = local.gradients.mean(axis=0) + h * means[-1]
-    variance = 0.5 * float(np.trace(bent_loss @ bent_loss)) + float(left @ last @ left)
+    variance, slow = 0.5 * float(np.trace(bent_loss @ bent_loss)) + float(left @ last @ left), 0.0
     if window is not None:
         ahead = window[1] if moving else 0
         arrays = jnp.asarray(local.theta), jnp.asarray(local.modes)
-        variance += p * float(slow_linear_variance(task, *arrays, eta, window[1], ahead))
+        slow = p * float(slow_linear_variance(task, *arrays, eta, window[1], ahead))
     return FluctuationLoss(
         resolved=0.5 * float(h @ np.diag(average)),
         unresolved=scale * float(shares.mean()),
         unresolved_stderr=scale * float(shares.std(ddof=1) / np.sqrt(len(shares))),
         low=scale * float(lower),
         high=scale * float(upper),
-        standard_deviation=float(np.sqrt(max(variance, 0.0))),
+        standard_deviation=float(np.sqrt(variance + slow)),
+        slow_variance=slow,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from solvers.errors import InvalidInput
 
 _UNSEEN = 3.0  # what a sample of m draws missed has probability below 3/m, 19 times in 20
 _GROUPS = 20
+_FEW = 30
 _LARGEST = 1e4  # exponents beyond this are as good as none
 
 
@@ -94,9 +95,9 @@ def kesten_exponent(
     error = math.sqrt(float(powers.var()) / draws) if draws else 0.0
     slope = float(np.sum(weights * powers * np.where(powers > 0, logs, 0.0)))
     effective = 1 / float(np.sum((weights * powers) ** 2))
-    return TailExponent(
-        value, error / slope, low, f"E|a|^kappa = 1, resting on {effective:.0f} effective multipliers"
-    )
+    trust = "" if effective >= _FEW or not draws else ", too few: take the lower bound"
+    reason = f"E|a|^kappa = 1, resting on {effective:.0f} effective multipliers{trust}"
+    return TailExponent(value, error / slope, low, reason)
 
 
 def recurrence_moments(multipliers: ArrayLike, kicks: ArrayLike) -> NDArray[np.float64]:
@@ -222,4 +223,5 @@ def _root(logs: NDArray[np.float64], weights: NDArray[np.float64], at_most: floa
         low /= 2
         if low < 1e-6:
             return 0.0
-    return float(min(brentq(growth, low, high, xtol=1e-12), at_most))  # pyright: ignore[reportArgumentType]
+    root: Any = brentq(growth, low, high, xtol=1e-12)
+    return float(min(root, at_most))

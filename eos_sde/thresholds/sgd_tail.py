@@ -70,9 +70,8 @@ def sgd_tail_exponent(
             math.inf,
             f"eta lambda_max(H_B) is at most {eta * most:.4g} <= 2: no batch expands, light tails",
         )
-    settings = {"batch_size": batch_size, "replacement": replacement, "seed": seed} | {
-        "clones": clones, "populations": populations, "steps": steps
-    }  # fmt: skip
+    settings: dict[str, Any] = {"batch_size": batch_size, "replacement": replacement, "seed": seed}
+    settings |= {"clones": clones, "populations": populations, "steps": steps}
     known: dict[float, tuple[float, float]] = {0.0: (0.0, 0.0)}
 
     def growth(p: float) -> float:
