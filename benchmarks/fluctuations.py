@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,12 +41,13 @@ def noisy_minimum(name, seed):
     """A minimum that fits every example, then each example twice with opposite errors of its target."""
     task = bridge.interpolation_task(name)
     minimum = bridge.find_minimum(task, seed=seed)
-    pairs = dataclasses.replace(
-        task,
-        name=f"{name}, paired errors",
-        x=jnp.concatenate([task.x, task.x]),
-        y=jnp.concatenate([task.y + MISSED, task.y - MISSED]),
-    )
+    with jax.enable_x64(True):
+        pairs = dataclasses.replace(
+            task,
+            name=f"{name}, paired errors",
+            x=jnp.concatenate([task.x, task.x]),
+            y=jnp.concatenate([task.y + MISSED, task.y - MISSED]),
+        )
     eta = 2 * EDGE_FRACTION / minimum.sharpness
     return pairs, minimum.theta, {"horizon": (100, 299), "eta": eta, "follow": False}
 

@@ -111,8 +111,9 @@ def forecast_fluctuations(
         of the Gaussian variance if the examples are a draw from a population, by a jackknife over ten groups; for this
         training set it is exact), ``variance_truncation`` (its change from half the modes to all), ``tail_exponent``
         with ``*_stderr`` and ``*_low`` (Kesten, along one direction), ``kernel_eigenvalue`` (the second of the line's
-        kernel: -log|.| is the rate at which a phase is forgotten), ``two_cycle`` (amplitude of the mean map's stable
-        2-cycle on the line, NaN without one). ``covariance(direction, direction2)`` of the linear map. Scalars:
+        kernel: 1 - eta h on a quadratic; where there is a two-cycle its phase flips at the rate -log|.|/2 each
+        way), ``two_cycle`` (amplitude of the mean map's stable 2-cycle on the line, NaN without one).
+        ``covariance(direction, direction2)`` of the linear map. Scalars:
         ``loss`` at the weights; ``excess_loss`` = ``excess_loss_resolved`` + ``excess_loss_unresolved`` (with
         ``*_stderr``, ``*_low``, ``*_high``; see `fluctuation_loss`), mean loss above that of the averaged weights;
         ``loss_deviation``, standard deviation of the loss of an iterate in a Gaussian law, and

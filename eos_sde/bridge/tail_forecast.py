@@ -58,7 +58,11 @@ def tail_variables(name: str, tail: TailExponent) -> dict[str, tuple]:
         name: (
             (),
             tail.value,
-            {"units": "1", "long_name": "tail exponent of the map in the leading modes", "reason": tail.reason},
+            {
+                "units": "1",
+                "long_name": "tail exponent of the map in the leading modes",
+                "reason": tail.reason,
+            },
         ),
         f"{name}_stderr": ((), tail.stderr, {"units": "1", "long_name": "its sampling error"}),
         f"{name}_low": ((), tail.low, {"units": "1", "long_name": "its lower bound"}),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from eos_sde.bridge.alternation import count_flips, gaussian_flip_rate, sign_change_rate
+from eos_sde.bridge.alternation import PhaseChain, count_flips, gaussian_flip_rate, sign_change_rate
+from solvers import Grid, TransferOperator, eigenmodes
 from solvers.errors import InvalidInput
 
 
@@ -57,6 +58,25 @@ def test_counts_by_hand():
     wiggle = np.array([[1.0, 0.2, 1.0, 0.2, 1.0]])  # 1, -0.2, 1, -0.2, 1
     assert count_flips(wiggle, 0.0) == [4]
     assert count_flips(wiggle, 0.5) == [0]
+
+
+def test_flips_between_the_points_of_a_two_cycle():
+    """Beyond the flip the phase is metastable: it flips at half the rate -log|second eigenvalue| of the kernel.
+
+    The less noise, the better: what turns back before it reaches the level becomes rare.
+    """
+    grid = Grid.uniform(x=(-0.9, 0.9, 300))
+    centres, off = grid.centers["x"], []
+    for noise in (0.12, 0.07):  # the cycle is at +- sqrt(0.2)
+        operator = TransferOperator.of_map(lambda x: x - (2.2 * x - x**3), noise, grid, allow_wall_mass=True)
+        kernel = operator.matrix.toarray()
+        second = float(np.real(eigenmodes(operator, 2)["eigenvalue"].values[1]))
+        assert second < -0.95  # alternates, and slowly forgets
+        chain = PhaseChain(np.full(300, 1 / 300), centres, 0.006)
+        rates = [chain.step(kernel, centres, 0.3) for _ in range(4000)]
+        off.append(rates[-1] / (-0.5 * math.log(-second)) - 1)
+        assert rates[0] > 10 * rates[-1]  # a uniform start is far from either phase
+    assert abs(off[1]) < 0.03 < abs(off[0])
 
 
 def test_bad_input():
