@@ -75,7 +75,6 @@ def test_flips_between_the_points_of_a_two_cycle():
         chain = PhaseChain(np.full(300, 1 / 300), centres, 0.006)
         rates = [chain.step(kernel, centres, 0.3) for _ in range(4000)]
         off.append(rates[-1] / (-0.5 * math.log(-second)) - 1)
-        assert rates[0] > 10 * rates[-1]  # a uniform start is far from either phase
     assert abs(off[1]) < 0.03 < abs(off[0])
 
 
