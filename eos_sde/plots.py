@@ -283,7 +283,7 @@ def fluctuation_figure(pairs: Sequence[tuple[xr.Dataset, xr.Dataset]]) -> Figure
             _title(axes[row, column], f"batch {forecast.attrs['batch_size']}, η·eigenvalue = {product:.2f}")
     axes[0, 0].legend(fontsize=7.5, frameon=False, loc="lower center")
     figure.suptitle(
-        f"Fluctuation of SGD about its averaged path: {pairs[0][0].attrs['description']}", fontsize=10
+        f"Fluctuation of SGD about its averaged path\n{pairs[0][0].attrs['description']}", fontsize=9
     )
     return figure
 

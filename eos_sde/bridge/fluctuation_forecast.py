@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from eos_sde.bridge.averaged_path import checked_weights
 from eos_sde.bridge.fluctuation_densities import PROBABILITIES, DensityTable
 from eos_sde.bridge.fluctuation_loss import FluctuationLoss, fluctuation_loss, noise_outside
-from eos_sde.bridge.fluctuation_statistics import STATISTICS, path_statistics
+from eos_sde.bridge.fluctuation_statistics import RUNAWAY, STATISTICS, path_statistics
 from eos_sde.bridge.gaussian_fluctuation import gaussian_statistics
 from eos_sde.bridge.line_fluctuation import FluctuatingLine
 from eos_sde.bridge.linear_fluctuation import (
@@ -292,7 +292,7 @@ class _Sampled:
 
     def add(self, model: str, direction: int, path: NDArray[np.float64]) -> None:
         """Nothing is added where a replica ran away: no law to show."""
-        if np.all(np.isfinite(path)) and np.all(path.var(axis=0) > 0) and np.max(np.abs(path)) < 1e100:
+        if np.all(np.abs(path) < RUNAWAY) and np.all(path.var(axis=0) > 0):
             self.statistics[model, direction] = path_statistics(path, hysteresis=HYSTERESIS)
             self.table.add_path(model, direction, path)
 

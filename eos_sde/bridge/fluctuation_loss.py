@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from eos_sde.bridge.fluctuation_statistics import jackknife
+from eos_sde.bridge.fluctuation_statistics import RUNAWAY, jackknife
 from eos_sde.bridge.local_noise import LocalNoise, gauss_newton_products
 from eos_sde.bridge.task_library import Task
 
 _PROBES, _KRYLOV = 8, 24
-_LARGEST = 1e100  # beyond this a replica has run away
 
 
 class FluctuationLoss(NamedTuple):
@@ -56,9 +55,9 @@ class FluctuationLoss(NamedTuple):
         Returns
         -------
         value, stderr : float
-            NaN where the sample is not finite.
+            NaN where there is no stationary state.
         """
-        if not np.all(np.abs(x) < _LARGEST):
+        if not (np.isfinite(self.slow_variance) and np.all(np.abs(x) < RUNAWAY)):
             return float("nan"), float("nan")
         found = jackknife(
             lambda loss: {"deviation": float(np.sqrt(loss.var(ddof=1) + self.slow_variance))},

@@ -17,6 +17,9 @@ STATISTICS = {
     "hysteresis_flip_rate": ("1/step", "phase flips of (-1)^k x(k) per step, beyond the hysteresis"),
     "tail": ("1", "Hill exponent of the largest 2 % of |x|"),
 }
+RUNAWAY = 1e50
+"""Displacement beyond which a replica has run away: there is no law to show."""
+
 _GROUPS = 20
 
 

@@ -116,6 +116,7 @@ class FluctuatingLine:
         InvalidInput
             If the mass keeps reaching them: the line does not hold it.
         """
+        outer = np.inf
         for _ in range(4):
             found, outer = self._law()
             if outer < _AT_WALLS:
@@ -133,7 +134,7 @@ class FluctuatingLine:
         alternating = sgd_on_line(
             self._table(), start, eta=self.eta, batch_size=self.batch_size, save=save, seed=seed
         )
-        return alternating * (1 - 2 * (save % 2))
+        return np.where(save % 2 == 0, alternating, -alternating)
 
     def _table(self) -> Line:
         return tabulate_line(self._task, jnp.asarray(self._centre), jnp.asarray(self._direction), self._reach)

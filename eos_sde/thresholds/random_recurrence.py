@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -223,5 +223,5 @@ def _root(logs: NDArray[np.float64], weights: NDArray[np.float64], at_most: floa
         low /= 2
         if low < 1e-6:
             return 0.0
-    root: Any = brentq(growth, low, high, xtol=1e-12)
-    return float(min(root, at_most))
+    root = float(brentq(growth, low, high, xtol=1e-12))  # pyright: ignore[reportArgumentType]
+    return min(root, at_most)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from eos_sde import bridge
+from eos_sde import bridge, plots
 from eos_sde.bridge.fluctuation_densities import DensityTable
 from eos_sde.bridge.fluctuation_loss import fluctuation_loss, slow_linear_variance
 from eos_sde.bridge.fluctuation_statistics import path_statistics
@@ -302,6 +302,7 @@ def test_densities():
     assert_allclose(table.density[1, 0, 80], 0.5, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_beyond_the_mean_square_edge(regression, minimum):
     """No stationary covariance: infinite, not a number that looks like one."""
     eta = 1.98 / float(np.linalg.eigvalsh(jax.hessian(regression.loss)(jnp.asarray(minimum)))[-1])
@@ -339,6 +340,19 @@ def test_bad_measurements(regression, minimum, forecast):
         measure(regression, minimum, batch_size=4, directions=np.ones((1, 31)))
     with pytest.raises(InvalidInput, match="diverge"):
         measure(regression, minimum, forecast=forecast, eta=1e6, replicas=40)
+
+
+def test_figure_shows_what_was_recorded(forecast, measured):
+    figure = plots.fluctuation_figure([(forecast, measured)])
+    assert len(figure.axes) == 2
+    for row, axis in enumerate(figure.axes):
+        assert axis.get_yscale() == "log"
+        assert [line.get_label() for line in axis.lines if not line.get_label().startswith("_")][:1] == [
+            "gaussian"
+        ]
+        shown = axis.containers[0].lines[0].get_ydata()
+        density = measured["density"].values[row]
+        assert_allclose(shown, density[density > 0])
 
 
 @pytest.mark.slow
