@@ -36,7 +36,7 @@ from solvers.provenance import provenance
 MODELS = ("gaussian", "linear map", "line kernel", "line with batches")
 """What forecasts: see `forecast_fluctuations`."""
 
-_TAIL_MODES = 4
+_TAIL_MODES, _FLOW_MODES = 4, 16
 
 HYSTERESIS = 1.0
 """Of the phase of the oscillation, in standard deviations of the step."""
@@ -142,7 +142,7 @@ def forecast_fluctuations(
     theta = checked_weights(task, params)
     resting = window is None or follow
     if window is not None and follow:
-        theta = _followed(task, theta, batch_size, eta, sum(window) // 2)
+        theta = _followed(task, theta, batch_size, eta, sum(window) // 2, modes)
     settings = {"eta": eta, "batch_size": batch_size, "window": window}
     local = _noise_with_slow_kicks(task, theta, modes, settings, resting=resting, seed=seed)
     moments = second_moments(local, **settings)
@@ -251,10 +251,12 @@ def checked_window(horizon: int | tuple[int, int] | None) -> tuple[int, int] | N
     return step, step + 1
 
 
-def _followed(task: Task, theta: jax.Array, batch_size: int, eta: float, steps: int) -> jax.Array:
+def _followed(task: Task, theta: jax.Array, batch_size: int, eta: float, steps: int, modes: int) -> jax.Array:
+    """The averaged weights some steps later, by the flow in no fewer modes than it takes by default, if it can."""
     flow = stochastic_central_flow(
-        task, theta, batch_size=batch_size, eta=eta, steps=steps, save_every=steps, stride=_stride(steps)
-    )
+        task, theta, batch_size=batch_size, eta=eta, steps=steps, save_every=steps, stride=_stride(steps),
+        modes=max(modes, min(_FLOW_MODES, (task.size - 1) // 5)),
+    )  # fmt: skip
     if flow.attrs["stopped"]:
         raise InvalidInput(
             f"the averaged path cannot be followed ({flow.attrs['stopped']}); lower eta, or follow=False"
