@@ -209,7 +209,7 @@ def _root(logs: NDArray[np.float64], weights: NDArray[np.float64], at_most: floa
     """Where log E|a|^p, convex with a negative slope at 0, is zero again; infinite if it is not below 1e4."""
 
     def growth(p: float) -> float:
-        return float(logsumexp(p * logs, b=weights))
+        return float(np.asarray(logsumexp(p * logs, b=weights)))
 
     if logs.max() <= 0:
         return math.inf

@@ -129,6 +129,7 @@ def test_sgd_fluctuates_as_the_linear_map_says(forecast, measured):
     )
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_rejected(regression, minimum, measured):
     other = bridge.forecast_fluctuations(
         regression, minimum, batch_size=BATCH + 2, horizon=(20, 69), follow=False, modes=6, seed=1
@@ -215,7 +216,7 @@ def test_slow_kicks(regression, local, dense, minimum):
     assert_allclose(np.diag(averaged_kicks(kicked)), each.mean(axis=0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("window", [(1, 12), None])
+@pytest.mark.parametrize("window", [(1, 12), pytest.param(None, marks=pytest.mark.slow)])
 def test_moments_of_the_sampled_map(local, window):
     """From a point with a gradient the mean moves, and its curvature noise counts; without the motion it is off.
 
@@ -239,6 +240,7 @@ def test_moments_of_the_sampled_map(local, window):
         )
 
 
+@pytest.mark.slow
 def test_kernel_of_a_straight_line(regression, local, minimum):
     """On a quadratic the line has linear slopes and a noise that grows along it: a variance in closed form."""
     batch = 40
