@@ -1,6 +1,7 @@
-"""Figures: the replay on one page, and the table of onsets, predicted against measured."""
+"""Figures: the replay on one page, onsets predicted against measured, fluctuations forecast and recorded."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -257,6 +258,51 @@ def _ratios(axis: Axes, table: xr.Dataset) -> None:
             axis.errorbar(np.arange(one.sizes["batch_size"]) + shift, one["ratio"], ends, **style)
     axis.set_xticks(np.arange(table.sizes["batch_size"]), [str(size) for size in table["batch_size"].values])
     axis.set(xlabel="batch size")
+
+
+def fluctuation_figure(pairs: Sequence[tuple[xr.Dataset, xr.Dataset]]) -> Figure:
+    """Recorded histograms of SGD's fluctuation beside the densities forecast, on a logarithmic scale.
+
+    Parameters
+    ----------
+    pairs : sequence of (forecast, measured)
+        From `bridge.forecast_fluctuations` and `bridge.measure_fluctuations`; a column each, a row per direction.
+
+    Returns
+    -------
+    Figure
+        To be saved or shown.
+    """
+    rows = pairs[0][0].sizes["direction"]
+    figure = Figure(figsize=(3.9 * len(pairs), 3.3 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, len(pairs), squeeze=False)
+    for column, (forecast, measured) in enumerate(pairs):
+        for row in range(rows):
+            _histogram(axes[row, column], forecast.isel(direction=row), measured.isel(direction=row))
+            product = forecast.attrs["eta"] * float(forecast["eigenvalue"][row])
+            _title(axes[row, column], f"batch {forecast.attrs['batch_size']}, η·eigenvalue = {product:.2f}")
+    axes[0, 0].legend(fontsize=7.5, frameon=False, loc="lower center")
+    figure.suptitle(
+        f"Fluctuation of SGD about its averaged path\n{pairs[0][0].attrs['description']}", fontsize=9
+    )
+    return figure
+
+
+def _histogram(axis: Axes, forecast: xr.Dataset, measured: xr.Dataset) -> None:
+    position, density = measured["position"].values, measured["density"].values
+    error, seen = measured["density_stderr"].values, measured["density"].values > 0
+    axis.errorbar(position[seen], density[seen], error[seen], fmt="k.", ms=3, lw=0.6, label="measured")
+    styles = (("--", 1.5), ("-", 1.0), ("-", 1.5), (":", 1.5))
+    for i, (model, (style, width)) in enumerate(zip(forecast["model"].values, styles, strict=True)):
+        values = forecast["density"].values[i]
+        axis.plot(
+            position, np.where(values > 0, values, np.nan), style, lw=width, color=_COLOURS[i], label=model
+        )
+    axis.set_yscale("log")
+    axis.set_ylim(0.3 * density[seen].min(), 3 * density.max())
+    reach = 1.2 * np.abs(position[seen]).max()
+    axis.set(xlabel="displacement from the averaged path", ylabel="density", xlim=(-reach, reach))
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Any, path: Any) -> None:

@@ -5,6 +5,8 @@ from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.datasets import load_dataset
 from eos_sde.bridge.escape import measure_escape
 from eos_sde.bridge.escape_prediction import EscapePrediction, predict_escape
+from eos_sde.bridge.fluctuation_forecast import forecast_fluctuations
+from eos_sde.bridge.fluctuation_measurement import measure_fluctuations
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.gram import curvature_gram
 from eos_sde.bridge.main_job import checkpoint, replay
@@ -29,11 +31,13 @@ __all__ = [
     "checkpoint",
     "curvature_gram",
     "find_minimum",
+    "forecast_fluctuations",
     "interpolation_task",
     "load_dataset",
     "load_task",
     "make_rule",
     "measure_escape",
+    "measure_fluctuations",
     "measure_onset",
     "onset_table",
     "predict",

@@ -29,8 +29,15 @@ from eos_sde.thresholds.mean_square_factored import BracketedThreshold
 from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
 from eos_sde.thresholds.power_law import power_law_escape, power_law_escape_rate, power_law_exponent
+from eos_sde.thresholds.random_recurrence import (
+    TailExponent,
+    hill_exponent,
+    kesten_exponent,
+    recurrence_moments,
+)
 from eos_sde.thresholds.result import Threshold
 from eos_sde.thresholds.sde_validity import sde_validity, svag_mean_square
+from eos_sde.thresholds.sgd_tail import sgd_tail_exponent
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ __all__ = [
     "GramBasis",
     "GramOperator",
     "StabilityMonitor",
+    "TailExponent",
     "Threshold",
     "adam",
     "batch_sharpness",
@@ -55,6 +63,8 @@ __all__ = [
     "gaussian_regression_1d",
     "gradient_descent",
     "gradient_noise_interaction",
+    "hill_exponent",
+    "kesten_exponent",
     "line_escape",
     "locate",
     "max_stable_lr",
@@ -67,6 +77,7 @@ __all__ = [
     "power_law_escape",
     "power_law_escape_rate",
     "power_law_exponent",
+    "recurrence_moments",
     "scalar_almost_sure",
     "sde_validity",
     "sgd_almost_sure",
@@ -74,6 +85,7 @@ __all__ = [
     "sgd_moment_exponents",
     "sgd_necessary_bounds",
     "sgd_sufficient_bound",
+    "sgd_tail_exponent",
     "sharpness_plateau",
     "stochastic_edge",
     "svag_mean_square",
