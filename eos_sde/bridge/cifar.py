@@ -83,7 +83,9 @@ def _load(path: Path) -> ImageSet:
             def read() -> bytes:
                 stream = archive.extractfile(member)
                 if stream is None or member.size > _ARCHIVE_LIMIT:
-                    raise InvalidInput(f"{member.name} in {path} is no batch of CIFAR: get the archive from {WHERE}")
+                    raise InvalidInput(
+                        f"{member.name} in {path} is no batch of CIFAR: get the archive from {WHERE}"
+                    )
                 return stream.read()
 
             return read
@@ -116,10 +118,14 @@ def _from_npz(path: Path) -> ImageSet:
         arrays = [archive[name] for name in names]
     for name, array in zip(names[::2], arrays[::2], strict=True):
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (_SIDE, _SIDE, 3):
-            raise InvalidInput(f"{name} in {path} is {array.dtype} {array.shape}: it must be uint8 (n, 32, 32, 3)")
+            raise InvalidInput(
+                f"{name} in {path} is {array.dtype} {array.shape}: it must be uint8 (n, 32, 32, 3)"
+            )
     for name, images, labels in zip(names[1::2], arrays[::2], arrays[1::2], strict=True):
         if not np.issubdtype(labels.dtype, np.integer) or labels.size != len(images):
-            raise InvalidInput(f"{name} in {path} is {labels.dtype} {labels.shape}: one label per image is needed")
+            raise InvalidInput(
+                f"{name} in {path} is {labels.dtype} {labels.shape}: one label per image is needed"
+            )
     pairs = [(arrays[i], arrays[i + 1].reshape(-1).astype(np.int64)) for i in (0, 2)]
     top = max(int(labels.max(initial=0)) for _, labels in pairs)
     classes = 10 if top < 10 else 100
@@ -130,7 +136,9 @@ def _image_set(train: Images, test: Images, *, name: str, classes: int) -> Image
     scaled = []
     for images, labels in (train, test):
         if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-            raise InvalidInput(f"{name}: labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+            raise InvalidInput(
+                f"{name}: labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
+            )
         scaled += [images.astype(np.float32) / np.float32(255), labels]
     for array in scaled:
         array.setflags(write=False)
@@ -150,7 +158,9 @@ def _channels_last(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _binary_batch(raw: bytes, classes: int, where: str) -> Images:
     head = 1 if classes == 10 else 2  # CIFAR-100: coarse, then fine label
     if not raw or len(raw) % (head + _PIXELS):
-        raise InvalidInput(f"{where} has {len(raw)} bytes, no multiple of {head + _PIXELS}: get it anew from {WHERE}")
+        raise InvalidInput(
+            f"{where} has {len(raw)} bytes, no multiple of {head + _PIXELS}: get it anew from {WHERE}"
+        )
     rows = np.frombuffer(raw, np.uint8).reshape(-1, head + _PIXELS)
     return _channels_last(rows[:, head:]), rows[:, head - 1].astype(np.int64)
 
@@ -160,16 +170,28 @@ def _python_batch(raw: bytes, classes: int, where: str) -> Images:
         batch = _DataUnpickler(io.BytesIO(raw), encoding="latin1").load()
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error}") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise InvalidInput(f"{where} is no Python batch of CIFAR: get it anew from {WHERE}") from error
     labels_key = "labels" if classes == 10 else "fine_labels"
     values = {_text(key): value for key, value in batch.items()} if isinstance(batch, dict) else {}
     data, labels = values.get("data"), values.get(labels_key)
     rows = data.array() if isinstance(data, _Bytes) else None
     if rows is None or rows.ndim != 2 or rows.shape[1] != _PIXELS or not isinstance(labels, list):
-        raise InvalidInput(f"{where} holds no data (n, {_PIXELS}) with {labels_key}: get it anew from {WHERE}")
+        raise InvalidInput(
+            f"{where} holds no data (n, {_PIXELS}) with {labels_key}: get it anew from {WHERE}"
+        )
     if len(labels) != len(rows) or not all(type(one) is int for one in labels):
-        raise InvalidInput(f"{where}: {labels_key} must be one whole number per image; get it anew from {WHERE}")
+        raise InvalidInput(
+            f"{where}: {labels_key} must be one whole number per image; get it anew from {WHERE}"
+        )
     return _channels_last(rows), np.array(labels, np.int64)
 
 

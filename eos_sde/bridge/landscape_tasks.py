@@ -1,4 +1,4 @@
-"""Minimalist landscapes as tasks: functions of few weights, one or few examples, whose training is known in closed form."""
+"""Minimalist landscapes as tasks: functions of few weights whose training is known in closed form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -125,7 +125,9 @@ def _two_layer_product(chosen: Mapping[str, Any]) -> Problem:
         x /= np.sqrt(np.mean(x**2))
     y = np.zeros_like(x)
     return Problem(
-        network(lambda key: TwoLayerProduct(width, key=key), f"linear network u.v x/sqrt(m) of width m = {width}"),
+        network(
+            lambda key: TwoLayerProduct(width, key=key), f"linear network u.v x/sqrt(m) of width m = {width}"
+        ),
         x,
         y,
         x,

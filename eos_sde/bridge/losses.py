@@ -24,7 +24,9 @@ def half_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
         Shape (n,). Its output curvature is the identity (over T), so that the Gauss-Newton factors of an example
         are its output Jacobian.
     """
-    values = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype) if of_classes(targets) else targets
+    values = (
+        jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype) if of_classes(targets) else targets
+    )
     return _over_positions(0.5 * jnp.sum((outputs - values) ** 2, axis=-1))
 
 

@@ -202,6 +202,10 @@ def check_number(chosen: Mapping[str, Any], name: str, *, least: float = 0.0) ->
         If it is not finite or below.
     """
     value = chosen[name]
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not least <= value < np.inf:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.number)
+        or not least <= value < np.inf
+    ):
         raise InvalidInput(f"{name}={value!r} must be a finite number of at least {least:g}")
     return float(value)

@@ -87,7 +87,7 @@ def balanced_spectrum(spectrum: Sequence[float], *, depth: int, inputs: int) -> 
 
     For half the squared error on white inputs, at W_L ... W_1 = W* with W_l+1' W_l+1 = W_l W_l': every layer has the
     singular values s^(1/L), and the direction that changes the output along u_i v_j' has the eigenvalue
-    ``sum_l s_i^(2 (L - l)/L) s_j^(2 (l - 1)/L)`` over the layers l = 1..L (s_j = 0 for j beyond the outputs, and 0^0 = 1).
+    ``sum_l s_i^(2 (L - l)/L) s_j^(2 (l - 1)/L)`` over the layers l = 1..L (s_j = 0 for j beyond the outputs, 0^0 = 1).
     The largest, L s_1^(2 - 2/L), is the least sharpness of any minimum (Mulayoff and Michaeli, ICML 2020).
 
     Parameters
@@ -119,7 +119,11 @@ def _deep_linear(chosen: Mapping[str, Any]) -> Problem:
     noise, gain = check_number(chosen, "noise"), check_number(chosen, "gain")
     spectrum = np.asarray(chosen["spectrum"], dtype=float)
     n, inputs, outputs = chosen["examples"], chosen["inputs"], spectrum.size
-    if spectrum.ndim != 1 or not 1 <= outputs <= inputs or not np.all((spectrum >= 0) & np.isfinite(spectrum)):
+    if (
+        spectrum.ndim != 1
+        or not 1 <= outputs <= inputs
+        or not np.all((spectrum >= 0) & np.isfinite(spectrum))
+    ):
         raise InvalidInput(
             f"spectrum={chosen['spectrum']!r} must be from 1 to inputs={inputs} finite singular values from 0"
         )

@@ -62,7 +62,9 @@ class GroupNorm(eqx.Module):
         groups = x.reshape(n, height * width, channels // _GROUP, _GROUP)
         centred = groups - groups.mean(axis=(1, 3), keepdims=True)
         variance = jnp.mean(centred**2, axis=(1, 3), keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + _VARIANCE_FLOOR)).reshape(x.shape) * self.scale + self.shift
+        return (centred * jax.lax.rsqrt(variance + _VARIANCE_FLOOR)).reshape(
+            x.shape
+        ) * self.scale + self.shift
 
 
 class ResidualBlock(eqx.Module):
@@ -107,9 +109,9 @@ class ResidualBlock(eqx.Module):
 class ResidualNetwork(eqx.Module):
     """A convolution, stages of residual blocks at half the resolution and twice the channels each, a mean, a matrix.
 
-    Between stages the image is averaged over 2x2 squares, which unlike a stride or a maximum keeps every pixel and every
-    derivative. Weights are drawn from a normal distribution of variance 1/fan_in, those that end a branch with this
-    over the number of blocks; biases start at zero.
+    Between stages the image is averaged over 2x2 squares, which unlike a stride or a maximum keeps every pixel and
+    every derivative. Weights are drawn from a normal distribution of variance 1/fan_in, those that end a branch with
+    this over the number of blocks; biases start at zero.
 
     Attributes
     ----------
@@ -135,7 +137,15 @@ class ResidualNetwork(eqx.Module):
     side: int = eqx.field(static=True)
 
     def __init__(
-        self, side: int, classes: int, channels: int, stages: int, blocks: int, activation: str, *, key: jax.Array
+        self,
+        side: int,
+        classes: int,
+        channels: int,
+        stages: int,
+        blocks: int,
+        activation: str,
+        *,
+        key: jax.Array,
     ) -> None:
         stem_key, head_key, *keys = jax.random.split(key, 2 + stages * blocks)
         branch = (stages * blocks) ** -0.5
@@ -192,13 +202,16 @@ def preactivation_network(
         If the channels do not fall into groups of 4 or the side cannot be halved between the stages.
     """
     if channels % _GROUP:
-        raise InvalidInput(f"channels={channels} must be a multiple of {_GROUP}, the channels normalised together")
+        raise InvalidInput(
+            f"channels={channels} must be a multiple of {_GROUP}, the channels normalised together"
+        )
     if side % 2 ** (stages - 1):
         raise InvalidInput(
             f"stages={stages} halve the image {stages - 1} times and its side is {side}: choose fewer, or another pool"
         )
     widths = "-".join(str(channels * 2**stage) for stage in range(stages))
-    description = f"{activation} residual network of {side}x{side} images, {stages} x {blocks} blocks, channels {widths}"
+    blocks_of = f"{stages} x {blocks} blocks of {widths} channels"
+    description = f"{activation} residual network, {side}x{side} images, {blocks_of}"
     return network(
         lambda key: ResidualNetwork(side, classes, channels, stages, blocks, activation, key=key), description
     )

@@ -11,7 +11,7 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
-_DENSE = 100  # weights: 5 times the modes that the flows follow, and the Hessian costs less than their iteration
+_DENSE = 100  # weights, up to which the whole Hessian costs less than an iteration
 
 
 def hessian_products(task: Task, theta: jax.Array, directions: jax.Array) -> jax.Array:
@@ -188,7 +188,8 @@ def top_modes(
     Returns
     -------
     eigenvalues, eigenvectors, residuals : Array
-        Shapes (k,), largest first, (d, k) and (k,), with d for k if that is less. An eigenvalue lies within its residual of the truth.
+        Shapes (k,), largest first, (d, k) and (k,), with d for k if that is less. An eigenvalue lies within its
+        residual of the truth.
 
     Raises
     ------

@@ -180,7 +180,9 @@ def causal_transformer(
     """
     if width % heads:
         raise InvalidInput(f"heads={heads} must divide width={width}")
-    description = f"{activation} transformer, {blocks} blocks of width {width} and {heads} heads, context {context}"
+    description = (
+        f"{activation} transformer, {blocks} blocks of width {width} and {heads} heads, context {context}"
+    )
     return network(
         lambda key: Transformer(vocabulary, context, width, heads, blocks, activation, key=key), description
     )

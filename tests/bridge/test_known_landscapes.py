@@ -1,5 +1,7 @@
 """Tasks whose answer is known, against that answer: closed forms, not another run of the same code."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def balanced_weights(task):
     shapes = [w.shape for w in task.network.unravel(task.init(0)).weights]
     root = np.diag(values ** (1 / len(shapes)))
     frames = [left] + [np.eye(m)[:, : len(values)] for m, _ in shapes[1:]] + [right.T]
-    layers = [a @ root @ b.T for a, b in zip(frames[:-1], frames[1:], strict=True)]
+    layers = [a @ root @ b.T for a, b in pairwise(frames)]
     arrays = task.network.unravel(task.init(0))
     return ravel_pytree(jax.tree.unflatten(jax.tree.structure(arrays), [jnp.asarray(w) for w in layers]))[0]
 
@@ -78,7 +80,7 @@ def test_chebyshev_network_by_hand():
 
 @pytest.mark.parametrize("eta", [0.1, 0.2, 0.35, 0.5])
 def test_edge_minimum_has_the_sharpness_of_the_edge(eta):
-    """eta * sharpness = 2 of both forms, by the dense Hessian; the other eigenvalues at a minimum are zero."""
+    """The sharpness times eta is 2 in both forms, by the dense Hessian; the other eigenvalues at a minimum are zero."""
     x = edge_minimum(eta)
     for tied, theta in ((False, [x, 1 / x, x, 1 / x]), (True, [x, 1 / x])):
         task = bridge.load_task("landscape-xyzw", tied=tied)
@@ -89,7 +91,7 @@ def test_edge_minimum_has_the_sharpness_of_the_edge(eta):
 
 
 def test_edge_minimum_refuses_what_no_minimum_reaches():
-    with pytest.raises(InvalidInput, match="eta=0.51 must be from above 0 to 1/2"):
+    with pytest.raises(InvalidInput, match=r"eta=0\.51 must be from above 0 to 1/2"):
         edge_minimum(0.51)
 
 

@@ -23,9 +23,18 @@ TINY = {
         "width": 4,
         "blocks": 1,
         "test_examples": 5,
+        "activation": "tanh",
         "eta": 0.1,
     },
-    "cifar-resnet": {"examples": 20, "pool": 8, "channels": 4, "stages": 1},
+    "cifar-resnet": {
+        "examples": 20,
+        "test_examples": 10,
+        "pool": 8,
+        "channels": 4,
+        "stages": 1,
+        "activation": "tanh",
+        "eta": 0.05,
+    },
     "deep-linear": {"examples": 24, "hidden": (4,), "inputs": 4, "spectrum": (1.0, 0.5), "eta": 0.2},
     "chebyshev": {"width": 12},
     "landscape-xyzw": {},
@@ -52,92 +61,112 @@ def tiny(name, cifar_file, **settings):
     return bridge.load_task(name, **(TINY[name] | path | settings))
 
 
-@pytest.mark.parametrize("name", bridge.tasks())
-def test_every_tool_runs_on_every_task(name, cifar_file):
-    """Few steps: the flow and the run start at the same loss, and the sharpness of all tools is the Hessian's."""
+ALL = [
+    name if name == "landscape-xyzw" else pytest.param(name, marks=pytest.mark.slow)
+    for name in bridge.tasks()
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_runs_and_calibrations_of_every_task(name, cifar_file):
+    """The sharpness of both is that of the dense Hessian; a run starts at the task's loss."""
     task = tiny(name, cifar_file)
     start = np.asarray(task.init(0))
-    whole = np.linalg.eigvalsh(jax.jit(jax.hessian(task.loss))(start)) if task.size <= 400 else None
     batch = min(2, task.n)
     run = bridge.record(task, "sgd", steps=2, seed=0, every=2, batch_size=batch)
-    calibration = bridge.calibrate(task, start, batch_size=batch, k=2)
-    full = bridge.central_flow(task, start, steps=2, save_every=2, stride=2, modes=2)
-    noisy = bridge.stochastic_central_flow(
-        task, start, batch_size=batch, steps=2, save_every=2, stride=2, modes=2
-    )
-    sharpness = float(calibration["eigenvalue"][0])
-    if whole is not None:
-        assert np.isclose(sharpness, whole[-1], rtol=1e-6)
-    assert np.isclose(run["sharpness"][0, 0], sharpness, rtol=2e-3)  # Lanczos stops at a residual of 1 %
-    assert np.isclose(run["loss"][0, 0], task.loss(start), rtol=1e-12)
+    assert np.isclose(run["loss"][0, 0], jax.jit(task.loss)(start), rtol=1e-12)
     assert np.isfinite(run["batch_sharpness"]).all()
+    truth = np.linalg.eigvalsh(jax.jit(jax.hessian(task.loss))(start))[-1]
+    # Lanczos stops at a residual of 1 %, an error of its square over the relative gap
+    assert np.isclose(run["sharpness"][0, 0], truth, rtol=2e-3)
+    calibration = bridge.calibrate(task, start, batch_size=batch, k=2)
+    assert np.isclose(calibration["eigenvalue"][0], truth, rtol=1e-6)
+    assert np.isclose(calibration["curvature"], truth, rtol=1e-6)
     assert np.isfinite(calibration["noise_covariance"]).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_flows_of_every_task(name, cifar_file):
+    """A flow starts at the sharpness and loss of its checkpoint, or says that it is a catapult."""
+    task = tiny(name, cifar_file)
+    start, loss = np.asarray(task.init(0)), jax.jit(task.loss)
+    settings = {"steps": 2, "save_every": 2, "stride": 2, "modes": 2}
+    full = bridge.central_flow(task, start, **settings)
+    noisy = bridge.stochastic_central_flow(task, start, batch_size=min(2, task.n), **settings)
+    sharpness = float(top_modes(task, jnp.asarray(start), 2)[0][0])
     for flow in (full, noisy):
-        assert flow["step"].size > 0 or "catapult" in flow.attrs["stopped"]
-        if flow["step"].size:
-            assert np.isclose(flow["loss"][0], task.loss(start), rtol=1e-12)
-            assert np.isclose(flow["sharpness"][0], sharpness, rtol=5e-2)  # the flow's block starts at 1e-3
+        if flow.attrs["stopped"]:
+            assert task.eta * sharpness > 2
+            continue
+        assert flow["step"].size == 2
+        assert np.isclose(flow["loss"][0], loss(start), rtol=1e-12)
+        assert np.isclose(flow["sharpness"][0], sharpness, rtol=1e-4)  # the block is converged to 1e-3
+        assert flow["loss"][-1] < flow["loss"][0]
 
 
-@pytest.mark.parametrize("name", ["landscape-xyzw", "uv-catapult"])
-def test_few_weights_take_the_default_number_of_modes(name, cifar_file):
-    task = tiny(name, cifar_file, eta=0.05)
+def test_few_weights_take_the_default_number_of_modes(cifar_file):
+    task = tiny("landscape-xyzw", cifar_file, eta=0.05)
     start = np.asarray(task.init(0))
     values, vectors, residuals = top_modes(task, jnp.asarray(start), 16)
     dense = np.linalg.eigvalsh(jax.jit(jax.hessian(task.loss))(start))[::-1][:16]
     assert values.shape == residuals.shape == dense.shape
-    assert vectors.shape == (task.size, min(16, task.size))
+    assert vectors.shape == (4, 4)
     assert np.allclose(values, dense, rtol=0, atol=1e-12 * abs(dense).max())
-    assert bridge.central_flow(task, start, steps=5)["step"].size == 2
+    assert bridge.central_flow(task, start, steps=5, save_every=5)["step"].size == 2
     calibration = bridge.calibrate(task, start, batch_size=1)
-    assert calibration["eigenvalue"].size == min(8, task.size)
+    assert calibration["eigenvalue"].size == 4
     assert float(calibration["noise_covariance"].sum()) == 0  # one example: no batch noise
     assert np.isnan(calibration["alpha_stderr"])
 
 
 def test_jackknife_over_few_examples():
     """From 2 to 19 examples each is a group: the error of alpha is the textbook jackknife's."""
-    task = bridge.load_task("digits-mlp", examples=5, hidden=(4,), pool=2)
-    theta = np.asarray(task.init(0))
+    task = bridge.load_task("digits-mlp", examples=5, hidden=(2,), pool=4)
+    theta = jnp.asarray(task.init(0))
     calibration = bridge.calibrate(task, theta, batch_size=2, k=2)
-    u = calibration["eigenvector"].values[0]
+    u = jnp.asarray(calibration["eigenvector"].values[0])
 
-    def alpha(rows):
-        def curvature(w):
-            slope = jax.grad(task.loss)
-            return u @ jax.jvp(lambda v: slope(v, task.x[rows], task.y[rows]), (w,), (jnp.asarray(u),))[1]
+    @jax.jit
+    def alpha(weights):
+        def loss(w):
+            return weights @ task.per_example_loss(w)
 
-        g = jax.grad(task.loss)(theta, task.x[rows], task.y[rows])
-        s = jax.grad(curvature)(jnp.asarray(theta))
-        return -float(g @ s - (g @ u) * (s @ u))
+        g = jax.grad(loss)(theta)
+        s = jax.grad(lambda w: u @ jax.jvp(jax.grad(loss), (w,), (u,))[1])(theta)
+        return -(g @ s - (g @ u) * (s @ u))
 
-    left_out = np.array([alpha(np.delete(np.arange(5), i)) for i in range(5)])
-    assert np.isclose(calibration["alpha"], alpha(np.arange(5)), rtol=1e-9)
+    left_out = np.array([alpha((1 - np.eye(5)[i]) / 4) for i in range(5)])
+    assert np.isclose(calibration["alpha"], alpha(np.full(5, 0.2)), rtol=1e-9)
     assert np.isclose(calibration["alpha_stderr"], np.sqrt(4 * left_out.var()), rtol=1e-9)
 
 
-@pytest.mark.parametrize("loss", ["half-squared-error", "cross-entropy"])
-def test_per_example_matrices_of_sequences(loss, cifar_file):
-    """Gradients and Gauss-Newton matrices in a frame, against an autodiff of single examples with dense matrices."""
-    task = tiny("shakespeare-transformer", cifar_file, examples=3, loss=loss)
-    theta = task.init(1)
-    frame = random_block(task.size, 3, seed=1)
-    gradients, curvatures = jax.jit(per_example_modes, static_argnums=0)(task, theta, frame)
-    for i in range(3):
-        x, y = task.x[i : i + 1], task.y[i : i + 1]
-        exact = jax.grad(lambda w: task.per_example_loss(w, x, y)[0])(theta)  # noqa: B023
-        assert np.allclose(gradients[i], exact @ frame, rtol=0, atol=1e-13)
-        moved = lambda s: task.apply(theta + frame @ s, x)[0].ravel()  # noqa: B023, E731
-        outputs, tangent = moved(jnp.zeros(3)), jax.jacfwd(moved)(jnp.zeros(3))
-        p = np.asarray(jax.nn.softmax(outputs.reshape(3, 65)))
-        dense = np.zeros((195, 195))
-        for t in range(3):
-            block = slice(65 * t, 65 * (t + 1))
-            squared = loss == "half-squared-error"
-            dense[block, block] = (np.eye(65) if squared else np.diag(p[t]) - np.outer(p[t], p[t])) / 3
-        assert np.allclose(curvatures[i], tangent.T @ dense @ tangent, rtol=0, atol=1e-13)
-        made = output_curvature(loss, outputs.reshape(1, 3, 65), y)
-        assert np.allclose(made[0], dense, rtol=0, atol=1e-15)
+def test_per_example_matrices_of_sequences(cifar_file):
+    """Gradients and Gauss-Newton matrices in a frame, against Jacobians and dense matrices of all outputs."""
+    entropy, squared = (
+        tiny("shakespeare-transformer", cifar_file, examples=3, context=2, loss=loss)
+        for loss in ("cross-entropy", "half-squared-error")
+    )
+    theta = entropy.init(1)
+    frame = random_block(entropy.size, 3, seed=1)
+    along = lambda s: entropy.apply(theta + frame @ s)  # noqa: E731
+    tangents = np.asarray(jax.jit(jax.jacfwd(along))(jnp.zeros(3))).reshape(3, 130, 3)
+    outputs = np.asarray(jax.jit(along)(jnp.zeros(3)))
+    p = np.exp(outputs) / np.exp(outputs).sum(axis=2, keepdims=True)
+    hot = np.eye(65)[entropy.y]
+    for task, slope in ((entropy, p - hot), (squared, outputs - hot)):
+        gradients, curvatures = jax.jit(per_example_modes, static_argnums=0)(task, theta, frame)
+        dense = np.zeros((3, 130, 130))
+        for t, block in enumerate((slice(65), slice(65, 130))):
+            of_softmax = np.einsum("ni,ij->nij", p[:, t], np.eye(65)) - np.einsum(
+                "ni,nj->nij", p[:, t], p[:, t]
+            )
+            dense[:, block, block] = (of_softmax if task is entropy else np.eye(65)) / 2
+        made = output_curvature(task.loss_name, jnp.asarray(outputs), task.y)
+        assert np.allclose(made, dense, rtol=0, atol=1e-15)
+        exact = np.einsum("nc,nck->nk", slope.reshape(3, 130) / 2, tangents)
+        assert np.allclose(gradients, exact, rtol=0, atol=1e-13)
+        exact = np.einsum("nci,ncd,ndj->nij", tangents, dense, tangents)
+        assert np.allclose(curvatures, exact, rtol=0, atol=1e-13)
 
 
 def test_losses_of_classes_and_sequences_by_hand():
@@ -146,7 +175,9 @@ def test_losses_of_classes_and_sequences_by_hand():
     hot = np.eye(3)[classes]
     logs = np.log(np.exp(outputs) / np.exp(outputs).sum(axis=2, keepdims=True))
     for targets in (classes, jnp.asarray(hot)):
-        assert np.allclose(cross_entropy(outputs, targets), -(hot * logs).sum(axis=2).mean(axis=1), rtol=1e-13)
+        assert np.allclose(
+            cross_entropy(outputs, targets), -(hot * logs).sum(axis=2).mean(axis=1), rtol=1e-13
+        )
         squared = 0.5 * ((np.asarray(outputs) - hot) ** 2).sum(axis=2).mean(axis=1)
         assert np.allclose(half_squared_error(outputs, targets), squared, rtol=1e-13)
     assert np.allclose(
@@ -179,7 +210,13 @@ def test_sizes_are_visible_and_overridden(name, cifar_file):
         assert task.settings[key] == large[key]
 
 
-@pytest.mark.parametrize("name", ["shakespeare-transformer", "cifar-resnet", "fashion-cnn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fashion-cnn",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("shakespeare-transformer", "cifar-resnet")),
+    ],
+)
 def test_classifiers_have_both_losses(name, cifar_file):
     for loss in ("half-squared-error", "cross-entropy"):
         task = tiny(name, cifar_file, loss=loss)
@@ -206,7 +243,10 @@ def test_descriptions_name_data_and_licence():
         ({"name": "digits-mlp", "size": "huge"}, "size='huge' is not known: choose one of small, large"),
         ({"name": "deep-linear", "loss": "cross-entropy"}, "is for classes and deep-linear is a regression"),
         ({"name": "landscape-xyzw", "loss": "cross-entropy"}, "choose half-squared-error"),
-        ({"name": "deep-linear", "spectrum": (1.0,) * 9}, "must be from 1 to inputs=8 finite singular values"),
+        (
+            {"name": "deep-linear", "spectrum": (1.0,) * 9},
+            "must be from 1 to inputs=8 finite singular values",
+        ),
         ({"name": "deep-linear", "examples": 8}, "examples=8 must be more than inputs=8"),
         ({"name": "deep-linear", "hidden": (2,)}, "at least as wide as the 4 outputs"),
         ({"name": "deep-linear", "noise": -1.0}, "noise=-1.0 must be a finite number of at least 0"),
@@ -235,6 +275,6 @@ def test_what_a_task_cannot_do_is_refused(cifar_file):
         bridge.replay("cifar-resnet")
     with pytest.raises(InvalidInput, match="deep-linear has no small version"):
         bridge.interpolation_task("deep-linear")
+    task = tiny("uv-catapult", cifar_file)
     with pytest.raises(InvalidInput, match="uv-catapult is a regression"):
-        task = tiny("uv-catapult", cifar_file)
         task.accuracy(task.init(0))

@@ -56,7 +56,9 @@ def test_transformer_attends_by_hand():
         spread = np.sqrt(z.var(axis=-1, keepdims=True) + 1e-5)
         return (z - z.mean(axis=-1, keepdims=True)) / spread * np.asarray(part.scale) + np.asarray(part.shift)
 
-    for tokens, outputs in zip(np.asarray(task.x), np.asarray(jax.jit(task.apply)(task.init(3))), strict=True):
+    for tokens, outputs in zip(
+        np.asarray(task.x), np.asarray(jax.jit(task.apply)(task.init(3))), strict=True
+    ):
         stream = np.asarray(arrays.tokens)[tokens] + np.asarray(arrays.positions)
         query, key, value = np.split(norm(stream, block.attention_norm) @ np.asarray(block.mixing), 3, axis=1)
         heard = np.zeros_like(stream)
@@ -64,7 +66,9 @@ def test_transformer_attends_by_hand():
             weights = np.exp(key[: t + 1] @ query[t] / 8**0.5)
             heard[t] = weights @ value[: t + 1] / weights.sum()
         stream = stream + heard @ np.asarray(block.output)
-        inner = np.tanh(norm(stream, block.mlp_norm) @ np.asarray(block.expand) + np.asarray(block.expand_bias))
+        inner = np.tanh(
+            norm(stream, block.mlp_norm) @ np.asarray(block.expand) + np.asarray(block.expand_bias)
+        )
         stream = stream + inner @ np.asarray(block.contract) + np.asarray(block.contract_bias)
         assert np.allclose(norm(stream, arrays.norm) @ np.asarray(arrays.unembedding), outputs, atol=1e-12)
 
@@ -104,7 +108,11 @@ def planes(pixels):
 
 
 def binary(pixels, labels, classes):
-    heads = [labels.astype(np.uint8)] if classes == 10 else [labels.astype(np.uint8) // 5, labels.astype(np.uint8)]
+    heads = (
+        [labels.astype(np.uint8)]
+        if classes == 10
+        else [labels.astype(np.uint8) // 5, labels.astype(np.uint8)]
+    )
     return np.concatenate([np.stack(heads, axis=1), planes(pixels)], axis=1).tobytes()
 
 
@@ -124,7 +132,8 @@ def official(classes, form, protocol=2):
     parts = [images(12, classes, seed) for seed in range(len(names[0]) + 1)]
     write = binary if form == "binary" else lambda *part: pickled(*part, protocol)
     files = {
-        f"{name}{suffix}": write(*part, classes) for name, part in zip([*names[0], names[1]], parts, strict=True)
+        f"{name}{suffix}": write(*part, classes)
+        for name, part in zip([*names[0], names[1]], parts, strict=True)
     }
     train = [np.concatenate(both) for both in zip(*parts[:-1], strict=True)]
     return files, train, parts[-1]
@@ -190,7 +199,10 @@ def test_a_pickle_runs_nothing(tmp_path, capsys):
         (b"no pickle", "is no Python batch of CIFAR"),
         (pickle.dumps([1, 2]), "holds no data"),
         (pickle.dumps({b"data": np.zeros((2, 3072)), b"labels": [0, 1]}, protocol=2), "unsigned bytes"),
-        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, protocol=2), "one whole number"),
+        (
+            pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, protocol=2),
+            "one whole number",
+        ),
         (pickle.dumps({b"data": np.zeros((2, 3), np.uint8), b"labels": [0, 1]}, protocol=2), "holds no data"),
         (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, protocol=2), "from 0 to 9"),
     ],
@@ -224,7 +236,9 @@ def test_examples_do_not_meet_in_the_residual_network(tmp_path):
     train, test = images(20, 10, 0), images(10, 10, 1)
     path = tmp_path / "mine.npz"
     np.savez(path, x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
-    task = bridge.load_task("cifar-resnet", path=path, examples=12, test_examples=10, pool=4, channels=4, blocks=2)
+    task = bridge.load_task(
+        "cifar-resnet", path=path, examples=12, test_examples=10, pool=4, channels=4, blocks=2
+    )
     theta, apply = task.init(0), jax.jit(task.apply)
     together = np.asarray(apply(theta, task.x))
     alone = np.concatenate([apply(theta, task.x[i : i + 1]) for i in range(12)])
