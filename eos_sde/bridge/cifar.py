@@ -133,16 +133,24 @@ def _from_npz(path: Path) -> ImageSet:
 
 
 def _image_set(train: Images, test: Images, *, name: str, classes: int) -> ImageSet:
-    scaled = []
-    for images, labels in (train, test):
+    for _, labels in (train, test):
         if labels.size and not 0 <= labels.min() <= labels.max() < classes:
             raise InvalidInput(
                 f"{name}: labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
             )
-        scaled += [images.astype(np.float32) / np.float32(255), labels]
-    for array in scaled:
+    pixels = [images.astype(np.float32) / np.float32(255) for images, _ in (train, test)]
+    for array in (*pixels, train[1], test[1]):
         array.setflags(write=False)
-    return ImageSet("cifar", *scaled, tuple(map(str, range(classes))), name, _LICENCE)
+    return ImageSet(
+        name="cifar",
+        x_train=pixels[0],
+        y_train=train[1],
+        x_test=pixels[1],
+        y_test=test[1],
+        classes=tuple(map(str, range(classes))),
+        source=name,
+        licence=_LICENCE,
+    )
 
 
 def _joined(batches: list[Images]) -> Images:

@@ -62,15 +62,15 @@ class ImageSet:
     """
 
     name: str
-    x_train: NDArray[np.float64]
+    x_train: NDArray[np.floating]
     y_train: NDArray[np.int64]
-    x_test: NDArray[np.float64]
+    x_test: NDArray[np.floating]
     y_test: NDArray[np.int64]
     classes: tuple[str, ...]
     source: str
     licence: str
 
-    def balanced(self, examples: int, part: str = "train") -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def balanced(self, examples: int, part: str = "train") -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """First `examples` images taken class by class: 0, 1, ..., 9, 0, 1, ... in the order of the set.
 
         The first k images of each class are the same in every copy of the data that holds them, so the

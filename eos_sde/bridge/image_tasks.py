@@ -103,7 +103,7 @@ def check_classifier(chosen: Mapping[str, Any]) -> None:
         raise InvalidInput(f"smoothing={chosen['smoothing']} is for loss='cross-entropy': leave it out")
 
 
-def pooled(images: NDArray[np.float64], pool: int) -> NDArray[np.float64]:
+def pooled(images: NDArray[np.floating], pool: int) -> NDArray[np.floating]:
     """Means over squares of pixels, flattened.
 
     Parameters
