@@ -129,11 +129,10 @@ def onsets(
 
 @app.command()
 def tasks(as_json: _JSON = False) -> None:
-    """List the tasks: real networks on real data."""
+    """List the tasks: network, weights, examples, loss, learning rate, data and licence."""
     from eos_sde import bridge
 
-    described = {name: bridge.load_task(name).description for name in bridge.tasks()}
-    _list(described, as_json)
+    _list({name: bridge.describe_task(name) for name in bridge.tasks()}, as_json)
 
 
 @app.command()

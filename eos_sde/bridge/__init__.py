@@ -17,7 +17,14 @@ from eos_sde.bridge.prediction import predict
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
 from eos_sde.bridge.stochastic_flow import caeo_flow, stochastic_central_flow
-from eos_sde.bridge.task_library import Task, interpolation_task, load_task, task_defaults, tasks
+from eos_sde.bridge.task_library import (
+    Task,
+    describe_task,
+    interpolation_task,
+    load_task,
+    task_defaults,
+    tasks,
+)
 
 __all__ = [
     "Applicable",
@@ -30,6 +37,7 @@ __all__ = [
     "central_flow",
     "checkpoint",
     "curvature_gram",
+    "describe_task",
     "find_minimum",
     "forecast_fluctuations",
     "interpolation_task",

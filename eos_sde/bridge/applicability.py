@@ -74,7 +74,7 @@ def applicable_criterion(
     Parameters
     ----------
     task : Task
-        The training problem, of at least 20 examples.
+        The training problem, of at least 2 examples.
     params : array
         Weights, shape (d,).
     eta : float
@@ -105,7 +105,7 @@ def applicable_criterion(
         "sharpness", float(calibration["eigenvalue"][0]), "no direction is unstable at any learning rate here"
     )
     full, deviation = (float(value) for value in _gradient_squares(task, theta))
-    p = (task.n - batch_size) / (batch_size * (task.n - 1))
+    p = (task.n - batch_size) / (batch_size * max(1, task.n - 1))
     sizes = {
         "loss": calibration.attrs["loss"],
         "sharpness": sharpness,

@@ -15,7 +15,7 @@ from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
-_GROUPS = 10
+_GROUPS = 10  # of the jackknife, where each has two examples or more
 
 
 @partial(jax.jit, static_argnames="task")
@@ -50,8 +50,7 @@ def _line_derivatives(task: Task, theta, direction):
 
 @partial(jax.jit, static_argnames="task")
 def _group_gradients(task: Task, theta, direction, order):
-    """Gradients of the loss and of the curvature along the direction: over all examples, and per group."""
-    groups = order.reshape(_GROUPS, -1)
+    """Gradients of the loss and of the curvature along the direction: over all examples, and per row of the order."""
 
     def one(rows):
         def loss(w):
@@ -59,7 +58,7 @@ def _group_gradients(task: Task, theta, direction, order):
 
         return jax.grad(loss)(theta), jax.grad(curvature_along(loss, direction))(theta)
 
-    return one(jnp.arange(task.n)), jax.lax.map(one, groups)
+    return one(jnp.arange(task.n)), jax.lax.map(one, order)
 
 
 @double_precision
@@ -85,7 +84,7 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
     batch_size : int
         B, from 1 to n, drawn without replacement.
     k : int
-        Number of eigenpairs.
+        Number of eigenpairs; all of fewer weights.
     seed : int
         Of the random grouping of the examples for the jackknife.
 
@@ -95,7 +94,8 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
         ``eigenvalue(mode)`` largest first with ``eigenvalue_residual(mode)`` (a bound on its error),
         ``eigenvector(mode, weight)`` and the quantities above. Each has a ``*_stderr``: the sampling error
         over the examples as draws from their population; from per-example values where the quantity is a
-        mean over examples, else by a jackknife over ten groups. For the given training set itself the
+        mean over examples, else by a jackknife over ten groups (over the examples if fewer than twenty; NaN if
+        there is one). For the given training set itself the
         quantities are exact to rounding.
 
     Raises
@@ -109,8 +109,6 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
         raise InvalidInput(f"params must be {task.size} finite weights of {task.name}, got {theta.shape}")
     if not 1 <= batch_size <= n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to the {n} examples of {task.name}")
-    if n < 2 * _GROUPS:
-        raise InvalidInput(f"{task.name} has {n} examples; calibration needs at least {2 * _GROUPS}")
     with threadpool_limits(1, "blas"):
         eigenvalues, modes, residuals = top_modes(task, theta, k)
         gradients, curvatures = (np.asarray(v) for v in _projected(task, theta, modes))
@@ -119,7 +117,7 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
         alpha, beta = _sharpening(task, theta, direction, seed)
     centred = gradients - gradients.mean(axis=0)
     products = centred[:, :, None] * centred[:, None, :]
-    p = (n - batch_size) / (batch_size * (n - 1))
+    p = (n - batch_size) / (batch_size * max(1, n - 1))
     square, across = ("mode", "mode2"), "of the batch gradient in the eigenvectors"
     values: dict[str, tuple] = {
         "eigenvalue": ("mode", np.asarray(eigenvalues), "1/time", "Hessian eigenvalue, largest first"),
@@ -185,8 +183,8 @@ def line_statistics(task: Task, theta: jax.Array, direction: jax.Array) -> dict[
 
 def _sharpening(task: Task, theta, direction, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """Alpha and beta with jackknife errors over groups of examples."""
-    usable = task.n - task.n % _GROUPS
-    order = np.random.default_rng(seed).permutation(task.n)[:usable]
+    groups = _GROUPS if task.n >= 2 * _GROUPS else task.n
+    order = np.random.default_rng(seed).permutation(task.n)[: task.n - task.n % groups].reshape(groups, -1)
     u = np.asarray(direction)
 
     def across(gradients) -> np.ndarray:
@@ -196,10 +194,12 @@ def _sharpening(task: Task, theta, direction, seed: int) -> tuple[tuple[float, f
     def both(g: np.ndarray, s: np.ndarray) -> tuple[float, float]:
         return -float(g @ s), float(s @ s)
 
-    everything, groups = _group_gradients(task, theta, direction, jnp.asarray(order))
+    everything, parts = _group_gradients(task, theta, direction, jnp.asarray(order))
     whole = both(*map(across, everything))
-    loss, sharp = map(across, groups)
-    others = (1 - np.eye(_GROUPS)) / (_GROUPS - 1)
+    if groups == 1:
+        return (whole[0], np.nan), (whole[1], np.nan)
+    loss, sharp = map(across, parts)
+    others = (1 - np.eye(groups)) / (groups - 1)
     left_out = np.array([both(g, s) for g, s in zip(others @ loss, others @ sharp, strict=True)])
-    errors = np.sqrt((_GROUPS - 1) * left_out.var(axis=0))
+    errors = np.sqrt((groups - 1) * left_out.var(axis=0))
     return (whole[0], float(errors[0])), (whole[1], float(errors[1]))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eos_sde.bridge.losses import LOSSES
+from eos_sde.bridge.losses import output_slopes
 from eos_sde.bridge.task_library import Task
 
 
@@ -59,11 +59,12 @@ def per_example_modes(task: Task, theta: jax.Array, modes: jax.Array) -> tuple[j
         Shapes (n, k) and (n, k, k).
     """
     outputs, push = jax.linearize(task.apply, theta)
-    tangents = jax.vmap(push, 1, 2)(modes)  # (n, c, k)
-    slope = jax.vmap(jax.grad(LOSSES[task.loss_name]))(outputs, task.y)  # (n, c)
-    bend = jax.vmap(jax.hessian(LOSSES[task.loss_name]))(outputs, task.y)  # (n, c, c)
-    gradients = jnp.einsum("nc,nck->nk", slope, tangents)
-    return gradients, jnp.einsum("nci,ncd,ndj->nij", tangents, bend, tangents)
+    tangents = jax.vmap(push, 1, -1)(modes)  # (n, ..., k): after the example, positions and outputs
+    slopes, bent = output_slopes(task.loss_name, outputs, task.y, tangents)
+    rows = (len(outputs), -1, modes.shape[1])
+    flat = tangents.reshape(rows)
+    gradients = jnp.einsum("nc,nck->nk", slopes.reshape(rows[:2]), flat)
+    return gradients, jnp.einsum("nci,ncj->nij", flat, bent.reshape(rows))
 
 
 def covariance_recursion(

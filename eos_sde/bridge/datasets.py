@@ -5,6 +5,7 @@ Where the files come from, under which licence, and how they were made: ``data/R
 
 import gzip
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from solvers.errors import InvalidInput
 SHA256 = {
     "fashion_mnist_subset.npz": "53b43f52212ba781f08d1e0f0f9cd48dcfb04e3fe2ae81d55cc00b5210113030",
     "digits.npz": "35ca2870ddda628aecd42364588fe5012bdb3df9ce91b9b943752b82b02f04c9",
+    "tinyshakespeare.txt.gz": "bf237b9f5a05abe79d7a0caa809b6513fbcbc323e9521a77086d556e4c9bbed8",
 }
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 DIGITS_TRAIN = 1500
@@ -40,16 +42,17 @@ _FASHION_CLASSES = (
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled grey images, pixels scaled to [0, 1].
+    """Labelled images, pixels scaled to [0, 1].
 
     Attributes
     ----------
     name : str
-        "fashion" or "digits".
+        "fashion", "digits" or "cifar".
     x_train, x_test : ndarray
-        Images, shape (examples, height, width), float64 in [0, 1], read-only.
+        Images, shape (examples, height, width) or, in colour, (examples, height, width, 3), in [0, 1], read-only:
+        float64, and float32 of CIFAR.
     y_train, y_test : ndarray
-        Labels 0..9, shape (examples,), int64, read-only.
+        Labels from 0, shape (examples,), int64, read-only.
     classes : tuple of str
         What the labels mean.
     source : str
@@ -59,15 +62,15 @@ class ImageSet:
     """
 
     name: str
-    x_train: NDArray[np.float64]
+    x_train: NDArray[np.floating]
     y_train: NDArray[np.int64]
-    x_test: NDArray[np.float64]
+    x_test: NDArray[np.floating]
     y_test: NDArray[np.int64]
     classes: tuple[str, ...]
     source: str
     licence: str
 
-    def balanced(self, examples: int, part: str = "train") -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def balanced(self, examples: int, part: str = "train") -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """First `examples` images taken class by class: 0, 1, ..., 9, 0, 1, ... in the order of the set.
 
         The first k images of each class are the same in every copy of the data that holds them, so the
@@ -83,7 +86,7 @@ class ImageSet:
         Returns
         -------
         (ndarray, ndarray)
-            Images (examples, height, width) and labels (examples,).
+            Images (examples, height, width) or (examples, height, width, 3), and labels (examples,).
 
         Raises
         ------
@@ -168,16 +171,38 @@ def _data_file(name: str) -> Iterator[Path]:
     yield beside
 
 
-def _read_verified(name: str) -> dict[str, NDArray[np.uint8]]:
+def verified_bytes(name: str) -> bytes:
+    """Content of a data file that comes with the project.
+
+    Parameters
+    ----------
+    name : str
+        One of those in `SHA256`.
+
+    Returns
+    -------
+    bytes
+        The file, as its SHA-256 says it should be.
+
+    Raises
+    ------
+    InvalidInput
+        If the file is missing or another.
+    """
     with _data_file(name) as path:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
         if digest != SHA256[name]:
             raise InvalidInput(
                 f"{path} has SHA-256 {digest[:12]}... instead of {SHA256[name][:12]}...: "
                 "restore it from the repository or make it again as data/README.md says"
             )
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+    return content
+
+
+def _read_verified(name: str) -> dict[str, NDArray[np.uint8]]:
+    with np.load(io.BytesIO(verified_bytes(name)), allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
 
 
 def _pixels(images: NDArray[np.uint8], scale: int) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 from eos_sde.bridge.batches import draw_batches, stream
-from eos_sde.bridge.losses import LOSSES
+from eos_sde.bridge.losses import LOSSES, best_constant
 from eos_sde.bridge.minimum import Minimum
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.replicas import DIVERGED, sgd_step
@@ -72,9 +72,9 @@ def constant_loss(task: Task) -> float:
     float
         Half the total variance of the targets, or their entropy.
     """
-    mean = task.y.mean(axis=0)
-    outputs = mean if task.loss_name == "half-squared-error" else jnp.log(mean)
-    return float(jnp.mean(LOSSES[task.loss_name](jnp.broadcast_to(outputs, task.y.shape), task.y)))
+    shape = task.output_shape
+    outputs = jnp.broadcast_to(best_constant(task.loss_name, task.y, shape[-1]), (task.n, *shape))
+    return float(jnp.mean(LOSSES[task.loss_name](outputs, task.y)))
 
 
 def basin_level(task: Task, first: float) -> float:

@@ -13,7 +13,7 @@ from eos_sde import thresholds
 from eos_sde.bridge.calibration import line_statistics
 from eos_sde.bridge.escape import basin_level
 from eos_sde.bridge.line_map import LineMap, line_bottom
-from eos_sde.bridge.losses import LOSSES
+from eos_sde.bridge.losses import output_curvature
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import curvature_along, hessian_products, top_modes
 from eos_sde.bridge.task_library import Task
@@ -161,8 +161,8 @@ def _mean_square(task: Task, theta: jax.Array, batch_size: int) -> Threshold:
         raise InvalidInput(
             f"{task.n * task.outputs} output derivatives are too many to hold here; use thresholds.sgd_mean_square"
         )
-    jacobian = jax.jit(jax.jacrev(task.apply))(theta)
-    bend = jax.vmap(jax.hessian(LOSSES[task.loss_name]))(task.apply(theta), task.y)
+    jacobian = jax.jit(jax.jacrev(task.apply))(theta).reshape(task.n, task.outputs, task.size)
+    bend = output_curvature(task.loss_name, task.apply(theta), task.y)
     return thresholds.sgd_mean_square(np.asarray(jacobian), batch_size=batch_size, weights=np.asarray(bend))
 
 

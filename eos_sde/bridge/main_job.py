@@ -15,7 +15,7 @@ from eos_sde.bridge.experiments.comparison import Outcome, Row
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.prediction import RULES
 from eos_sde.bridge.recorder import record
-from eos_sde.bridge.task_library import Task, load_task
+from eos_sde.bridge.task_library import Task, interpolating, load_task, tasks
 from eos_sde.optimizers import rule as caeo_rule
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
@@ -82,6 +82,10 @@ def replay(
     InvalidInput
         For an unknown task or rule, or a number out of range; before any work.
     """
+    name = task if isinstance(task, str) else task.name
+    if name in tasks() and name not in interpolating():
+        choices = ", ".join(interpolating())
+        raise InvalidInput(f"the replay needs one-hot classes of images, not {name}: choose one of {choices}")
     if isinstance(task, str):
         task = load_task(task)
     eta = task.eta if eta is None else eta

@@ -111,6 +111,10 @@ def find_minimum(
 def _perfect_fit(task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
     """Outputs that fit every example, and the roots (n, k, c) and whole (n, c, c) of the curvature there."""
     targets = np.asarray(task.y)
+    if targets.shape[1:] != task.output_shape:
+        raise InvalidInput(
+            f"{task.name} has classes or sequences for targets: no minimum that fits them is sought"
+        )
     if task.loss_name == "half-squared-error":
         return targets, np.broadcast_to(np.eye(task.outputs), (task.n, task.outputs, task.outputs)), None
     if np.min(targets) <= 0:

@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from eos_sde.bridge.precision import double_precision
@@ -162,8 +163,9 @@ def network(build: Callable[[jax.Array], eqx.Module], description: str) -> Netwo
     Network
         Its functions of the flat vector.
     """
-    arrays, static = eqx.partition(build(jax.random.key(0)), eqx.is_inexact_array)
-    flat, unravel = ravel_pytree(arrays)
+    shapes = eqx.filter_eval_shape(build, jax.random.key(0))  # draws nothing: that is for `init`
+    arrays, static = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), arrays))
 
     def apply_arrays(weights: Any, x: jax.Array) -> jax.Array:
         return eqx.combine(weights, static)(x)

@@ -11,6 +11,8 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
+_DENSE = 100  # weights, up to which the whole Hessian costs less than an iteration
+
 
 def hessian_products(
     task: Task, theta: jax.Array, directions: jax.Array, scale: jax.Array | None = None
@@ -165,11 +167,23 @@ def _improve(task: Task, theta: jax.Array, block: jax.Array, iterations: int):
     return values, vectors, jnp.linalg.norm(residuals, axis=0)
 
 
+@partial(jax.jit, static_argnames="task")
+def _whole_spectrum(task: Task, theta: jax.Array):
+    hessian = hessian_products(task, theta, jnp.eye(task.size))
+    hessian = (hessian + hessian.T) / 2
+    values, vectors = jnp.linalg.eigh(hessian)
+    residuals = jnp.linalg.norm(hessian @ vectors - vectors * values, axis=0)
+    return values[::-1], vectors[:, ::-1], residuals[::-1]
+
+
 @double_precision
 def top_modes(
     task: Task, theta: jax.Array, modes: int, *, block: jax.Array | None = None, tol: float = 1e-6
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Largest algebraic eigenpairs of the full-batch Hessian.
+
+    By LOBPCG, which needs more than five times as many weights as modes; from the whole Hessian where the weights are
+    few (at most 100).
 
     Parameters
     ----------
@@ -178,7 +192,7 @@ def top_modes(
     theta : Array
         Weights, shape (d,).
     modes : int
-        How many, k >= 1; 5 k must be below d.
+        How many, k >= 1. Of d <= 100 weights all are found where k is more; else 5 k must be below d.
     block : Array, optional
         Warm start, shape (d, k).
     tol : float
@@ -187,7 +201,8 @@ def top_modes(
     Returns
     -------
     eigenvalues, eigenvectors, residuals : Array
-        Shapes (k,), largest first, (d, k) and (k,). An eigenvalue lies within its residual of the truth.
+        Shapes (k,), largest first, (d, k) and (k,), with d for k if that is less. An eigenvalue lies within its
+        residual of the truth.
 
     Raises
     ------
@@ -196,6 +211,9 @@ def top_modes(
     ConvergenceFailure
         If the tolerance is not reached in 200 iterations.
     """
+    if modes >= 1 and task.size <= _DENSE:
+        values, vectors, residuals = _whole_spectrum(task, jnp.asarray(theta))
+        return values[:modes], vectors[:, :modes], residuals[:modes]
     if not 1 <= modes < task.size / 5:
         raise InvalidInput(f"k={modes} modes of {task.size} weights; choose from 1 to {(task.size - 1) // 5}")
     vectors = random_block(task.size, modes) if block is None else block

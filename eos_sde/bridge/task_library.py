@@ -1,25 +1,32 @@
-"""Tasks: a network, real data and a loss, with the settings under which their physics is shown.
+"""Tasks: a network, data and a loss, with the settings under which their physics is shown.
 
-Adding a task is one `Recipe` in `_RECIPES`.
+Adding a task is one recipe in the ``RECIPES`` of its module.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpy.typing import NDArray
 
-from eos_sde.bridge.datasets import load_dataset
-from eos_sde.bridge.losses import LOSSES
-from eos_sde.bridge.networks import ACTIVATIONS, Network, convolutional, mlp
+from eos_sde.bridge import cifar, image_tasks, landscape_tasks, regression_tasks, text
+from eos_sde.bridge.losses import LOSSES, of_classes
+from eos_sde.bridge.networks import Network
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.recipes import SIZES, SQUARED_ERROR, Recipe, check_common
 from solvers.errors import InvalidInput
 
-OUTPUTS = ("one-hot", "scalar", "parity")
+_RECIPES: dict[str, Recipe] = {
+    **image_tasks.RECIPES,
+    **text.RECIPES,
+    **cifar.RECIPES,
+    **regression_tasks.RECIPES,
+    **landscape_tasks.RECIPES,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +44,8 @@ class Task:
     network : Network
         The network as a function of the flat vector.
     x, y : Array
-        Inputs (n, inputs) and targets (n, c), float64.
+        Inputs (n, inputs) and targets (n, c), float64; of a sequence task the tokens and the next tokens, both
+        (n, T), int32.
     x_test, y_test : Array
         The same of the test examples.
     loss_name : str
@@ -48,6 +56,8 @@ class Task:
         Everything that defines the task, as accepted by `load_task`.
     source, licence : str
         Of the data.
+    regression : bool
+        Whether the targets are values instead of classes.
     """
 
     name: str
@@ -61,6 +71,7 @@ class Task:
     settings: Mapping[str, Any]
     source: str
     licence: str
+    regression: bool = False
 
     @property
     def n(self) -> int:
@@ -72,19 +83,23 @@ class Task:
         """Number of weights."""
         return self.network.size
 
+    @cached_property
+    @double_precision
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the outputs for one example: (c,), or (T, c) for a sequence of T positions."""
+        theta = jax.ShapeDtypeStruct((self.size,), jnp.float64)
+        return jax.eval_shape(self.network.apply, theta, self.x[:1]).shape[1:]
+
     @property
     def outputs(self) -> int:
-        """Number of outputs c of the network."""
-        return self.y.shape[1]
+        """Number of outputs of the network for one example, over all positions of a sequence."""
+        return math.prod(self.output_shape)
 
     @property
     def description(self) -> str:
         """One line for people."""
-        loss = self.loss_name.replace("-", " ")
-        return (
-            f"{self.network.description} ({self.size} weights) on {self.n} examples of {self.source}; "
-            f"{loss}, eta = {self.eta:g}"
-        )
+        examples = f"{self.n} example{'s' if self.n > 1 else ''} of {self.source}"
+        return _description(self.network, examples, self.loss_name, self.eta)
 
     def init(self, seed: int) -> jax.Array:
         """Random initial weights.
@@ -115,7 +130,7 @@ class Task:
         Returns
         -------
         Array
-            Shape (m, c).
+            Shape (m, c), or (m, T, c) for sequences.
         """
         return self.network.apply(theta, self.x if x is None else x)
 
@@ -135,7 +150,7 @@ class Task:
         Returns
         -------
         Array
-            Shape (m,).
+            Shape (m,); of a sequence, the mean over its positions.
         """
         outputs = self.network.apply(theta, self.x if x is None else x)
         return LOSSES[self.loss_name](outputs, self.y if y is None else y)
@@ -160,7 +175,7 @@ class Task:
 
     @double_precision
     def accuracy(self, theta: jax.Array, *, part: str = "test") -> jax.Array:
-        """Fraction of examples classified correctly.
+        """Fraction of examples, or of the positions of all sequences, classified correctly.
 
         Parameters
         ----------
@@ -173,41 +188,24 @@ class Task:
         -------
         Array
             Scalar in [0, 1]; with a scalar output, the sign decides.
+
+        Raises
+        ------
+        InvalidInput
+            For a regression.
         """
+        if self.regression:
+            raise InvalidInput(f"{self.name} is a regression: it has a loss and no accuracy")
         x, y = (self.x_test, self.y_test) if part == "test" else (self.x, self.y)
         outputs = self.network.apply(theta, x)
         if self.outputs == 1:
             return jnp.mean(jnp.sign(outputs) == jnp.sign(y))
-        return jnp.mean(jnp.argmax(outputs, axis=1) == jnp.argmax(y, axis=1))
+        return jnp.mean(jnp.argmax(outputs, axis=-1) == (y if of_classes(y) else jnp.argmax(y, axis=-1)))
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """Defaults of a task; what `load_task` accepts are the keys of `defaults`."""
-
-    dataset: str
-    defaults: Mapping[str, Any]
-
-
-def _recipe(dataset: str, **own: Any) -> _Recipe:
-    common = {
-        "activation": "tanh",
-        "loss": "half-squared-error",
-        "outputs": "one-hot",
-        "smoothing": 0.0,
-        "channels": 0,
-        "centre": False,
-        "test_examples": None,
-        "source": "subset",
-        "seed": 0,
-    }
-    return _Recipe(dataset, MappingProxyType(common | own))
-
-
-_RECIPES = {
-    "fashion-mlp": _recipe("fashion", examples=1000, hidden=(24, 24), pool=2, eta=0.1),
-    "digits-mlp": _recipe("digits", examples=1000, hidden=(32, 32), pool=1, eta=0.2),
-}
+def _description(network: Network, examples: str, loss: str, eta: float) -> str:
+    words = loss.replace("-", " ")
+    return f"{network.description} ({network.size} weights) on {examples}; {words}, eta = {eta:g}"
 
 
 def tasks() -> tuple[str, ...]:
@@ -221,13 +219,15 @@ def tasks() -> tuple[str, ...]:
     return tuple(_RECIPES)
 
 
-def task_defaults(name: str) -> Mapping[str, Any]:
+def task_defaults(name: str, *, size: str = "small") -> Mapping[str, Any]:
     """Settings of a task and their defaults.
 
     Parameters
     ----------
     name : str
         One of `tasks()`.
+    size : {"small", "large"}
+        For two processor cores and minutes, or for an accelerator: more examples, wider and deeper.
 
     Returns
     -------
@@ -237,35 +237,50 @@ def task_defaults(name: str) -> Mapping[str, Any]:
     Raises
     ------
     InvalidInput
-        For an unknown task.
+        For an unknown task or size.
     """
     if name not in _RECIPES:
         raise InvalidInput(f"task={name!r} is not known: choose one of {', '.join(_RECIPES)}")
-    return _RECIPES[name].defaults
+    if size not in SIZES:
+        raise InvalidInput(f"size={size!r} is not known: choose one of {', '.join(SIZES)}")
+    return _RECIPES[name].settings(size)
 
 
 @double_precision
 def load_task(name: str, **settings: Any) -> Task:
-    """Build a task from real data.
+    """Build a task.
 
-    Inputs are pixels in [0, 1], average-pooled by `pool`. They are not centred by default: the mean image
-    carries the sharpest direction, which rests at the edge; centred inputs stay below it for longer. The
-    examples are balanced over the classes and the same on every machine.
+    Images are pixels in [0, 1], average-pooled by `pool`. Those of the digits and of Fashion-MNIST are not centred by
+    default: the mean image carries the sharpest direction, which rests at the edge; centred inputs stay below it for
+    longer. Examples are balanced over the classes, or spread evenly over the text, and the same on every machine.
 
     Parameters
     ----------
     name : str
-        "fashion-mlp" (tanh 196-24-24-10, eta = 0.1) or "digits-mlp" (tanh 64-32-32-10, eta = 0.2).
+        "fashion-mlp", "digits-mlp", "fashion-cnn": images, tanh networks; "shakespeare-transformer": the next
+        character, cross entropy averaged over the positions of a window, which is one example; "cifar-resnet": colour
+        images from files of yours; "deep-linear", "chebyshev": regressions whose answer is known; "landscape-xyzw",
+        "uv-catapult": functions of few weights whose training is known. `tasks()` has all names.
     **settings
-        ``examples`` (int), ``test_examples`` (int; all if left out), ``hidden`` (tuple of widths),
-        ``channels`` (int; above 0 a 3x3 convolution with so many channels comes before the hidden layers),
-        ``activation`` ("tanh", "gelu", "relu", "softplus"), ``loss`` ("half-squared-error", "cross-entropy"),
+        Of every task: ``size`` ("small", or "large" for accelerators: other defaults of the settings below, which
+        `task_defaults` shows), ``examples`` (int), ``eta`` (default learning rate), ``loss`` ("half-squared-error",
+        "cross-entropy"; the regressions have the first only), ``seed`` (kept with the task as the default of its
+        users). Of single tasks, as `task_defaults` lists:
+        ``test_examples`` (int; all if left out), ``hidden`` (tuple of widths), ``width``, ``activation`` ("tanh",
+        "gelu", "relu", "softplus");
+        images: ``channels`` (int; above 0 a 3x3 convolution with so many channels comes before the hidden layers),
         ``outputs`` ("one-hot": ten; "scalar": one, with target +1 for even and -1 for odd labels; "parity": two
         classes, even and odd), ``smoothing`` (s in [0, 1): cross entropy against the probabilities
-        (1 - s) one-hot + s/c),
-        ``pool`` (images are averaged over squares of pool x pool pixels), ``centre`` (bool: subtract the mean
-        training image), ``eta`` (default learning rate),
-        ``source`` (see `load_dataset`), ``seed`` (kept with the task as the default of its users).
+        (1 - s) one-hot + s/c), ``pool`` (images are averaged over squares of pool x pool pixels), ``centre`` (bool:
+        subtract the mean training image), ``source`` (see `load_dataset`);
+        transformer: ``context`` (characters in a window), ``heads``, ``blocks``;
+        CIFAR: ``path`` (see `eos_sde.bridge.cifar.load_cifar`; colours are standardised), ``channels``, ``stages``,
+        ``blocks``;
+        deep linear: ``spectrum`` (singular values of the teacher), ``inputs``, ``noise`` (standard deviation of the
+        part of the targets that no linear map fits), ``gain`` (of the start), ``data_seed``;
+        Chebyshev: ``degree``;
+        landscapes: ``tied`` (x = z, y = w: two weights that move as the four do), ``start`` (x, y), ``spread`` (of
+        the start about it), ``noise`` (of the labels; they keep their mean), ``data_seed``.
 
     Returns
     -------
@@ -275,9 +290,9 @@ def load_task(name: str, **settings: Any) -> Task:
     Raises
     ------
     InvalidInput
-        For an unknown task, setting or value.
+        For an unknown task, setting or value, or data that have to be given and are not.
     """
-    defaults = task_defaults(name)
+    defaults = task_defaults(name, size=settings.get("size", "small"))
     unknown = sorted(set(settings) - set(defaults))
     if unknown:
         raise InvalidInput(
@@ -285,34 +300,58 @@ def load_task(name: str, **settings: Any) -> Task:
             f"choose from {', '.join(defaults)}"
         )
     chosen = {**defaults, **settings}
-    hidden = chosen["hidden"]
-    chosen["hidden"] = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-    _check(chosen)
-    data = load_dataset(_RECIPES[name].dataset, source=chosen["source"])
-    if data.x_train.shape[1] % chosen["pool"]:
-        raise InvalidInput(f"pool={chosen['pool']} must divide the image size {data.x_train.shape[1]}")
-    test_examples = len(data.y_test) if chosen["test_examples"] is None else chosen["test_examples"]
-    images, labels = data.balanced(chosen["examples"])
-    test_images, test_labels = data.balanced(test_examples, "test")
-    x, x_test = _inputs(images, chosen["pool"]), _inputs(test_images, chosen["pool"])
-    mean = x.mean(axis=0) if chosen["centre"] else 0.0
-    y, y_test = (
-        _targets(one, chosen["outputs"], len(data.classes), chosen["smoothing"])
-        for one in (labels, test_labels)
-    )
+    if "hidden" in chosen:
+        hidden = chosen["hidden"]
+        chosen["hidden"] = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    made_by = _RECIPES[name]
+    check_common(name, made_by, chosen)
+    problem = made_by.build(chosen)
     return Task(
         name=name,
-        network=_network(images.shape[1] // chosen["pool"], y.shape[1], chosen),
-        x=jnp.asarray(x - mean),
-        y=jnp.asarray(y),
-        x_test=jnp.asarray(x_test - mean),
-        y_test=jnp.asarray(y_test),
+        network=problem.network,
+        x=jnp.asarray(problem.x),
+        y=jnp.asarray(problem.y),
+        x_test=jnp.asarray(problem.x_test),
+        y_test=jnp.asarray(problem.y_test),
         loss_name=chosen["loss"],
         eta=float(chosen["eta"]),
         settings=MappingProxyType(chosen),
-        source=data.source,
-        licence=data.licence,
+        source=problem.source,
+        licence=problem.licence,
+        regression=made_by.losses == SQUARED_ERROR,
     )
+
+
+def describe_task(name: str) -> str:
+    """One line on a task with its default settings: network, weights, examples, loss, learning rate, data, licence.
+
+    Parameters
+    ----------
+    name : str
+        One of `tasks()`.
+
+    Returns
+    -------
+    str
+        For people; says what has to be given, if something has.
+    """
+    defaults, made_by = task_defaults(name), _RECIPES[name]
+    if made_by.preview is None:
+        task = load_task(name)
+        return f"{task.description}; data: {task.licence}"
+    network, examples = made_by.preview(defaults)
+    return f"{_description(network, examples, defaults['loss'], defaults['eta'])}; needs {made_by.needs}"
+
+
+def interpolating() -> tuple[str, ...]:
+    """Names of the tasks that `interpolation_task` takes: the classifiers of images that come with the project.
+
+    Returns
+    -------
+    tuple of str
+        Some of `tasks()`.
+    """
+    return tuple(image_tasks.RECIPES)
 
 
 def interpolation_task(name: str, **settings: Any) -> Task:
@@ -333,57 +372,18 @@ def interpolation_task(name: str, **settings: Any) -> Task:
     -------
     Task
         The small task.
+
+    Raises
+    ------
+    InvalidInput
+        For a task that is no classifier of images that come with the project, or as `load_task`.
     """
+    if name in _RECIPES and name not in interpolating():
+        choices = ", ".join(interpolating())
+        raise InvalidInput(f"{name} has no small version that is fitted exactly: choose one of {choices}")
     small: dict[str, Any] = {"examples": 100, "outputs": "scalar", "hidden": (32,)}
     if name == "fashion-mlp":
         small["pool"] = 4
     if settings.get("loss") == "cross-entropy":
         small |= {"outputs": "parity", "smoothing": 0.1}
     return load_task(name, **(small | settings))
-
-
-def _check(chosen: Mapping[str, Any]) -> None:
-    """Refuse values that the data cannot refuse itself."""
-    for key, allowed in (("loss", LOSSES), ("outputs", OUTPUTS), ("activation", ACTIVATIONS)):
-        if chosen[key] not in allowed:
-            raise InvalidInput(f"{key}={chosen[key]!r} is not known: choose one of {', '.join(allowed)}")
-    for key in ("examples", "test_examples", "pool"):
-        value = chosen[key]
-        if value is None and key == "test_examples":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInput(f"{key}={value!r} must be a positive integer")
-    channels = chosen["channels"]
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 0:
-        raise InvalidInput(f"channels={channels!r} must be an integer from 0: 0 for no convolution")
-    if not 0 <= chosen["smoothing"] < 1:
-        raise InvalidInput(f"smoothing={chosen['smoothing']!r} must lie in [0, 1)")
-    if chosen["smoothing"] and chosen["loss"] != "cross-entropy":
-        raise InvalidInput(f"smoothing={chosen['smoothing']} is for loss='cross-entropy': leave it out")
-    if not chosen["eta"] > 0:
-        raise InvalidInput(f"eta={chosen['eta']!r} must be a positive learning rate")
-    if chosen["loss"] == "cross-entropy" and chosen["outputs"] == "scalar":
-        raise InvalidInput(
-            "loss='cross-entropy' needs outputs='one-hot' or 'parity': a single output has no softmax"
-        )
-
-
-def _inputs(images: NDArray[np.float64], pool: int) -> NDArray[np.float64]:
-    n, height, width = images.shape
-    pooled = images.reshape(n, height // pool, pool, width // pool, pool).mean(axis=(2, 4))
-    return pooled.reshape(n, -1)
-
-
-def _network(side: int, outputs: int, chosen: Mapping[str, Any]) -> Network:
-    layers, activation = (*chosen["hidden"], outputs), chosen["activation"]
-    if chosen["channels"]:
-        return convolutional(side, chosen["channels"], layers, activation)
-    return mlp((side**2, *layers), activation)
-
-
-def _targets(labels: NDArray[np.int64], outputs: str, classes: int, smoothing: float) -> NDArray[np.float64]:
-    if outputs == "scalar":
-        return np.where(labels % 2 == 0, 1.0, -1.0)[:, None]
-    if outputs == "parity":
-        labels, classes = labels % 2, 2
-    return (1 - smoothing) * np.eye(classes)[labels] + smoothing / classes

@@ -182,9 +182,3 @@ def test_full_batches_make_no_noise_and_everything_is_described(case):
 def test_refusals(small_task, change, message):
     with pytest.raises(InvalidInput, match=message):
         calibrate(small_task, **{"params": small_task.init(0), "batch_size": 2, "k": 2} | change)
-
-
-def test_too_few_examples_for_a_jackknife():
-    task = load_task("digits-mlp", examples=19, hidden=(4,), pool=2)
-    with pytest.raises(InvalidInput, match="has 19 examples; calibration needs at least 20"):
-        calibrate(task, task.init(0), batch_size=2, k=2)
