@@ -25,6 +25,7 @@ _DESCRIBED = {
     "iterate_sharpness": ("1/time", "top Hessian eigenvalue, mean over the fluctuation of the weights"),
     "loss": ("1", "loss at the averaged weights"),
     "mean_loss": ("1", "loss, mean over the fluctuation of the weights"),
+    "unresolved_loss": ("1", "part of the mean loss from fluctuation outside the carried modes"),
     "top_variance": ("weight^2", "variance of the fluctuation along the top eigenvector"),
     "direction_variance": ("weight^2", "variance of the fluctuation along the given direction"),
     "radius": ("1", "spectral radius of the mean-square recursion"),
@@ -170,7 +171,7 @@ def flow_dataset(
     variables = {
         name: (
             "step",
-            np.array([row[name] for row in rows], dtype=float),
+            np.array([row.get(name, np.nan) for row in rows], dtype=float),
             {"units": units, "long_name": text},
         )
         for name, (units, text) in described.items()

@@ -10,14 +10,15 @@ per-example Gauss-Newton matrices and p = (n - B)/(B (n - 1)) for batches of B o
 The second line is exact for SGD on the quadratic model (Mulayoff and Michaeli, arXiv:2306.07850); Sigma is carried
 in the top modes and starts from zero, since a checkpoint is one point. The average over delta is taken by
 three-point Gauss-Hermite quadrature along each principal axis of Sigma, which is (1/2) grad <Sigma, H> to leading
-order: the term of the central flow of Cohen et al. (arXiv:2410.24206).
+order: the term of the central flow of Cohen et al. (arXiv:2410.24206). Outside the top modes the fluctuation is known
+by its spectrum and one draw (`unresolved_modes`), which give its loss, and its push on the path.
 
-Rules with momentum, second moments or a capped rate follow `rule_flow`. The oscillations of full-batch training are
+The oscillations of full-batch training are
 not noise: `central_flow` carries them, and takes over at B = n. The flow ends, and says so, where the fluctuations
 outgrow the quadratic model (a catapult, divergence).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,9 +50,13 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
+from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
 from eos_sde.optimizers.rule import learning_rate
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
+
+INGREDIENTS = ("unresolved modes", "curvature noise", "feedback")
+_LOOK = 2  # steps of the flow between measurements outside the carried modes
 
 
 class _Local(NamedTuple):
@@ -64,11 +69,13 @@ class _Local(NamedTuple):
     recursion: Recursion
 
 
-@partial(jax.jit, static_argnames="task")
-def _local(task: Task, theta, block, covariance, eta, p) -> _Local:
+@partial(jax.jit, static_argnames=("task", "curvature_noise"))
+def _local(task: Task, theta, block, covariance, eta, p, *, curvature_noise: bool) -> _Local:
     eigenvalues, modes, following = follow_modes(task, theta, block)
     turned = modes.T @ block  # the covariance comes in the coordinates of the block
     gradients, curvatures = per_example_modes(task, theta, modes)
+    if not curvature_noise:
+        curvatures = jnp.broadcast_to(curvatures.mean(axis=0), curvatures.shape)
     recursion = covariance_recursion(eigenvalues, gradients, curvatures, eta=eta, p=p)
     return _Local(eigenvalues, modes, following, turned @ covariance @ turned.T, recursion)
 
@@ -77,23 +84,47 @@ class _SgdFlow:
     """Averaged path of plain SGD; see `flow_loop.Flow`."""
 
     def __init__(
-        self, task: Task, theta, *, eta: float, batch_size: int, modes: int, seed: int, direction
-    ) -> None:
+        self, task: Task, theta, *, eta: float, batch_size: int, modes: int, seed: int, direction,
+        without: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.task, self.theta, self.eta, self.direction = task, theta, eta, direction
         self.p = (task.n - batch_size) / (batch_size * (task.n - 1))
         self.block = top_modes(task, theta, modes, tol=1e-3)[1]
-        self.covariance = jnp.zeros((modes, modes))
-        self.key = jax.random.key(seed)
+        carried = self.block.shape[1]
+        self.covariance = jnp.zeros((carried, carried))
+        self.looks = "unresolved modes" not in without and carried < task.size
+        self.key, self.outside_key = jax.random.key(seed), jax.random.key(seed + 1)
         self.first_loss: float | None = None
+        self.without = without
+        self.outside = quiet(task.size)
+        self.looked = self.reached = self.measured_at = 0
 
     def settle(self, most: int, *, save: bool) -> str:
-        self.local = _local(self.task, self.theta, self.block, self.covariance, self.eta, self.p)
+        self.local = _local(
+            self.task,
+            self.theta,
+            self.block,
+            self.covariance,
+            self.eta,
+            self.p,
+            curvature_noise="curvature noise" not in self.without,
+        )
         self.covariance, self.block = self.local.covariance, self.local.modes
+        if self.looks and self.looked % _LOOK == 0:
+            carried = self.block, self.local.eigenvalues, self.covariance
+            key, since = jax.random.fold_in(self.outside_key, self.looked), self.reached - self.measured_at
+            self.outside = measured(
+                self.outside, self.task, self.theta, *carried, key, self.eta, self.p, since
+            )
+            self.measured_at = self.reached
+        self.looked += 1
         self.ahead = stable_stride(self.local.eigenvalues, self.eta, most)
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(self.task, self.theta, self.block, self.covariance)[:2])
-        self.losses = loss, mean_loss
+        beyond = excess_loss(self.outside, self.eta)
+        mean_loss += beyond
+        self.losses = loss, mean_loss, beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss
         if outgrown(mean_loss, loss, self.first_loss):
             return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
@@ -102,6 +133,7 @@ class _SgdFlow:
     def row(self, reached: int) -> dict[str, float]:
         eigenvalues, block = self.local.eigenvalues, self.block
         draws = fluctuation_draws(block, self.covariance, jax.random.fold_in(self.key, reached))
+        draws += jnp.outer(jnp.array([1.0, 1.0, -1.0, -1.0]), self.outside.draw)
         seen = jnp.full(block.shape[1], jnp.nan) if self.direction is None else self.direction @ block
         return {
             "sharpness": float(eigenvalues[0]),
@@ -109,6 +141,7 @@ class _SgdFlow:
             "effective_sharpness": 0.5 * self.eta * float(eigenvalues[0]),
             "loss": self.losses[0],
             "mean_loss": self.losses[1],
+            "unresolved_loss": self.losses[2],
             "top_variance": float(self.covariance[0, 0]),
             "direction_variance": float(seen @ self.covariance @ seen),
             "radius": float(self.local.recursion.radius),
@@ -119,7 +152,12 @@ class _SgdFlow:
     def advance(self) -> int:
         local, ahead, block = self.local, self.ahead, self.block
         midway = local.recursion.after(self.covariance, (ahead + 1) // 2)
-        gradient = averaged(self.task, self.theta, block, midway)[2]
+        felt = jnp.zeros_like(midway) if "feedback" in self.without else midway
+        gradient = averaged(self.task, self.theta, block, felt)[2]
+        if "feedback" not in self.without:
+            gradient += self.outside.push
+        self.outside = after(self.outside, self.eta, self.p, ahead)
+        self.reached += ahead
         self.theta = advance(self.theta, -gradient, local.eigenvalues, block, self.eta, ahead)
         # in the coordinates of the modes, which the next block improves
         covariance = local.recursion.after(self.covariance, ahead)
@@ -144,6 +182,7 @@ def stochastic_central_flow(
     save_every: int = 50,
     seed: int = 0,
     direction: ArrayLike | None = None,
+    without: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> xr.Dataset:
@@ -174,9 +213,13 @@ def stochastic_central_flow(
     save_every : int
         Steps between saved points; a multiple of `stride`.
     seed : int
-        For the draws at which the sharpness of single iterates is forecast.
+        For the random sums of gradients that say what is outside the carried modes, and the draws at which the
+        sharpness of single iterates is forecast.
     direction : array, optional
         Unit vector (d,): the variance of the fluctuation along it is saved.
+    without : collection of str
+        What to leave out, to see what it is worth: "unresolved modes" (the noise outside the carried modes),
+        "curvature noise", "feedback" (of the fluctuation on the path). For plain SGD.
     progress : callable, optional
         Called with the step reached.
     **options
@@ -187,12 +230,14 @@ def stochastic_central_flow(
     -------
     Dataset
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
-        fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``top_variance`` (along the top
-        eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square
-        recursion; from 1 on the rule is mean-square unstable there), ``effective_sharpness`` (top eigenvalue of the
-        Hessian, preconditioned by the rates, over the rule's edge: 1 at the edge), ``critical_modes`` (such
-        eigenvalues within 5 % of the edge, or beyond), ``learning_rate`` (of rules with one for all weights).
-        ``final_params(weight)``, and ``final_momentum``, ``final_second_moments`` of rules that keep them;
+        fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``unresolved_loss`` (the part of it
+        from outside the carried modes; NaN for rules other than plain SGD, where that is left out),
+        ``top_variance`` (along the top eigenvector at the time), ``direction_variance`` (along `direction`, or
+        NaN), ``radius`` (of the mean-square recursion; from 1 on the rule is mean-square unstable there),
+        ``effective_sharpness`` (top eigenvalue of the Hessian, preconditioned by the rates, over the rule's
+        edge: 1 at the edge), ``critical_modes`` (such eigenvalues within 5 % of the edge, or beyond),
+        ``learning_rate`` (of rules with one for all weights). ``final_params(weight)``, and ``final_momentum``,
+        ``final_second_moments`` of rules that keep them;
         ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply.
 
     Raises
@@ -204,17 +249,18 @@ def stochastic_central_flow(
     eta = task.eta if eta is None else float(eta)
     if not 1 <= batch_size <= task.n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {task.n}, the number of examples")
+    described = flow_rule(rule, eta=eta, **options)
+    _check_left_out(without, ours=described.plain and batch_size < task.n)
     if batch_size == task.n:
         flow = partial(central_flow, modes=modes, stride=stride, save_every=save_every, direction=direction)
         return flow(task, start, rule=rule, eta=eta, steps=steps, state=state, progress=progress, **options)
     check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
-    described = flow_rule(rule, eta=eta, **options)
     theta = checked_weights(task, start)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
     given = {"batch_size": batch_size, "modes": modes, "seed": seed, "direction": along}
     details = {"eta": eta, "batch_size": batch_size, "modes": modes, "stride": stride}
     if described.plain:
-        flow = _SgdFlow(task, theta, eta=eta, **given)
+        flow = _SgdFlow(task, theta, eta=eta, without=without, **given)
     else:
         flow = RuleFlow(task, theta, described, initial_memory(described, task.size, state), **given)
         details |= described.attributes
@@ -229,6 +275,23 @@ def stochastic_central_flow(
         one_rate=not described.adaptive,
         **details,
     )
+
+
+def _check_left_out(without: Collection[str], *, ours: bool) -> None:
+    """Refuse ingredients that are not there.
+
+    Raises
+    ------
+    InvalidInput
+        Naming one.
+    """
+    unknown = [without] if isinstance(without, str) else [name for name in without if name not in INGREDIENTS]
+    if unknown:
+        raise InvalidInput(
+            f"without names {unknown[0]!r}: give a collection of {', '.join(map(repr, INGREDIENTS))}"
+        )
+    if without and not ours:
+        raise InvalidInput(f"without={tuple(without)!r} is for plain SGD on batches: leave it out")
 
 
 @threadpool_limits.wrap(1, "blas")

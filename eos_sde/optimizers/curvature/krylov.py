@@ -28,8 +28,35 @@ class _Ritz(NamedTuple):
     scale: jax.Array  # of the largest Ritz value in modulus, for rounding
 
 
-def _top_ritz(operator: Any, start: jax.Array, order: int) -> _Ritz:
-    """Return the largest Ritz pair of one Lanczos run with full reorthogonalisation."""
+class Krylov(NamedTuple):
+    """Orthonormal basis (order, d), the operator in it (order, order), the length that comes next, and a scale.
+
+    Rows beyond an invariant subspace are zero, with an entry of the matrix that is coupled to nothing.
+    """
+
+    basis: jax.Array
+    matrix: jax.Array
+    residual: jax.Array
+    scale: jax.Array
+
+
+def krylov_space(operator: Any, start: jax.Array, order: int) -> Krylov:
+    """Lanczos with full reorthogonalisation, cut where the space is invariant.
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric, on vectors of shape (d,).
+    start : Array
+        Of length one, shape (d,).
+    order : int
+        Products with the operator, at most d.
+
+    Returns
+    -------
+    Krylov
+        The space, and what the operator is there.
+    """
     # the Arnoldi form of tridiag_sym(reortho="full"), which alone shows the true lengths below the diagonal
     arnoldi = decomp.hessenberg(order, reortho="full", custom_vjp=False)
     result = arnoldi(operator, start)
@@ -49,9 +76,16 @@ def _top_ritz(operator: Any, start: jax.Array, order: int) -> _Ritz:
     offdiagonal = jnp.where(sound[1:], lengths, 0.0)
     basis = jnp.where(sound[:, None], basis, 0.0)
     last = jnp.where(sound[-1], jnp.linalg.norm(result.residual), 0.0)
-    small = jnp.diag(diagonal) + jnp.diag(offdiagonal, 1) + jnp.diag(offdiagonal, -1)
-    values, vectors = jnp.linalg.eigh(small)
-    return _Ritz(values[-1], last * jnp.abs(vectors[-1, -1]), unit(vectors[:, -1] @ basis), scale)
+    matrix = jnp.diag(diagonal) + jnp.diag(offdiagonal, 1) + jnp.diag(offdiagonal, -1)
+    return Krylov(basis, matrix, last, scale)
+
+
+def _top_ritz(operator: Any, start: jax.Array, order: int) -> _Ritz:
+    """Return the largest Ritz pair of one Lanczos run."""
+    found = krylov_space(operator, start, order)
+    values, vectors = jnp.linalg.eigh(found.matrix)
+    last = found.residual * jnp.abs(vectors[-1, -1])
+    return _Ritz(values[-1], last, unit(vectors[:, -1] @ found.basis), found.scale)
 
 
 class LanczosState(NamedTuple):
