@@ -130,6 +130,7 @@ def test_values_and_gradients_are_those_of_the_numba_schemes_on_the_same_noise(s
     np.testing.assert_allclose(results[0].gradient_stderr, results[1].gradient_stderr, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_value_is_the_mean_of_simulate_at_the_same_seed():
     sde = ornstein_uhlenbeck().sde
     found = expectation_and_gradient(sde, 2.0, first, paths=1000, **RUN)

@@ -88,6 +88,7 @@ def test_euler_on_one_brownian_path(sde):
     np.testing.assert_allclose(theirs, np.ravel(ours), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_heun_on_one_brownian_path_reads_stratonovich():
     sde, start = multiplicative().to("stratonovich"), np.array([0.8])
     table = increments(3, 1, STEPS, 1, DT)

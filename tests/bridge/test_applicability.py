@@ -10,6 +10,7 @@ from eos_sde.bridge.applicability import CRITERIA, _decide, applicable_criterion
 from solvers.errors import InvalidInput
 
 
+@pytest.mark.slow
 def test_sizes(small_task, small_start, small_gradient, small_hessian):
     """Gradients of every example by a dense Jacobian, alpha by finite differences of the curvature."""
     eta, horizon, batch_size = 0.1, 50, 16

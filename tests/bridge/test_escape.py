@@ -168,6 +168,7 @@ def test_bad_input_is_refused(small_task, small_start, settings, message):
         measure_escape(small_task, given.pop("start"), **given)
 
 
+@pytest.mark.slow
 def test_where_nothing_moves_or_nothing_leaves(small_task, small_start):
     task = bridge.interpolation_task("digits-mlp", examples=12, hidden=(8,))
     minimum = bridge.find_minimum(task, seed=0)
@@ -182,6 +183,7 @@ def test_where_nothing_moves_or_nothing_leaves(small_task, small_start):
 # ---- prediction
 
 
+@pytest.mark.slow
 def test_prediction_is_built_from_the_calibration(small_task, small_start, small_hessian):
     """Its numbers against `calibrate` at the minimum of the line, and its feedback against dense matrices."""
     horizon = 40
@@ -212,6 +214,7 @@ def test_prediction_is_built_from_the_calibration(small_task, small_start, small
     assert found.line["feedback"] == pytest.approx(force @ moved, rel=0.02)
 
 
+@pytest.mark.slow
 def test_laws_without_an_answer_say_why(small_task, small_start):
     full = predict_escape(small_task, small_start, batch_size=63, horizon=50)
     assert "use sgd_mean_square" in full.silent["flip on the line"]

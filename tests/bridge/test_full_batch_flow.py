@@ -72,6 +72,7 @@ def test_step_is_of_first_order(small_task, small_start, edge):
     assert abs(ratio - 2) < 0.5
 
 
+@pytest.mark.slow
 def test_full_batches_are_the_limit_of_the_stochastic_flow(small_task, small_start, edge):
     seen = []
     settings = {"eta": edge, "steps": 42, "modes": MODES, "save_every": 10}
@@ -85,6 +86,7 @@ def test_full_batches_are_the_limit_of_the_stochastic_flow(small_task, small_sta
     assert set(noisy.variables) == set(first.variables)
 
 
+@pytest.mark.slow
 def test_descent_on_a_quadratic_has_nothing_to_hold_it():
     """The loss of a linear network has no third derivative: beyond 2/eta the flow ends, below it does not."""
     task = load_task("digits-mlp", examples=63, hidden=(), pool=2)

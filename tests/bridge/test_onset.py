@@ -65,6 +65,7 @@ def test_mean_square_onset_is_the_predicted_one(task, minimum, batch_size):
     assert 1 - float(onset.relative_to_edge) > 4 * float(onset.relative_to_edge_stderr)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits(task, minimum):
     runs = [measure_onset(task, minimum, batch_size=4, seed=3, tolerance=0.2, horizon=100) for _ in range(2)]
     assert runs[0].identical(runs[1])
@@ -72,6 +73,7 @@ def test_same_seed_same_bits(task, minimum):
     assert float(other.eta) != float(runs[0].eta)
 
 
+@pytest.mark.slow
 def test_typical_runs_outlast_the_mean_square(task, minimum):
     """Lambda(p)/p grows with p, so almost-sure stability is lost later; at batch 4 visibly so."""
     onset = measure_onset(task, minimum, batch_size=4, seed=0, criterion="almost-sure")
@@ -146,6 +148,7 @@ def test_minimum_of_another_task_is_refused(task, minimum):
         measure_onset(task, wrong, batch_size=1, seed=0)
 
 
+@pytest.mark.slow
 def test_no_interpolation_without_enough_weights():
     with pytest.raises(InvalidInput, match="interpolation needs fewer"):
         find_minimum(load_task("digits-mlp", examples=1000, hidden=(8,)), seed=0)

@@ -24,6 +24,7 @@ def table(folder):
     return onset_table(folder / "cells", **CHOICE)
 
 
+@pytest.mark.slow
 def test_cells_hold_prediction_and_measurement(table):
     assert dict(table.sizes) == {"network": 1, "loss": 2, "criterion": 1, "batch_size": 2, "seed": 1}
     descent = table.sel(batch_size=6)
@@ -46,6 +47,7 @@ def test_finished_cells_are_not_computed_again(folder, table, monkeypatch):
     assert fractions == [0.25, 0.5, 0.75, 1.0]
 
 
+@pytest.mark.slow
 def test_a_lost_cell_comes_back_with_the_same_bits(folder, table):
     lost = folder / "cells" / "digits-tanh_cross-entropy_mean-square_batch2_seed0.json"
     before = json.loads(lost.read_text())

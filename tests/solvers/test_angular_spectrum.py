@@ -151,6 +151,7 @@ def test_isotropic_noise_in_three_dimensions():
         assert abs(rates.moment(p).value - s**2 * (p + p * p) / 2) < 1e-12
 
 
+@pytest.mark.slow
 def test_three_exponents_agree_with_simulation():
     exact = lyapunov_exponent(linear(TURNING, KICKS), at=(0, 0, 0), count=3)
     found = linear_lyapunov_exponent(TURNING, KICKS, seed=4, dt=0.05, duration=400.0, paths=96, count=3)

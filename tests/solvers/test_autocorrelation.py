@@ -21,6 +21,7 @@ def _autocovariance_of(samples, lag):
     return value, a - t.mean() * h - h.mean() * t
 
 
+@pytest.mark.slow
 def test_autocorrelation_is_that_of_the_paths():
     """Samples every 0.02 from 0.1 on, 1003 = 512 + 491 paths of two components."""
     result = simulate(

@@ -31,6 +31,7 @@ def varying_kernel(grid):
     return TransferOperator(sde, grid, step=1.0).matrix.toarray()
 
 
+@pytest.mark.slow
 def test_tables_series_and_error_functions_agree():
     equal = Grid.uniform(x=(-2, 2, 30), y=(-2, 2, 34))
     uneven = uniform_axis(-2, 2, 34)

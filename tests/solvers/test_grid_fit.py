@@ -184,6 +184,7 @@ def _outside(grid, density, wide):
 
 
 @pytest.mark.parametrize("center", [0.0, 30.0])
+@pytest.mark.slow
 def test_a_double_well_with_inertia(center):
     """Upwind diffusion hides its mass in every wide box; the density is exp(-(v^2 + x^4/2 - x^2) / 0.25)."""
     sde = SDE(

@@ -193,6 +193,7 @@ def test_an_euler_step_with_correlated_noise():
         HistogramNoise((np.linspace(-0.5, 0.5, 4), np.linspace(-0.4, 0.4, 3)), np.arange(6.0).reshape(3, 2)),
     ],
 )
+@pytest.mark.slow
 def test_tabulated_noise_in_the_plane(noise):
     errors, sizes = [], (20, 24, 28, 34, 40, 46)
     for n in sizes:
@@ -205,6 +206,7 @@ def test_tabulated_noise_in_the_plane(noise):
     assert np.polyfit(np.log(sizes), np.log(errors), 1)[0] < -2
 
 
+@pytest.mark.slow
 def test_components_of_one_coordinate_each_give_products():
     noise = HistogramNoise(BINS, COUNTS)
     lines = [TransferOperator.of_map(lambda x: 0.7 * x, noise, Grid.uniform(x=(-2, 2, 20))),

@@ -154,6 +154,7 @@ def test_degenerate_modes_are_all_found_and_repeat_bit_for_bit():
         np.testing.assert_array_equal(modes[name], again[name])
 
 
+@pytest.mark.slow
 def test_where_cycles_fail_the_operator_is_factored_and_says_so():
     # closed orbits at high speed: blocks of cells add diffusion across them
     fp = FokkerPlanck(

@@ -235,6 +235,7 @@ def _linear(d=20):
 
 
 @pytest.mark.parametrize("block", [True, pytest.param(False, marks=SLOW)])
+@pytest.mark.slow
 def test_covariance_of_a_linear_system(block):
     """The solution of dX = A X dt + S dW from 0 has covariance C - e^{At} C e^{A^T t}, A C + C A^T = -S S^T.
 
@@ -338,6 +339,7 @@ def test_regions_are_found_at_the_ends_of_steps():
     assert (at_once["exit_time"][1::3] != 0).all()
 
 
+@pytest.mark.slow
 def test_sweeps_and_new_values_compile_nothing():
     start = np.zeros(10)
     swept = simulate(ten(), start, sweep={"k": [0.5, 1.5], "s": [0.2, 0.6]}, **RUN)

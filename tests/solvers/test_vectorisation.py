@@ -102,6 +102,7 @@ def test_models_that_become_vectors(name):
 
 
 @pytest.mark.parametrize("name", SLOW)
+@pytest.mark.slow
 def test_models_that_do_not(name):
     sde, sentence = SLOW[name]
     said = explain(pass_of(sde))
