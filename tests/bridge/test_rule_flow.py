@@ -61,6 +61,7 @@ def plain_by_both(task, start, **given):
     return rows[-1], np.asarray(flow.theta)
 
 
+@pytest.mark.slow
 def test_without_memory_it_is_the_flow_of_sgd(small_task, small_start):
     """Its steps are the rule's, the other's those of an ODE: they differ by first order in eta."""
     given = {"batch_size": 4, "eta": 0.1, "steps": 60}

@@ -150,6 +150,7 @@ def test_jackknife_over_few_examples():
     assert np.isclose(calibration["alpha_stderr"], np.sqrt(4 * left_out.var()), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_per_example_matrices_of_sequences(cifar_file):
     """Gradients and Gauss-Newton matrices in a frame, against Jacobians and dense matrices of all outputs."""
     entropy, squared = (

@@ -231,6 +231,7 @@ def test_other_files_are_refused(tmp_path):
         load_cifar(short)
 
 
+@pytest.mark.slow
 def test_examples_do_not_meet_in_the_residual_network(tmp_path):
     """The outputs of an image are the same whatever else is in the batch; two stages, a projection, a pooling."""
     train, test = images(20, 10, 0), images(10, 10, 1)

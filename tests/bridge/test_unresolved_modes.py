@@ -108,6 +108,7 @@ def test_variances_follow_the_recursion_of_each_curvature():
         assert_allclose(state.variances, variances, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_excess_loss_of_noise_that_is_only_gradients(task, looks):
     """Half tr(H Sigma) outside the carried modes, exact for SGD on examples of equal curvature.
 

@@ -313,6 +313,7 @@ def lifted(w, x, y):
     return 1.0 + quadratic(w, x, y)
 
 
+@pytest.mark.slow
 def test_adam_is_judged_by_its_bounded_steps():
     # Beyond its edge Adam oscillates with steps of about eta in each weight: no warning while these cost little.
     monitor = StabilityMonitor(lifted, rule="adam", every=1)
@@ -329,6 +330,7 @@ def test_adam_is_judged_by_its_bounded_steps():
         assert min(abs(cost - 2.0), abs(cost - 2.5)) < 1e-6
 
 
+@pytest.mark.slow
 def test_transformation_reads_and_leaves_the_updates_alone(problem):
     params, data, batch = problem
     schedule = optax.linear_schedule(0.1, 0.2, 10)

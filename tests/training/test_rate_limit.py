@@ -267,6 +267,7 @@ def test_preconditioner_of_resting_weights():
     assert "E g_B^2" in found.method
 
 
+@pytest.mark.slow
 def test_curvatures_that_are_no_fit_are_taken_as_they_are():
     # logistic loss at its minimum: the examples' Hessians are of rank one, so both ways are open
     rng = np.random.default_rng(1)
@@ -294,6 +295,7 @@ def test_curvatures_that_are_no_fit_are_taken_as_they_are():
         max_stable_lr(logistic, w, data, batch_size=3, criterion="almost-sure")
 
 
+@pytest.mark.slow
 def test_batch_sharpness_away_from_a_minimum(fitted):
     params, data = fitted
     moved = jax.tree.map(lambda a: 1.5 * a, params)
