@@ -69,30 +69,34 @@ def solve(cell: Cell, plan: Plan) -> dict[str, Any]:
     if cell.rule == "gd" and not cell.full:
         return _filled(axis, numbers, status="left out", reason="gradient descent takes all examples")
     try:
-        begin = reach_checkpoint(cell, plan)
-        flow, forecast_seconds = _timed(lambda: _forecast(cell, begin, plan))
-        run, measured_seconds = _timed(lambda: measure(cell, begin, plan))
+        with np.errstate(over="ignore", invalid="ignore"):  # of runs that diverge
+            known, stopped = _compared(cell, plan)
     except Exception as failure:  # one cell of many: its reason is kept, and the others go on
         return _filled(axis, numbers, status="failed", reason=f"{type(failure).__name__}: {failure}")
+    lost = known["diverged"]
+    reason = stopped or (f"{lost} runs diverged" if lost else "")
+    return _filled(axis, numbers | known, status="does not apply" if stopped else "done", reason=reason)
+
+
+def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], str]:
+    """What is known of a cell, and why the flow stopped."""
+    begin = reach_checkpoint(cell, plan)
+    flow, forecast_seconds = _timed(lambda: _forecast(cell, begin, plan))
+    run, measured_seconds = _timed(lambda: measure(cell, begin, plan))
     stopped = flow.attrs["stopped"]
-    forecast = flow.reindex(step=axis)
-    series = {
+    forecast, mean = flow.reindex(step=plan.axis), run.weights.mean(axis=0)
+    known = {
         "forecast_sharpness": forecast["iterate_sharpness"].values,
         "forecast_loss": forecast["mean_loss"].values,
         "forecast_variance": forecast["direction_variance"].values,
-    } | run.series
-    mean = run.weights.mean(axis=0)
-    numbers |= {
         "moved": np.linalg.norm(mean - begin.theta),
         "distance": np.nan if stopped else np.linalg.norm(flow["final_params"].values - mean),
-        "mean_stderr": _stderr_of_mean(run.weights) if not cell.full else 0.0,
+        "mean_stderr": 0.0 if cell.full else _stderr_of_mean(run.weights),
         "forecast_seconds": forecast_seconds,
         "measured_seconds": measured_seconds,
         "diverged": run.diverged,
     }
-    status = "does not apply" if stopped else "done"
-    reason = stopped or (f"{run.diverged} runs diverged" if run.diverged else "")
-    return _filled(axis, numbers | series, status=status, reason=reason)
+    return known | run.series, stopped
 
 
 def _filled(axis: NDArray, known: Mapping[str, Any], *, status: str, reason: str) -> dict[str, Any]:
