@@ -279,7 +279,7 @@ def campaign_in_words(table: xr.Dataset) -> str:
     """
     dims = table["status"].dims
     flat = table.stack(cell=dims)
-    status = flat["status"].values.astype(str)
+    status = list(flat["status"].values)
     lines = []
     compared = int(np.isfinite(flat["sharpness_ratio"]).sum())
     for name, margin in (("sharpness", "sharpness_margin"), ("loss", "loss_margin")):
