@@ -184,7 +184,7 @@ def measure(cell: Cell, begin: Checkpoint, plan: Plan) -> Run:
     transformation: Any = rule
     if cell.remembers:
         made = cell.transformation()
-        transformation = optax.GradientTransformationExtraArgs(lambda _: begin.state, made.update)
+        transformation = optax.GradientTransformationExtraArgs(lambda params: begin.state, made.update)  # noqa: ARG005
         options = {}
     given: dict[str, Any] = {
         "seed": cell.seed + _RUN, "eta": cell.eta, "batch_size": cell.batch_size, "start": begin.theta,

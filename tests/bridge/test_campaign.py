@@ -129,7 +129,10 @@ def test_averages_cancel_an_alternation():
         {
             "loss": (("replica", "step"), (2 + swing)[None]),
             "sharpness": (("replica", "step"), (5 + k - 3 * swing)[None]),
-            "projection": (("replica", "iteration", "direction"), (0.1 * k[:-1] + 0.3 * swing[:-1])[None, :, None]),
+            "projection": (
+                ("replica", "iteration", "direction"),
+                (0.1 * k[:-1] + 0.3 * swing[:-1])[None, :, None],
+            ),
         },
         coords={"step": k},
     )
