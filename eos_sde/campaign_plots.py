@@ -90,8 +90,8 @@ def campaign_figure(table: xr.Dataset) -> Figure:
 
 
 def _diagonal(axis: Axes, late: xr.Dataset, quantity: str, scale) -> None:
-    forecast = (scale * late[f"forecast_{quantity}"]).mean("step")
-    measured = (scale * late[f"measured_{quantity}"]).mean("step")
+    forecast = (scale * late[f"forecast_{quantity}"]).mean("step", skipna=False)
+    measured = (scale * late[f"measured_{quantity}"]).mean("step", skipna=False)
     error = scale * late[f"late_{quantity}_stderr"]
     both = np.concatenate([forecast.values.ravel(), measured.values.ravel()])
     both = both[np.isfinite(both)]

@@ -1,5 +1,6 @@
 """The campaign: forecasts of training against real runs over networks, rules, batch sizes and seeds, resumable."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ QUICK: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """The same, tiny."""
+_KIND = "campaign"
 _AXES = ("task", "rule", "batch", "seed")
 
 
@@ -167,11 +169,13 @@ def _dataset(axes: Mapping[str, list], found: Mapping[tuple, dict], plan: Plan) 
     table = xr.Dataset(variables, coords=coords)
     late = table.isel(step=plan.late)
     ratios = {
-        f"{name}_ratio": _ratio(late[f"forecast_{name}"].mean("step"), late[f"measured_{name}"].mean("step"))
+        f"{name}_ratio": _ratio(
+            *(late[f"{kind}_{name}"].mean("step", skipna=False) for kind in ("forecast", "measured"))
+        )
         for name in ("sharpness", "loss", "variance")
     }
     margins = {"sharpness_margin": SHARPNESS_MARGIN, "loss_margin": LOSS_MARGIN}
-    return table.assign(ratios).assign_attrs(provenance(**asdict(plan), **margins))
+    return table.assign(ratios).assign_attrs(provenance(kind=_KIND, **asdict(plan), **margins))
 
 
 def _ratio(forecast: xr.DataArray, measured: xr.DataArray) -> xr.DataArray:
@@ -227,5 +231,8 @@ def _check_axes(axes: Mapping[str, list], plan: Plan) -> None:
 def _check_store(store: Path) -> None:
     if store.suffix != ".zarr":
         raise InvalidInput(f"store={store} must end in .zarr")
-    if store.exists() and not (store / "zarr.json").is_file():
-        raise InvalidInput(f"store={store} exists and is no Zarr store: choose another name")
+    if not store.exists():
+        return
+    group = store / "zarr.json"
+    if not group.is_file() or json.loads(group.read_text()).get("attributes", {}).get("kind") != _KIND:
+        raise InvalidInput(f"store={store} exists and holds no campaign: choose another name")

@@ -180,5 +180,8 @@ def test_stores_that_are_none_are_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"must end in \.zarr"):
         run_campaign(tmp_path / "new.nc", **CHOICE)
     (tmp_path / "papers.zarr").mkdir()
-    with pytest.raises(InvalidInput, match="is no Zarr store"):
+    with pytest.raises(InvalidInput, match="holds no campaign"):
         run_campaign(tmp_path / "papers.zarr", **CHOICE)
+    xr.Dataset({"other": ("x", [1.0])}).to_zarr(tmp_path / "other.zarr", zarr_format=3, consolidated=False)
+    with pytest.raises(InvalidInput, match="holds no campaign"):
+        run_campaign(tmp_path / "other.zarr", **CHOICE)
