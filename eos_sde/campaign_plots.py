@@ -81,7 +81,7 @@ def campaign_figure(table: xr.Dataset) -> Figure:
     late = table.isel(step=table["step"].values > 2 * table.attrs["steps"] / 3)
     _diagonal(left, late, "sharpness", table["eta"])
     _diagonal(right, late, "loss", 1.0)
-    left.set(xlabel="forecast learning rate × sharpness", ylabel="measured")
+    left.set(xlabel="forecast learning rate × sharpness", ylabel="measured", xscale="log", yscale="log")
     right.set(xlabel="forecast mean loss", ylabel="measured", xscale="log", yscale="log")
     right.legend(fontsize=7.5, frameon=False)
     done = int(np.isfinite(table["sharpness_ratio"]).sum())
