@@ -1,4 +1,4 @@
-"""The command line: `eos-sde replay`, `eos-sde onsets`, `eos-sde tasks`, `eos-sde models`."""
+"""The command line: `eos-sde replay`, `eos-sde onsets`, `eos-sde campaign`, `eos-sde tasks`, `eos-sde models`."""
 
 import json
 import os
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _INTERRUPTED = 130
-_INTERRUPTION = "interrupted; the experiments that were finished are kept in the output folder"
+_INTERRUPTION = "interrupted; what was finished is kept where the output goes"
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
 
@@ -125,6 +125,67 @@ def onsets(
     console.print(report.onsets_as_table(bridge.summarise_onsets(table)))
     console.print(report.onsets_in_words(table), soft_wrap=True)
     console.print(f"dataset: {dataset_path}\nfigure:  {figure_path}", soft_wrap=True)
+
+
+@app.command()
+def campaign(
+    task: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; digits-mlp and fashion-mlp by default.")
+    ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="May be repeated. [gd, sgd, sgdm, caeo; quick: sgd]")
+    ] = None,
+    batch: Annotated[
+        list[str] | None, typer.Option(help="Batch size or all; may be repeated. [4, 16, 64, all]")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many. [3; quick: 1]")] = None,
+    seed: Annotated[int, typer.Option(help="The first of them; the others follow.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps to forecast. [200; quick: 60]")] = None,
+    quick: Annotated[bool, typer.Option(help="Tiny networks, 100 examples, batches 4, 16, all.")] = False,
+    out: Annotated[Path, typer.Option(help="The store; cells and figures go beside it.")] = Path(
+        "campaign.zarr"
+    ),
+    as_json: _JSON = False,
+) -> None:
+    """Forecast training from checkpoints, run it, and compare: tasks x rules x batches x seeds.
+
+    Finished cells stay beside the store; the same command goes on where an interrupted one stopped. Example: eos-sde
+    campaign --quick --task digits-mlp --out digits.zarr
+    """
+    from eos_sde import bridge, campaign_plots, plots, report
+    from eos_sde.bridge.campaign import NETWORKS, QUICK
+
+    _check_folder(out.parent)
+    known = QUICK if quick else NETWORKS
+    count = (1 if quick else 3) if seeds is None else seeds
+    if count < 1:
+        raise InvalidInput(f"seeds={count} must be at least 1")
+    with _progress() as advance:
+        table = bridge.run_campaign(
+            out,
+            tasks={name: known.get(name, {}) for name in task or known},
+            batch_sizes=batch or (("4", "16", "all") if quick else ("4", "16", "64", "all")),
+            rules=rule or (("sgd",) if quick else ("gd", "sgd", "sgdm", "caeo")),
+            seeds=range(seed, seed + count),
+            steps=(60 if quick else 200) if steps is None else steps,
+            replicas=4 if quick else 8,
+            warmup=60 if quick else 100,
+            progress=advance,
+        )
+    figures = {}
+    for name, figure in campaign_plots.campaign_figures(table).items():
+        figures[name] = str(out.with_name(f"{out.stem}-{name}.png"))
+        plots.save(figure, figures[name])
+    if as_json:
+        sys.stdout.write(report.campaign_as_json(table, store=str(out), **figures) + "\n")
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print("Forecast over measured, last third of the steps, mean over the seeds.")
+    console.print(report.campaign_as_table(table))
+    console.print(report.campaign_in_words(table), soft_wrap=True)
+    console.print(
+        "\n".join([f"store:  {out}", *(f"figure: {path}" for path in figures.values())]), soft_wrap=True
+    )
 
 
 @app.command()

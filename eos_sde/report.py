@@ -1,4 +1,4 @@
-"""Tables of the replay and of the onsets, for people and for machines."""
+"""Tables of the replay, of the onsets and of the campaign, for people and for machines."""
 
 import json
 import math
@@ -230,3 +230,86 @@ def number(value: float | None, stderr: float | None) -> str:
     digits = max(0, 1 - math.floor(math.log10(stderr / factor)))
     text = f"{value / factor:.{digits}f} ± {stderr / factor:.{digits}f}"
     return text if scaled else f"({text})e{exponent}"
+
+
+def campaign_as_table(table: xr.Dataset) -> Table:
+    """Forecast over measured, a row per task, rule and batch size; valid Markdown when printed plainly.
+
+    Parameters
+    ----------
+    table : Dataset
+        From `bridge.run_campaign`.
+
+    Returns
+    -------
+    Table
+        Means over the seeds of the ratios of the last third of the steps, and of the distance from the mean of the
+        runs over the distance moved (in brackets what the sampling error of that mean alone gives).
+    """
+    shown = Table(box=box.MARKDOWN)
+    for heading in ("task", "rule", "batch", "eta × sharpness", "mean loss", "variance", "distance / moved"):
+        shown.add_column(heading, no_wrap=True)
+    for task in table["task"].values:
+        for rule in table["rule"].values:
+            for batch in table["batch"].values:
+                row = table.sel(task=task, rule=rule, batch=batch)
+                ratios = [row[f"{name}_ratio"] for name in ("sharpness", "loss", "variance")]
+                if not np.isfinite(ratios[0]).any():
+                    continue
+                told = [f"{float(r.mean()):.3f}" if np.isfinite(r).any() else "-" for r in ratios]
+                far, least = (
+                    float((row[name] / row["moved"]).mean()) for name in ("distance", "mean_stderr")
+                )
+                shown.add_row(str(task), str(rule), str(batch), *told, f"{far:.3f} ({least:.3f})")
+    return shown
+
+
+def campaign_in_words(table: xr.Dataset) -> str:
+    """How many cells hold, and which do not.
+
+    Parameters
+    ----------
+    table : Dataset
+        From `bridge.run_campaign`.
+
+    Returns
+    -------
+    str
+        Two sentences, and a line for each cell that is off, stopped or failed.
+    """
+    dims = table["status"].dims
+    flat = table.stack(cell=dims)
+    status = list(flat["status"].values)
+    lines = []
+    compared = int(np.isfinite(flat["sharpness_ratio"]).sum())
+    for name, margin in (("sharpness", "sharpness_margin"), ("loss", "loss_margin")):
+        allowed = table.attrs[margin]
+        within = int((abs(flat[f"{name}_ratio"] - 1) <= allowed).sum())
+        lines.append(
+            f"{within} of {compared} forecasts of {'mean ' if name == 'loss' else ''}{name} are within "
+            f"{100 * allowed:g} %."
+        )
+    for i in range(flat.sizes["cell"]):
+        cell = flat.isel(cell=i)
+        named = ", ".join(str(cell[dim].item()) for dim in dims)
+        ratios = {name: float(cell[f"{name}_ratio"]) for name in ("sharpness", "loss")}
+        if status[i] in ("does not apply", "failed"):
+            lines.append(f"{status[i]}: {named}: {cell['reason'].item()}")
+        elif any(abs(r - 1) > table.attrs[f"{name}_margin"] for name, r in ratios.items()):
+            told = ", ".join(f"{name} {100 * (r - 1):+.1f} %" for name, r in ratios.items())
+            lines.append(f"off: {named}: {told}")
+    return "\n".join(lines)
+
+
+def campaign_as_json(table: xr.Dataset, /, **files: str) -> str:
+    """All cells without their paths over steps, the provenance and the names of the files, as one JSON document."""
+    dims = table["status"].dims
+    flat = table[[name for name, values in table.data_vars.items() if "step" not in values.dims]].stack(
+        cell=dims
+    )
+    names = [*dims, *flat.data_vars]
+    records = [
+        {str(name): _finite(flat[name].isel(cell=i).item()) for name in names}
+        for i in range(flat.sizes["cell"])
+    ]
+    return json.dumps({**_plain(table.attrs), "files": files, "rows": records}, indent=1)

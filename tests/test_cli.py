@@ -9,6 +9,7 @@ import xarray as xr
 
 from eos_sde import bridge, cli, models
 from eos_sde.bridge import onset_grid
+from eos_sde.bridge.campaign_cells import NUMBERS
 from solvers.errors import AccuracyWarning, InvalidInput
 
 
@@ -40,6 +41,13 @@ def _elsewhere(tmp_path, monkeypatch):
         (["onsets", "--batch", "65"], "batch_size=65 must lie between 1 and 64"),
         (["onsets", "--seeds", "0"], "seeds=0 must be at least 1"),
         (["onsets", "--seed", "-1"], "seed=-1 must be at least 0"),
+        (["campaign", "--task", "resnet"], "task='resnet' is not known"),
+        (["campaign", "--rule", "adamw"], "rule='adamw' is not known"),
+        (["campaign", "--batch", "400"], "it must be from 1 to 399 for digits-mlp"),
+        (["campaign", "--seeds", "0"], "seeds=0 must be at least 1"),
+        (["campaign", "--steps", "15"], "save_every=10 must be even, and steps=15"),
+        (["campaign", "--out", "campaign.nc"], "must end in .zarr"),
+        (["campaign", "--out", "a-file/c.zarr"], "a-file"),
         (["tasks", "extra"], "extra"),
         (["bogus"], "bogus"),
     ],
@@ -194,3 +202,55 @@ def test_onsets_writes_and_prints(monkeypatch, capsys, tmp_path):
     assert len(rows) == 12
     assert [rows[0][name] for name in ("measured", "verdict", "loss")] == [0.8, "off", "half-squared-error"]
     assert rows[6]["measured"] is None
+
+
+def _campaign(store, **settings):
+    """A table of two cells made up in no time: one off, one whose flow stopped."""
+    dims = ("task", "rule", "batch", "seed")
+    coords = {
+        "task": list(settings["tasks"]),
+        "rule": ["sgd"],
+        "batch": ["4", "all"],
+        "seed": list(settings["seeds"]),
+    }
+    shape = tuple(map(len, coords.values()))
+    names = [
+        f"{kind}_{name}" for kind in ("forecast", "measured") for name in ("sharpness", "loss", "variance")
+    ]
+    paths = {name: ((*dims, "step"), np.ones((*shape, 3))) for name in names}
+    paths |= {f"measured_{name}_stderr": ((*dims, "step"), np.full((*shape, 3), 0.1)) for name in (
+        "sharpness", "loss", "variance")}  # fmt: skip
+    ones = dict.fromkeys(
+        (*NUMBERS, "sharpness_ratio", "loss_ratio", "variance_ratio"), (dims, np.ones(shape))
+    )
+    words = {
+        name: (dims, np.full(shape, word, object)) for name, word in (("status", "done"), ("reason", ""))
+    }
+    table = xr.Dataset(paths | ones | words, coords=coords | {"step": [0, 10, 20]}).copy(deep=True)
+    table["loss_ratio"][0, 0, 0, 0] = 1.2
+    table["sharpness_ratio"][0, 0, 1, 0] = np.nan
+    table["status"][0, 0, 1, 0], table["reason"][0, 0, 1, 0] = "does not apply", "step 0: a catapult"
+    settings["progress"]("campaign", 1.0)
+    return table.assign_attrs(
+        steps=20,
+        sharpness_margin=0.05,
+        loss_margin=0.1,
+        arguments=repr((store.name, settings["batch_sizes"])),
+    )
+
+
+def test_campaign_writes_and_prints(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bridge, "run_campaign", _campaign)
+    choice = ["campaign", "--quick", "--task", "digits-mlp", "--seed", "3", "--out", "a.zarr"]
+    assert cli.main(choice) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "| digits-mlp | sgd  | 4     | 1.000" in out  # Markdown
+    assert "off: digits-mlp, sgd, 4, 3: sharpness +0.0 %, loss +20.0 %" in out
+    assert "does not apply: digits-mlp, sgd, all, 3: step 0: a catapult" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-all.png", "a-digits-mlp-sgd.png"]
+    assert cli.main([*choice, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["arguments"] == "('a.zarr', ('4', '16', 'all'))"
+    assert [row["sharpness_ratio"] for row in document["rows"]] == [1.0, None]
+    assert document["files"]["all"] == "a-all.png"

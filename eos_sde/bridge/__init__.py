@@ -2,6 +2,7 @@
 
 from eos_sde.bridge.applicability import Applicable, applicable_criterion
 from eos_sde.bridge.calibration import calibrate
+from eos_sde.bridge.campaign import run_campaign
 from eos_sde.bridge.datasets import load_dataset
 from eos_sde.bridge.escape import measure_escape
 from eos_sde.bridge.escape_prediction import EscapePrediction, predict_escape
@@ -52,6 +53,7 @@ __all__ = [
     "predict_escape",
     "record",
     "replay",
+    "run_campaign",
     "stochastic_central_flow",
     "summarise_onsets",
     "task_defaults",

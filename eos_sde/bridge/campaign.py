@@ -1,0 +1,238 @@
+"""The campaign: forecasts of training against real runs over networks, rules, batch sizes and seeds, resumable."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from eos_sde.bridge.campaign_cells import NUMBERS, SERIES, Store
+from eos_sde.bridge.campaign_runs import RULES, Cell, Plan
+from eos_sde.bridge.task_library import Task, load_task, tasks
+from solvers.errors import InvalidInput
+from solvers.provenance import provenance
+
+SHARPNESS_MARGIN = 0.05
+LOSS_MARGIN = 0.10
+"""Relative differences up to which a forecast counts as good."""
+NETWORKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "digits-mlp": {"examples": 400, "hidden": (24, 24), "pool": 1},
+        "fashion-mlp": {"examples": 400, "hidden": (24, 24), "pool": 4},
+    }
+)
+"""Networks of the campaign and their settings over those of the tasks."""
+QUICK: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "digits-mlp": {"examples": 100, "hidden": (8,), "pool": 2},
+        "fashion-mlp": {"examples": 100, "hidden": (8,), "pool": 4},
+    }
+)
+"""The same, tiny."""
+_KIND = "campaign"
+_AXES = ("task", "rule", "batch", "seed")
+
+
+def run_campaign(
+    store: Path | str,
+    *,
+    tasks: Sequence[str] | Mapping[str, Mapping[str, Any]] = NETWORKS,
+    batch_sizes: Sequence[int | str] = (4, 16, 64, "all"),
+    rules: Sequence[str] = ("gd", "sgd", "sgdm", "caeo"),
+    seeds: int | Sequence[int] = 3,
+    steps: int = 200,
+    replicas: int = 8,
+    warmup: int = 100,
+    save_every: int = 10,
+    progress: Callable[[str, float], None] | None = None,
+) -> xr.Dataset:
+    """Forecast training from checkpoints, run it, and compare at the same steps.
+
+    A cell is a task, a rule, a batch size and a seed. Its checkpoint is reached by `warmup` steps of SGD at batch 32
+    (see `checkpoint`) and, for rules with a memory, as many more of their own. The forecast is that of
+    `stochastic_central_flow` with its defaults, and sees the checkpoint and nothing else; the run is that of `record`
+    from the same checkpoint, with batches of its own. A finished cell is a JSON file in a folder beside the store,
+    written whole or not at all, and is not computed again; one that failed is. The table of all cells is the store,
+    written at the end.
+
+    Parameters
+    ----------
+    store : path
+        Ending in .zarr; the cells are in the folder of the same name with .cells.
+    tasks : sequence of str or mapping
+        Names of tasks, with the settings of `NETWORKS` where they are there; or name to settings of `load_task`.
+    batch_sizes : sequence of int or "all"
+        Below the number of examples, without replacement.
+    rules : sequence of {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "caeo"}
+        "gd" takes all examples; its cells at other batch sizes are left out.
+    seeds : int or sequence of int
+        How many, from 0; or which. Of the weights and the batches.
+    steps : int
+        After the checkpoint; a multiple of `save_every`.
+    replicas : int
+        Runs of a cell, at least 3; one where the batch is all examples.
+    warmup : int
+        Steps to the checkpoint.
+    save_every : int
+        Steps between comparisons; even. Variances, and everything where the batch is all examples (a run oscillates
+        there), are averages over so many steps about each.
+    progress : callable, optional
+        Called with "campaign" and the fraction done.
+
+    Returns
+    -------
+    Dataset (task, rule, batch, seed, step)
+        ``forecast_sharpness``, ``measured_sharpness``, ``measured_sharpness_stderr``; the same of ``loss`` (mean
+        training loss) and ``variance`` (along the checkpoint's top eigenvector; of the alternation where the batch is
+        all examples). Without step: ``moved``, ``distance`` (of the forecast weights from the mean of the runs),
+        ``mean_stderr`` (sampling error of that mean), ``forecast_seconds``, ``measured_seconds``, ``eta``,
+        ``examples``, ``diverged``; ``sharpness_ratio``, ``loss_ratio``, ``variance_ratio`` (forecast over measured,
+        means over the last third of the steps), ``late_sharpness_stderr`` (of that measured mean; the same of ``loss``
+        and ``variance``); ``status``: "done", "does not apply" (the flow stopped), "failed" or "left out", and
+        ``reason``.
+
+    Raises
+    ------
+    InvalidInput
+        For unknown names, sizes out of range, or cells made with other settings.
+
+    Notes
+    -----
+    Learning rates are the tasks' own times 1 for "gd" and "sgd", 0.3 for momentum, 0.01 for "rmsprop" (b2 = 0.99), 0.02
+    for "adam" and 2 for "caeo" (delta = 0.5).
+    """
+    store = Path(store)
+    plan = Plan(steps=steps, replicas=replicas, warmup=warmup, save_every=save_every)
+    chosen = tasks if isinstance(tasks, Mapping) else {name: NETWORKS.get(name, {}) for name in tasks}
+    numbered = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    axes = {
+        "task": list(chosen),
+        "rule": list(rules),
+        "batch": [str(b) for b in batch_sizes],
+        "seed": numbered,
+    }
+    _check_axes(axes, plan)
+    _check_store(store)
+    loaded = {name: _loaded(name, _hashable(settings)) for name, settings in chosen.items()}
+    sizes = {(name, b): _batch_size(b, task) for name, task in loaded.items() for b in axes["batch"]}
+    cells, found = Store(store.with_suffix(".cells"), plan), {}
+    total = math.prod(map(len, axes.values()))
+    for done, key in enumerate(product(*axes.values()), start=1):
+        name, rule, batch, seed = key
+        found[key] = cells.get(Cell(loaded[name], rule, sizes[name, batch], seed), batch)
+        if progress is not None:
+            progress("campaign", done / total)
+    table = _dataset(axes, found, plan)
+    _write(table, store)
+    return table
+
+
+def _hashable(settings: Mapping[str, Any]) -> tuple:
+    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items())
+
+
+@lru_cache(maxsize=8)
+def _loaded(name: str, settings: tuple) -> Task:
+    """The same object again, for which everything is compiled already."""
+    return load_task(name, **dict(settings))
+
+
+def _dataset(axes: Mapping[str, list], found: Mapping[tuple, dict], plan: Plan) -> xr.Dataset:
+    order = list(product(*axes.values()))
+    shape = tuple(map(len, axes.values()))
+
+    def gathered(name: str, *more: int) -> np.ndarray:
+        return np.array([found[key][name] for key in order], dtype=float).reshape(*shape, *more)
+
+    step = plan.axis
+    variables: dict[str, Any] = {
+        name: ((*_AXES, "step"), gathered(name, step.size), {"units": units, "long_name": text})
+        for name, (units, text) in SERIES.items()
+    }
+    variables |= {
+        name: (_AXES, gathered(name), {"units": units, "long_name": text})
+        for name, (units, text) in NUMBERS.items()
+    }
+    words = {
+        name: np.array([found[key][name] for key in order], dtype=object) for name in ("status", "reason")
+    }
+    variables |= {name: (_AXES, values.reshape(shape).astype(str)) for name, values in words.items()}
+    coords = {**axes, "step": ("step", step, {"units": "1", "long_name": "steps since the checkpoint"})}
+    table = xr.Dataset(variables, coords=coords)
+    late = table.isel(step=plan.late)
+    ratios = {
+        f"{name}_ratio": _ratio(
+            *(late[f"{kind}_{name}"].mean("step", skipna=False) for kind in ("forecast", "measured"))
+        )
+        for name in ("sharpness", "loss", "variance")
+    }
+    margins = {"sharpness_margin": SHARPNESS_MARGIN, "loss_margin": LOSS_MARGIN}
+    return table.assign(ratios).assign_attrs(provenance(kind=_KIND, **asdict(plan), **margins))
+
+
+def _ratio(forecast: xr.DataArray, measured: xr.DataArray) -> xr.DataArray:
+    """Forecast over measured in the mean of the last third; NaN where one is missing, or no fluctuation is forecast."""
+    ratio = forecast.where(forecast > 0) / measured.where(measured > 0)
+    return ratio.assign_attrs(units="1", long_name="forecast over measured, last third of the steps")
+
+
+def _write(table: xr.Dataset, store: Path) -> None:
+    """Write the store whole or not at all."""
+    texts = [name for name in table.variables if table[name].dtype.kind == "U"]
+    plain = table.assign({name: table[name].astype(object) for name in texts if name not in table.coords})
+    plain = plain.assign_coords({n: table[n].astype(object) for n in texts if n in table.coords})
+    partial = store.with_suffix(".part")
+    plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
+    if store.exists():
+        shutil.rmtree(store)
+    partial.rename(store)
+
+
+def _batch_size(batch: str, task: Task) -> int:
+    size = task.n if batch == "all" else int(batch)
+    if batch != "all" and not 1 <= size < task.n:
+        raise InvalidInput(
+            f"batch_sizes names {size}: it must be from 1 to {task.n - 1} for {task.name}, or 'all' of its examples"
+        )
+    return size
+
+
+def _check_axes(axes: Mapping[str, list], plan: Plan) -> None:
+    for name, values in axes.items():
+        if not values or len(set(values)) < len(values):
+            raise InvalidInput(f"{name}={values} must be one or more different values")
+    for name, allowed in (("task", tasks()), ("rule", RULES)):
+        for value in axes[name]:
+            if value not in allowed:
+                raise InvalidInput(f"{name}={value!r} is not known: choose one of {', '.join(allowed)}")
+    for batch in axes["batch"]:
+        if batch != "all" and not batch.isdecimal():
+            raise InvalidInput(f"batch_sizes names {batch!r}: give numbers of examples, or 'all'")
+    if min(axes["seed"]) < 0:
+        raise InvalidInput(f"seed={min(axes['seed'])} must be at least 0")
+    for name, least in (("steps", 1), ("replicas", 3), ("warmup", 2), ("save_every", 2)):
+        value = getattr(plan, name)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}")
+    if plan.save_every % 2 or plan.steps % plan.save_every or plan.steps < 3 * plan.save_every:
+        raise InvalidInput(
+            f"save_every={plan.save_every} must be even, and steps={plan.steps} three or more times as many"
+        )
+
+
+def _check_store(store: Path) -> None:
+    if store.suffix != ".zarr":
+        raise InvalidInput(f"store={store} must end in .zarr")
+    if not store.exists():
+        return
+    group = store / "zarr.json"
+    if not group.is_file() or json.loads(group.read_text()).get("attributes", {}).get("kind") != _KIND:
+        raise InvalidInput(f"store={store} exists and holds no campaign: choose another name")

@@ -1,0 +1,162 @@
+"""One cell of the campaign: a forecast from a checkpoint alone, the run from it, both in lockstep, kept in a file."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from eos_sde.bridge.campaign_runs import Cell, Checkpoint, Plan, measure, reach_checkpoint
+from eos_sde.bridge.stochastic_flow import stochastic_central_flow
+from solvers.errors import InvalidInput
+from solvers.provenance import provenance
+
+SERIES = {
+    "forecast_sharpness": ("1/time", "sharpness of iterates, forecast"),
+    "measured_sharpness": ("1/time", "sharpness of the runs, mean"),
+    "measured_sharpness_stderr": ("1/time", "its standard error over the runs"),
+    "forecast_loss": ("1", "mean loss, forecast"),
+    "measured_loss": ("1", "loss of the runs, mean"),
+    "measured_loss_stderr": ("1", "its standard error over the runs"),
+    "forecast_variance": ("weight^2", "variance along the checkpoint's top eigenvector, forecast"),
+    "measured_variance": ("weight^2", "variance of the runs along it"),
+    "measured_variance_stderr": ("weight^2", "its jackknife error over the runs"),
+}
+"""Saved at every `save_every` steps."""
+NUMBERS = {
+    "eta": ("time", "learning rate"),
+    "examples": ("1", "examples in a batch"),
+    "moved": ("weight", "distance from the checkpoint to the mean of the runs at the end"),
+    "distance": ("weight", "distance of the forecast weights from that mean"),
+    "mean_stderr": ("weight", "sampling error of that mean, which a perfect forecast would show"),
+    "late_sharpness_stderr": (
+        "1/time",
+        "standard error of the measured mean over the last third of the steps",
+    ),
+    "late_loss_stderr": ("1", "the same of the loss"),
+    "late_variance_stderr": ("weight^2", "the same of the variance"),
+    "forecast_seconds": ("s", "CPU time of the forecast, with compilation"),
+    "measured_seconds": ("s", "CPU time of the runs and their measurement, with compilation"),
+    "diverged": ("1", "runs that diverged"),
+}
+STATUSES = ("done", "does not apply", "failed", "left out")
+
+
+def solve(cell: Cell, plan: Plan) -> dict[str, Any]:
+    """Forecast and measure a cell.
+
+    Parameters
+    ----------
+    cell : Cell
+        What is forecast.
+    plan : Plan
+        How long.
+
+    Returns
+    -------
+    dict
+        ``status`` (one of `STATUSES`), ``reason``, the `SERIES` (lists over the saved steps) and the `NUMBERS`;
+        None where they do not exist.
+    """
+    axis = plan.axis
+    numbers = {"eta": cell.eta, "examples": cell.batch_size}
+    if cell.rule == "gd" and not cell.full:
+        return _filled(axis, numbers, status="left out", reason="gradient descent takes all examples")
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # of runs that diverge
+            known, stopped = _compared(cell, plan)
+    except Exception as failure:  # one cell of many: its reason is kept, and the others go on
+        return _filled(axis, numbers, status="failed", reason=f"{type(failure).__name__}: {failure}")
+    lost = known["diverged"]
+    reason = stopped or (f"{lost} runs diverged" if lost else "")
+    return _filled(axis, numbers | known, status="does not apply" if stopped else "done", reason=reason)
+
+
+def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], str]:
+    """What is known of a cell, and why the flow stopped."""
+    begin = reach_checkpoint(cell, plan)
+    flow, forecast_seconds = _timed(lambda: _forecast(cell, begin, plan))
+    run, measured_seconds = _timed(lambda: measure(cell, begin, plan))
+    stopped = flow.attrs["stopped"]
+    forecast, mean = flow.reindex(step=plan.axis), run.weights.mean(axis=0)
+    known = {
+        "forecast_sharpness": forecast["iterate_sharpness"].values,
+        "forecast_loss": forecast["mean_loss"].values,
+        "forecast_variance": forecast["direction_variance"].values,
+        "moved": np.linalg.norm(mean - begin.theta),
+        "distance": np.nan if stopped else np.linalg.norm(flow["final_params"].values - mean),
+        "mean_stderr": 0.0 if cell.full else _stderr_of_mean(run.weights),
+        "forecast_seconds": forecast_seconds,
+        "measured_seconds": measured_seconds,
+        "diverged": run.diverged,
+    }
+    return known | run.series, stopped
+
+
+def _filled(axis: NDArray, known: Mapping[str, Any], *, status: str, reason: str) -> dict[str, Any]:
+    empty = {name: [None] * axis.size for name in SERIES} | dict.fromkeys(NUMBERS)
+    plain = {name: _plain(value) for name, value in known.items()}
+    return empty | plain | {"status": status, "reason": reason}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers for JSON, which has no NaN; all digits are kept."""
+    if np.ndim(value):
+        return [_plain(one) for one in np.asarray(value)]
+    return float(value) if np.isfinite(value) else None
+
+
+def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.process_time()
+    return job(), time.process_time() - began
+
+
+def _forecast(cell: Cell, begin: Checkpoint, plan: Plan) -> xr.Dataset:
+    return stochastic_central_flow(
+        cell.task, begin.theta, batch_size=cell.batch_size, rule=cell.rule, eta=cell.eta, steps=plan.steps,
+        state=begin.state, modes=min(16, (cell.task.size - 1) // 5), save_every=plan.save_every,
+        stride=next(k for k in (5, 4, 3, 2, 1) if plan.save_every % k == 0), seed=cell.seed,
+        direction=begin.direction, **cell.options,
+    )  # fmt: skip
+
+
+def _stderr_of_mean(weights: NDArray) -> float:
+    return float(np.sqrt(weights.var(axis=0, ddof=1).sum() / len(weights)))
+
+
+class Store:
+    """The folder of finished cells, a JSON file each."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self._folder, self._plan = folder, plan
+
+    def get(self, cell: Cell, label: str) -> dict[str, Any]:
+        """A finished cell, or a new one that is kept at once; one that failed is tried again."""
+        path = self._folder / f"{cell.task.name}_{cell.rule}_batch-{label}_seed{cell.seed}.json"
+        settings = self._settings(cell)
+        if path.exists():
+            known = json.loads(path.read_text())
+            if known.get("settings") != settings:
+                raise InvalidInput(f"{path} was made with other settings; choose another store")
+            if known["status"] != "failed":
+                return known
+        found = solve(cell, self._plan) | {"settings": settings} | provenance()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".part{os.getpid()}")
+        partial.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+        return found
+
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        """What decides the numbers of a cell, as it comes back from JSON."""
+        decided = {"task": dict(cell.task.settings), "plan": asdict(self._plan)}
+        decided |= {"eta": cell.eta, "options": cell.options, "batch_size": cell.batch_size}
+        return json.loads(
+            json.dumps(decided, default=lambda value: getattr(value, "tolist", value.__str__)())
+        )
