@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eos_sde.bridge.fluctuation_statistics import RUNAWAY, jackknife
 from eos_sde.bridge.local_noise import LocalNoise, gauss_newton_products
 from eos_sde.bridge.task_library import Task
+from eos_sde.optimizers.curvature.krylov import krylov_space
 
 _PROBES, _KRYLOV = 8, 24
 
@@ -182,7 +183,7 @@ def _probed_shares(
     signs = np.random.default_rng([seed, 1]).choice([-1.0, 1.0], (_PROBES, local.examples))
     signs -= signs.mean(axis=1, keepdims=True)
     block = _probes(task, theta, modes, jnp.asarray(signs / np.sqrt(local.examples)))
-    nodes, weights = _quadrature(task, theta, modes, np.asarray(block))
+    nodes, weights = (np.asarray(part) for part in _quadrature(task, theta, modes, block))
     squares = np.sum(np.asarray(block) ** 2, axis=0)
     values = np.sum(weights * _relaxed(nodes, eta, window), axis=1)
     return values * squares / squares.mean()
@@ -197,34 +198,22 @@ def _probes(task: Task, theta: jax.Array, modes: jax.Array, signs: jax.Array) ->
 
 
 @partial(jax.jit, static_argnames="task")
-def _products_outside(task: Task, theta: jax.Array, modes: jax.Array, block: jax.Array) -> jax.Array:
-    products = gauss_newton_products(task, theta, block)
-    return products - modes @ (modes.T @ products)
-
-
 def _quadrature(
-    task: Task, theta: jax.Array, modes: jax.Array, block: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    task: Task, theta: jax.Array, modes: jax.Array, block: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Gauss nodes and weights of the Gauss-Newton part outside the modes for each column, shapes (probes, steps)."""
-    probes = block.shape[1]
-    basis = [block / np.maximum(np.linalg.norm(block, axis=0), np.finfo(float).tiny)]
-    steps = min(_KRYLOV, block.shape[0] - modes.shape[1])
-    diagonal, beside = np.zeros((probes, steps)), np.zeros((probes, steps))
-    for j in range(steps):
-        image = np.array(_products_outside(task, theta, modes, jnp.asarray(basis[j])))
-        diagonal[:, j] = np.sum(image * basis[j], axis=0)
-        for _ in range(2):
-            for one in basis:
-                image -= one * np.sum(image * one, axis=0)
-        beside[:, j] = np.linalg.norm(image, axis=0)
-        basis.append(image / np.maximum(beside[:, j], 1e-12))
-    matrices = np.zeros((probes, steps, steps))
-    index = np.arange(steps)
-    matrices[:, index, index] = diagonal
-    matrices[:, index[1:], index[:-1]] = beside[:, :-1]
-    matrices[:, index[:-1], index[1:]] = beside[:, :-1]
-    nodes, vectors = np.linalg.eigh(matrices)
-    return nodes, vectors[:, 0, :] ** 2
+
+    def products(vector: jax.Array) -> jax.Array:
+        image = gauss_newton_products(task, theta, vector[:, None])[:, 0]
+        return image - modes @ (modes.T @ image)
+
+    def one(column: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = column / jnp.maximum(jnp.linalg.norm(column), jnp.finfo(column.dtype).tiny)
+        found = krylov_space(products, start, min(_KRYLOV, task.size - modes.shape[1]))
+        nodes, vectors = jnp.linalg.eigh(found.matrix)
+        return nodes, vectors[0] ** 2
+
+    return jax.lax.map(one, block.T)
 
 
 @partial(jax.jit, static_argnames="task")

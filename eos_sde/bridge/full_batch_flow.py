@@ -39,6 +39,7 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.critical_modes import complementary_covariance
 from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
+from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rule_central_flow import RuleCentralFlow
 from eos_sde.bridge.spectrum import curvature_gradients, top_modes
@@ -191,8 +192,8 @@ def central_flow(
         the Hessian, preconditioned by the rates, over the rule's edge: 1 at the edge), ``critical_modes`` (such
         eigenvalues within 5 % of the edge, or beyond), ``learning_rate`` (of rules with one for all weights).
         ``final_params(weight)``, and ``final_momentum``, ``final_second_moments`` of rules that keep them;
-        ``attrs["stopped"]`` is empty or says where and why the flow
-        ceased to apply; ``step`` is empty where it never did.
+        ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply; ``step`` is empty where it never
+        did. ``attrs["caution"]`` is empty or says what speaks against the forecast (`flow_validity`).
 
     Raises
     ------
@@ -226,6 +227,7 @@ def central_flow(
         flow.theta,
         method="central flow",
         stopped=stopped,
+        caution=cautions(rows, rule=rule, full_batch=True, stopped=stopped),
         final=described.kept(flow.memory) if isinstance(flow, RuleCentralFlow) else {},
         one_rate=not described.adaptive,
         **details,

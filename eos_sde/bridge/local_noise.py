@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from eos_sde.bridge.losses import LOSSES
+from eos_sde.bridge.losses import output_curvature, output_slopes
 from eos_sde.bridge.spectrum import hessian_products, top_modes
 from eos_sde.bridge.task_library import Task
 
@@ -111,7 +111,7 @@ def local_noise(task: Task, theta: jax.Array, modes: int) -> LocalNoise:
         noise_trace=float(squares.mean() - gradient @ gradient),
         spread=np.asarray(grams.mean(axis=0) - mean.T @ mean),
         loss=float(loss),
-        kicks=np.zeros((0, task.n, modes)),
+        kicks=np.zeros((0, task.n, block.shape[1])),
     )
 
 
@@ -146,9 +146,8 @@ def curvature_rows(task: Task, theta: jax.Array, modes: jax.Array) -> jax.Array:
         For `thresholds.sgd_tail_exponent`.
     """
     outputs, push = jax.linearize(task.apply, theta)
-    tangents = jax.vmap(push, 1, 2)(modes)
-    bend = _output_curvature(task, outputs)
-    values, vectors = jnp.linalg.eigh(bend)
+    tangents = jax.vmap(push, 1, -1)(modes).reshape(task.n, -1, modes.shape[1])
+    values, vectors = jnp.linalg.eigh(output_curvature(task.loss_name, outputs, task.y))
     roots = jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * vectors.transpose(0, 2, 1)
     return jnp.einsum("nab,nbk->nak", roots, tangents)
 
@@ -170,13 +169,6 @@ def gauss_newton_products(task: Task, theta: jax.Array, directions: jax.Array) -
     """
     outputs, push = jax.linearize(task.apply, theta)
     pull = jax.linear_transpose(push, theta)
-    bend = _output_curvature(task, outputs) / task.n
-
-    def product(direction: jax.Array) -> jax.Array:
-        return pull(jnp.einsum("nab,nb->na", bend, push(direction)))[0]
-
-    return jax.vmap(product, 1, 1)(directions)
-
-
-def _output_curvature(task: Task, outputs: jax.Array) -> jax.Array:
-    return jax.vmap(jax.hessian(LOSSES[task.loss_name]))(outputs, task.y)
+    tangents = jax.vmap(push, 1, -1)(directions)
+    _, bent = output_slopes(task.loss_name, outputs, task.y, tangents)
+    return jax.vmap(lambda image: pull(image / task.n)[0], -1, 1)(bent)

@@ -45,6 +45,7 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
 from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
+from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rule_flow import RuleFlow
@@ -239,6 +240,7 @@ def stochastic_central_flow(
         ``learning_rate`` (of rules with one for all weights). ``final_params(weight)``, and ``final_momentum``,
         ``final_second_moments`` of rules that keep them;
         ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply.
+        ``attrs["caution"]`` is empty or says what speaks against the forecast (`flow_validity`).
 
     Raises
     ------
@@ -271,6 +273,7 @@ def stochastic_central_flow(
         flow.theta,
         method="stochastic central flow",
         stopped=stopped,
+        caution=cautions(rows, rule=rule, full_batch=False, stopped=stopped),
         final=described.kept(flow.memory) if isinstance(flow, RuleFlow) else {},
         one_rate=not described.adaptive,
         **details,

@@ -331,8 +331,9 @@ def sharpness_plateau(calibration: xr.Dataset, *, eta: float, batch_size: int) -
     ``S = 2/eta - [1 - sqrt(1 - eta^2 beta sigma^2 / (2 alpha))] / eta``, where sigma^2 is the variance of the
     *batch gradient* along the top eigenvector (loss^2 per weight^2), so that the weight itself is kicked by
     eta sigma per step. It follows from the reduced map x+ = -(1 + eta y) x + eta sigma xi,
-    y+ = y + eta (alpha - beta x^2/2) with y frozen at its mean; the map's fluctuations of x^2 add about
-    ``eta alpha`` to the gap, and where this is not small beside the gap the law is too high.
+    y+ = y + eta (alpha - beta x^2/2) with y frozen at its mean; the map's fluctuations of x^2 add once to four
+    times ``eta alpha`` to the gap (more the weaker the noise; `notebooks/01_models_of_the_edge.ipynb`), and where
+    this is not small beside the gap the law is too high.
 
     Parameters
     ----------

@@ -1,0 +1,81 @@
+"""Whether a forecast of a central flow can be trusted, judged from the forecast alone, and why not."""
+
+from collections.abc import Mapping, Sequence
+
+_SECOND_ORDER = (
+    0.1  # relative error of the mean loss from which on the excess is too large for the second order
+)
+_MOST_OUTSIDE = 0.5  # share of the excess from outside the carried modes
+_MOMENTUM = ("sgdm", "nesterov")
+
+
+def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool, stopped: str) -> str:
+    """Reasons against a forecast; nothing where there is none.
+
+    The flow is of second order in the fluctuation: with e the share of the mean loss that the fluctuation makes up,
+    what is left out is of relative order e^2. It says nothing beyond the mean-square edge, where its covariance grows
+    from step to step. What is known to be missing of a rule is told where it matters.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` where known.
+    rule : str
+        As for `make_rule`.
+    full_batch : bool
+        Whether the flow is that of an oscillation, not of noise.
+    stopped : str
+        Why it ended early, or nothing.
+
+    Returns
+    -------
+    str
+        Sentences.
+    """
+    found = [f"the flow ended early, at {stopped}"] if stopped else []
+    if not rows:
+        return "; ".join(found)
+    shares = [1.0 - row["loss"] / row["mean_loss"] for row in rows if row["mean_loss"] > 0]
+    worst = max(shares, default=0.0)
+    if worst**2 > _SECOND_ORDER:
+        found.append(
+            f"the fluctuation makes up {100 * worst:.0f} % of the mean loss, so that what the second order leaves "
+            f"out may be {100 * worst**2:.0f} % of it"
+        )
+    if full_batch:
+        return "; ".join(found + _of_oscillation(rows, rule))
+    beyond = sum(row["radius"] >= 1.0 for row in rows)
+    if beyond:
+        found.append(
+            f"SGD is mean-square unstable at {beyond} of {len(rows)} saved points, where fluctuations grow"
+        )
+    if any("unresolved_loss" not in row for row in rows):
+        found.append(
+            f"noise outside the carried modes is left out for rule={rule!r}: losses come out low at small batches"
+        )
+        return "; ".join(found)
+    outside = [
+        row["unresolved_loss"] / (row["mean_loss"] - row["loss"])
+        for row in rows
+        if row["mean_loss"] > row["loss"]
+    ]
+    if max(outside, default=0.0) > _MOST_OUTSIDE:
+        found.append(
+            f"{100 * max(outside):.0f} % of the excess loss comes from outside the carried modes, without curvature "
+            "noise of their own; raise modes"
+        )
+    return "; ".join(found)
+
+
+def _of_oscillation(rows: Sequence[Mapping[str, float]], rule: str) -> list[str]:
+    """What is missing where modes are at the edge of a full-batch rule."""
+    if not any(row["critical_modes"] for row in rows):
+        return []
+    if rule in _MOMENTUM:
+        return [
+            f"full-batch rule={rule!r} does not rest at its edge as the flow does: runs burst and fall below it, and "
+            "paths part by a third of the way"
+        ]
+    if rule == "adam":
+        return ["full-batch Adam bursts at its edge, where the flow rests"]
+    return ["the curvature of a run swings about its edge, some 5 % beyond it in the largest eigenvalue"]

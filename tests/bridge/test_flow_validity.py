@@ -1,0 +1,56 @@
+"""What speaks against a forecast, from saved points made by hand and from flows."""
+
+import jax.numpy as jnp
+import pytest
+
+from eos_sde.bridge import central_flow, stochastic_central_flow
+from eos_sde.bridge.flow_validity import cautions
+
+SOUND = {"loss": 0.8, "mean_loss": 1.0, "radius": 0.7, "critical_modes": 0, "unresolved_loss": 0.05}
+
+
+def of(*changes, rule="sgd", full_batch=False, stopped=""):
+    return cautions([SOUND | change for change in changes], rule=rule, full_batch=full_batch, stopped=stopped)
+
+
+def test_nothing_speaks_against_a_small_resolved_stable_fluctuation():
+    assert of({}, {}) == ""
+    assert of({}, full_batch=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "told"),
+    [
+        (
+            {"loss": 0.6},
+            {},
+            "makes up 40 % of the mean loss, so that what the second order leaves out may be 16 %",
+        ),
+        ({"radius": 1.02}, {}, "mean-square unstable at 1 of 2 saved points"),
+        ({"unresolved_loss": 0.12}, {}, "60 % of the excess loss comes from outside the carried modes"),
+        ({"critical_modes": 2}, {"full_batch": True}, "swings about its edge"),
+        ({"critical_modes": 1}, {"full_batch": True, "rule": "nesterov"}, "does not rest at its edge"),
+        ({"critical_modes": 1}, {"full_batch": True, "rule": "adam"}, "Adam bursts"),
+        ({}, {"stopped": "step 40: the fluctuations outgrow"}, "ended early, at step 40"),
+    ],
+)
+def test_each_reason(change, settings, told):
+    assert told in of({}, change, **settings)
+
+
+def test_rules_whose_noise_outside_is_left_out():
+    row = {name: value for name, value in SOUND.items() if name != "unresolved_loss"}
+    assert "left out for rule='adam'" in cautions([row], rule="adam", full_batch=False, stopped="")
+
+
+def test_no_point_at_all():
+    assert of(stopped="step 0: beyond the edge") == "the flow ended early, at step 0: beyond the edge"
+
+
+def test_flows_carry_their_caution(small_task, small_start):
+    given = {"eta": 0.05, "steps": 10, "modes": 6, "save_every": 10}
+    calm = stochastic_central_flow(small_task, small_start, batch_size=32, **given)
+    assert calm.attrs["caution"] == ""
+    assert central_flow(small_task, jnp.asarray(small_start), **given).attrs["caution"] == ""
+    wild = stochastic_central_flow(small_task, small_start, batch_size=1, **(given | {"eta": 0.6}))
+    assert "mean-square unstable" in wild.attrs["caution"] or "ended early" in wild.attrs["caution"]
