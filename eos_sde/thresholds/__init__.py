@@ -18,7 +18,6 @@ from eos_sde.thresholds.closed_forms import (
     pitchfork_d_bifurcation,
     pitchfork_moment,
     pitchfork_p_bifurcation,
-    sharpness_plateau,
 )
 from eos_sde.thresholds.crossing import locate
 from eos_sde.thresholds.escape import catapult, flip_barrier, flip_escape, flip_escape_rate, line_escape
@@ -28,6 +27,7 @@ from eos_sde.thresholds.mean_square_bounds import sgd_necessary_bounds, sgd_suff
 from eos_sde.thresholds.mean_square_factored import BracketedThreshold
 from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
+from eos_sde.thresholds.plateau_law import sharpness_plateau
 from eos_sde.thresholds.power_law import power_law_escape, power_law_escape_rate, power_law_exponent
 from eos_sde.thresholds.random_recurrence import (
     TailExponent,
