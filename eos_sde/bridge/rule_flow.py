@@ -93,7 +93,6 @@ class RuleFlow:
         self.task, self.theta, self.rule, self.memory = task, theta, rule, memory
         self.p = (task.n - batch_size) / (batch_size * (task.n - 1))
         self.key, self.direction = jax.random.key(seed), direction
-        self.signs = sign_rows(modes)
         self.strides = 0
         self.first_loss: float | None = None
         self.squares = jnp.zeros(task.size)
@@ -101,12 +100,14 @@ class RuleFlow:
             gradient = jax.grad(task.loss)(theta)
             examples = example_squares(task, theta[None])
             self.squares = (1.0 - self.p) * gradient**2 + self.p * examples
-        self.raw = random_block(task.size, FEW)
+        self.raw = random_block(task.size, min(FEW, task.size))
         self.scale = jnp.sqrt(self._rates(1))
         self.block = top_modes(task, theta, modes, tol=1e-3)[1]
         if rule.adaptive:
             self.block = iterated(task, theta, self.block, self.scale, START)[1]
-        self.covariance = jnp.zeros((modes, 2, modes, 2))
+        carried = self.block.shape[1]
+        self.signs = sign_rows(carried)
+        self.covariance = jnp.zeros((carried, 2, carried, 2))
         self.modes, self.axes = self.block, self.scale[:, None] * self.block
 
     def settle(self, most: int, *, save: bool) -> str:
