@@ -24,6 +24,11 @@ def pytest_configure(config):
     config.began = time.monotonic()
 
 
+def pytest_collection_modifyitems(items):
+    """Notebooks first: they are what a newcomer runs."""
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+
+
 def pytest_runtest_setup(item):
     if time.monotonic() - item.config.began > item.config.getoption("--time-budget"):
         pytest.skip(f"no time left for it in the {item.config.getoption('--time-budget'):.0f} s of this run")
