@@ -131,13 +131,13 @@ def test_few_weights_take_the_default_number_of_modes(cifar_file):
 
 @pytest.mark.parametrize("rule", ["sgd", "sgdm", "adam"])
 def test_flows_with_batches_carry_all_of_few_weights(rule):
-    """13 weights, 16 modes asked for: all are carried, nothing is outside, and no loss is unresolved."""
-    task = bridge.load_task("chebyshev", hidden=(4,))
+    """12 weights, 16 modes asked for: all are carried, nothing is outside, and no loss is unresolved."""
+    task = bridge.load_task("chebyshev", width=4)
     start = np.asarray(task.init(0))
     flow = bridge.stochastic_central_flow(
         task, start, rule=rule, batch_size=4, eta=0.01, steps=10, save_every=5
     )
-    assert task.size == 13
+    assert task.size == 12
     assert flow["step"].size == 3
     assert np.all(flow["mean_loss"][1:] > flow["loss"][1:])
     assert rule != "sgd" or np.all(flow["unresolved_loss"] == 0)
