@@ -16,6 +16,7 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
 from eos_sde.models.arguments import count, positive
 from eos_sde.thresholds import flip_barrier, momentum_sgd_scalar
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
@@ -105,7 +106,7 @@ def applicable_criterion(
         "sharpness", float(calibration["eigenvalue"][0]), "no direction is unstable at any learning rate here"
     )
     full, deviation = (float(value) for value in _gradient_squares(task, theta))
-    p = (task.n - batch_size) / (batch_size * max(1, task.n - 1))
+    p = noise_fraction(task.n, batch_size)
     sizes = {
         "loss": calibration.attrs["loss"],
         "sharpness": sharpness,

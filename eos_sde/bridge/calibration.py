@@ -12,6 +12,7 @@ from eos_sde.bridge.covariance import per_example_modes
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.spectrum import curvature_along, top_modes
 from eos_sde.bridge.task_library import Task
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
@@ -117,7 +118,7 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
         alpha, beta = _sharpening(task, theta, direction, seed)
     centred = gradients - gradients.mean(axis=0)
     products = centred[:, :, None] * centred[:, None, :]
-    p = (n - batch_size) / (batch_size * max(1, n - 1))
+    p = noise_fraction(n, batch_size)
     square, across = ("mode", "mode2"), "of the batch gradient in the eigenvectors"
     values: dict[str, tuple] = {
         "eigenvalue": ("mode", np.asarray(eigenvalues), "1/time", "Hessian eigenvalue, largest first"),

@@ -19,6 +19,7 @@ from eos_sde.bridge.spectrum import curvature_along, hessian_products, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.models.arguments import count, positive
 from eos_sde.thresholds import Threshold
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 _MOST_FACTORS = 3000  # rows of the output Jacobian for which the mean-square threshold is computed in full
@@ -126,7 +127,7 @@ def _line(
 ) -> dict[str, float]:
     statistics = line_statistics(task, jnp.asarray(bottom), jnp.asarray(direction))
     line = {name: float(statistics[name][0]) for name in ("curvature", "third", "fourth")}
-    p = (task.n - batch_size) / (batch_size * (task.n - 1))
+    p = noise_fraction(task.n, batch_size)
     line["gradient_variance"] = p * float(statistics["per_example_variance"][0])
     line["curvature_variance"] = p * float(statistics["curvature_variance"][0])
     edge = 2 / positive("curvature", line["curvature"], "the line has no minimum here; train further")

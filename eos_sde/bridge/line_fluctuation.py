@@ -13,6 +13,7 @@ from eos_sde.bridge.experiments.line import Line, line_minimum, sgd_on_line, tab
 from eos_sde.bridge.line_map import LineMap
 from eos_sde.bridge.linear_fluctuation import burn_in
 from eos_sde.bridge.task_library import Task
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers import Grid, TransferOperator, eigenmodes, stationary_density, tabulated
 from solvers.errors import AccuracyWarning, InvalidInput
 
@@ -95,7 +96,7 @@ class FluctuatingLine:
     ):
         self.eta, self.batch_size, self.window, self._curvature = eta, batch_size, window, curvature
         self._task, self._direction, self._other_noise = task, direction, other_noise
-        self._p = (task.n - batch_size) / (batch_size * (task.n - 1))
+        self._p = noise_fraction(task.n, batch_size)
         shift = 0.0
         resting = resting or window is None
         if resting:

@@ -12,6 +12,7 @@ from eos_sde import thresholds
 from eos_sde.bridge.experiments.line import line_minimum, tabulate_line
 from eos_sde.bridge.task_library import Task
 from eos_sde.thresholds import Threshold
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.thresholds.escape import undecided
 from solvers import Grid, TransferOperator, escape_rate, tabulated
 from solvers.errors import AccuracyWarning, InvalidInput
@@ -79,7 +80,7 @@ class LineMap(NamedTuple):
         low, high = _basin(task, bottom, direction, level)
         table = tabulate_line(task, bottom, direction, max(-low, high))
         mean = table.slopes.mean(axis=0)
-        p = (task.n - batch_size) / (batch_size * (task.n - 1))
+        p = noise_fraction(task.n, batch_size)
         return cls(
             slope=tabulated(table.points, mean),
             noise=tabulated(table.points, np.sqrt(p * table.slopes.var(axis=0))),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eos_sde.bridge.losses import output_curvature, output_slopes
 from eos_sde.bridge.spectrum import hessian_products, top_modes
 from eos_sde.bridge.task_library import Task
+from eos_sde.thresholds.curvature_factors import noise_fraction
 
 _AT_ONCE = 32  # examples
 
@@ -62,7 +63,7 @@ class LocalNoise(NamedTuple):
 
     def batch_variance(self, batch_size: int) -> float:
         """P = (n - B)/(B (n - 1)): variance of a batch mean relative to that of one example."""
-        return (self.examples - batch_size) / (batch_size * (self.examples - 1))
+        return noise_fraction(self.examples, batch_size)
 
     def within(self, count: int) -> "LocalNoise":
         """The same in fewer modes; `spread` keeps those that are left."""

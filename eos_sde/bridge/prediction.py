@@ -12,6 +12,7 @@ from eos_sde import thresholds
 from eos_sde.models import flip_coefficients, flip_normal_form, matched_linear
 from eos_sde.models.maps import caeo_map
 from eos_sde.optimizers import rule as caeo_rule
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers import FokkerPlanck, Grid, TransferOperator, eigenmodes, escape_rate
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
@@ -162,7 +163,7 @@ def stationary_variances(
     n = calibration.attrs["examples"]
     if not 1 <= batch_size <= n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {n}")
-    p = (n - batch_size) / (batch_size * (n - 1))
+    p = noise_fraction(n, batch_size)
     h = float(calibration["eigenvalue"][0])
     v, v_err = (float(calibration[name]) for name in ("per_example_variance", "per_example_variance_stderr"))
     if not 0 < eta * h < 2:
@@ -336,7 +337,7 @@ def _calibrated_rate(calibration: xr.Dataset, batch_size: int) -> dict[str, tupl
     First order: the rate is differentiated by the calibrated coefficients, taken as independent.
     """
     n = calibration.attrs["examples"]
-    p = (n - batch_size) / (batch_size * (n - 1))
+    p = noise_fraction(n, batch_size)
     names = ("curvature", "third", "fourth", "per_example_variance")
     values = {name: float(calibration[name]) for name in names}
     form = phases(

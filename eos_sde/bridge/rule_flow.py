@@ -32,6 +32,7 @@ from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, o
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
 FEW = 4  # modes in which a single sharpness is looked for
@@ -91,7 +92,7 @@ class RuleFlow:
         direction,
     ) -> None:
         self.task, self.theta, self.rule, self.memory = task, theta, rule, memory
-        self.p = (task.n - batch_size) / (batch_size * (task.n - 1))
+        self.p = noise_fraction(task.n, batch_size)
         self.key, self.direction = jax.random.key(seed), direction
         self.strides = 0
         self.first_loss: float | None = None

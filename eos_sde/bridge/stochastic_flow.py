@@ -53,6 +53,7 @@ from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
 from eos_sde.optimizers.rule import learning_rate
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
@@ -89,7 +90,7 @@ class _SgdFlow:
         without: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.task, self.theta, self.eta, self.direction = task, theta, eta, direction
-        self.p = (task.n - batch_size) / (batch_size * (task.n - 1))
+        self.p = noise_fraction(task.n, batch_size)
         self.block = top_modes(task, theta, modes, tol=1e-3)[1]
         carried = self.block.shape[1]
         self.covariance = jnp.zeros((carried, carried))

@@ -147,7 +147,7 @@ def _gram_factors(gram: GramOperator, weights: Any) -> np.ndarray:
     return (head.vectors * np.sqrt(gram.examples * head.values)).reshape(gram.examples, gram.outputs, -1)
 
 
-def noise_fraction(n: int, batch_size: Any, replacement: bool) -> float:
+def noise_fraction(n: int, batch_size: Any, replacement: bool = False) -> float:
     """Variance of a batch mean over that of one example: p."""
     batch = count("batch_size", batch_size, most=None if replacement else n)
     if replacement:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from eos_sde.models.arguments import count, non_negative, positive
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.thresholds.result import Threshold
 from solvers.errors import InvalidInput
 
@@ -60,7 +61,7 @@ def sharpness_plateau(calibration: xr.Dataset, *, eta: float, batch_size: int) -
     alpha = positive("alpha", calibration["alpha"], remedy)
     beta = positive("beta", calibration["beta"], "without feedback on the sharpness there is no plateau")
     spread = non_negative("per_example_variance", calibration["per_example_variance"])
-    p = (n - batch) / (batch * (n - 1))
+    p = noise_fraction(n, batch)
     q = rate**2 * beta * p * spread / (2 * alpha)
     if q > 1:
         raise InvalidInput(

@@ -13,6 +13,7 @@ from eos_sde.bridge.experiments.line import Line, line_minimum, sgd_on_line, tab
 from eos_sde.bridge.prediction import Phases, phases
 from eos_sde.bridge.task_library import Task
 from eos_sde.models import flip_normal_form, maps
+from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers import (
     FokkerPlanck,
     Grid,
@@ -70,7 +71,7 @@ def run(
     """
     direction = calibration["eigenvector"].values[0]
     scale = 4.0 / math.sqrt(float(calibration["eigenvalue"][0]))
-    p = (task.n - batch_size) / (batch_size * (task.n - 1))
+    p = noise_fraction(task.n, batch_size)
     try:
         bottom = np.asarray(start) + line_minimum(task, start, direction, scale) * direction
         statistics = line_statistics(task, jnp.asarray(bottom), jnp.asarray(direction))
@@ -215,7 +216,7 @@ def _line_rate(line: Line, form: Phases, batch_size: int, cells: int = 600) -> f
     over the table, weighted equally.
     """
     n = len(line.slopes)
-    p = (n - batch_size) / (batch_size * (n - 1))
+    p = noise_fraction(n, batch_size)
     slope = np.polynomial.Polynomial.fit(line.points, line.slopes.mean(axis=0), 7).convert().coef
     spread = np.polynomial.Polynomial.fit(line.points, p * line.slopes.var(axis=0), 4).convert().coef
     params = {f"a{k}": value for k, value in enumerate(slope)} | {f"v{k}": v for k, v in enumerate(spread)}
