@@ -6,10 +6,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+from eos_sde.plots import COLOURS, GREY
+
 _MARKERS = "osD^v<>"
-_GREY = "#777777"
 _ROWS = (
     ("sharpness", "learning rate × sharpness"),
     ("loss", "mean training loss"),
@@ -42,13 +43,13 @@ def campaign_task_figure(table: xr.Dataset, task: str, *, rule: str = "sgd") -> 
                     axis,
                     chosen.sel(batch=batch, seed=seed),
                     quantity,
-                    _COLOURS[i % len(_COLOURS)],
+                    COLOURS[i % len(COLOURS)],
                     f"seed {seed}",
                 )
             if column == 0:
                 axis.set_ylabel(label, fontsize=9)
             axis.spines[["top", "right"]].set_visible(False)
-        axes[0, column].axhline(2, color=_GREY, ls=":", lw=1)
+        axes[0, column].axhline(2, color=GREY, ls=":", lw=1)
         axes[0, column].set_title(f"batch {batch}", fontsize=10, loc="left")
         axes[-1, column].set_xlabel("steps since the checkpoint", fontsize=9)
     axes[0, 0].legend(fontsize=8, frameon=False, title="line: forecast; points: runs", title_fontsize=8)
@@ -83,6 +84,10 @@ def campaign_figure(table: xr.Dataset) -> Figure:
     _diagonal(right, late, "loss", 1.0)
     left.set(xlabel="forecast learning rate × sharpness", ylabel="measured", xscale="log", yscale="log")
     right.set(xlabel="forecast mean loss", ylabel="measured", xscale="log", yscale="log")
+    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
     right.legend(fontsize=7.5, frameon=False)
     done = int(np.isfinite(table["sharpness_ratio"]).sum())
     figure.suptitle(f"Forecast from a checkpoint against the run from it: {done} cells", fontsize=11)
@@ -98,14 +103,14 @@ def _diagonal(axis: Axes, late: xr.Dataset, quantity: str, scale) -> None:
     low, high = (0.9 * both.min(), 1.1 * both.max()) if both.size else (0.1, 1.0)
     ends = np.geomspace(low, high, 60)
     for margin, alpha in ((0.10, 0.12), (0.05, 0.2)):
-        axis.fill_between(ends, ends * (1 - margin), ends * (1 + margin), color=_GREY, alpha=alpha, lw=0)
-    axis.plot(ends, ends, color=_GREY, lw=1)
+        axis.fill_between(ends, ends * (1 - margin), ends * (1 + margin), color=GREY, alpha=alpha, lw=0)
+    axis.plot(ends, ends, color=GREY, lw=1)
     for i, task in enumerate(late["task"].values):
         for j, batch in enumerate(late["batch"].values):
             for rule in late["rule"].values:
                 where = {"task": task, "batch": batch, "rule": rule}
                 x, y, dy = (a.sel(where).values for a in (forecast, measured, error))
-                colour, plain = _COLOURS[j % len(_COLOURS)], rule in ("gd", "sgd")
+                colour, plain = COLOURS[j % len(COLOURS)], rule in ("gd", "sgd")
                 if not np.isfinite(x).any():
                     continue
                 axis.errorbar(x, y, dy, fmt=_MARKERS[i % len(_MARKERS)], ms=5, lw=1, color=colour,

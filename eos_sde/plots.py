@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from eos_sde.report import number
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, safe for the colour-blind
-_GREY = "#777777"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, safe for the colour-blind
+GREY = "#777777"
 
 
 def replay_figure(dataset: xr.Dataset) -> Figure:
@@ -64,9 +64,9 @@ def _title(axis: Axes, question: str) -> None:
 
 def _minimum(axis: Axes, dataset: xr.Dataset) -> None:
     batch = dataset["onset_batch"].values
-    axis.axhline(1, color=_GREY, ls=":", lw=1)
-    axis.text(batch[0], 1.012, "gradient descent: 2 / sharpness", color=_GREY, fontsize=8)
-    axis.plot(batch, dataset["minimum_predicted"], "o-", mfc="none", ms=9, color=_COLOURS[0],
+    axis.axhline(1, color=GREY, ls=":", lw=1)
+    axis.text(batch[0], 1.012, "gradient descent: 2 / sharpness", color=GREY, fontsize=8)
+    axis.plot(batch, dataset["minimum_predicted"], "o-", mfc="none", ms=9, color=COLOURS[0],
               label="predicted from per-example Jacobians")  # fmt: skip
     axis.errorbar(batch, dataset["minimum_measured"], dataset["minimum_measured_stderr"], fmt="k.", capsize=3,
                   label="measured by bisection of real SGD")  # fmt: skip
@@ -85,7 +85,7 @@ def _plateau(axis: Axes, dataset: xr.Dataset) -> None:
     published = np.char.startswith(table["model"].values.astype(str), "published")
     laws = table["predicted"].values[published]
     for i, batch in enumerate(dataset["plateau_batch"].values):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         runs = eta * dataset["plateau_sharpness"].isel(plateau_batch=i).values
         axis.plot(step, runs.T, color=colour, alpha=0.3, lw=0.9)
         axis.plot(
@@ -95,8 +95,8 @@ def _plateau(axis: Axes, dataset: xr.Dataset) -> None:
                   label="stochastic central flow")  # fmt: skip
         if np.isfinite(laws[i]):
             axis.axhline(laws[i], color=colour, ls="--", lw=1, label="published small-noise law")
-    axis.axhline(2, color=_GREY, ls=":", lw=1)
-    axis.text(step[-1], 2.015, "deterministic edge", ha="right", color=_GREY, fontsize=8)
+    axis.axhline(2, color=GREY, ls=":", lw=1)
+    axis.text(step[-1], 2.015, "deterministic edge", ha="right", color=GREY, fontsize=8)
     axis.set(xlabel="SGD steps since the checkpoint", ylabel="learning rate × sharpness")
     axis.set_ylim(min(0.8, axis.get_ylim()[0]), 2.6)
     axis.legend(fontsize=7.5, frameon=False, ncols=2, loc="upper left")
@@ -111,7 +111,7 @@ def _fluctuations(axis: Axes, dataset: xr.Dataset) -> None:
     axis.axvspan(1 - 2 * error, 1 + 2 * error, color="k", alpha=0.12, lw=0, label="measured, ± 2 s.e.")
     axis.axvline(1, color="k", lw=1)
     axis.errorbar(table["predicted"] / measured, place, xerr=2 * table["predicted_stderr"] / measured, fmt="o",
-                  color=_COLOURS[0], capsize=3, label="predicted, ± 2 s.e.")  # fmt: skip
+                  color=COLOURS[0], capsize=3, label="predicted, ± 2 s.e.")  # fmt: skip
     axis.set_yticks(place, [str(model).replace(" + ", " +\n") for model in models])
     axis.set(xlabel="predicted variance / measured variance", xlim=(0, None), ylim=(-0.6, models.size - 0.1))
     axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.62))
@@ -125,10 +125,10 @@ def _fluctuations(axis: Axes, dataset: xr.Dataset) -> None:
 def _metastability(axis: Axes, dataset: xr.Dataset) -> None:
     flip = dataset.attrs["metastability_kind"] == "phase flip"
     centre = dataset["amplitude_bin"].values
-    axis.bar(centre, dataset["metastability_histogram"], width=centre[1] - centre[0], color=_COLOURS[1], alpha=0.45,
+    axis.bar(centre, dataset["metastability_histogram"], width=centre[1] - centre[0], color=COLOURS[1], alpha=0.45,
              label="network SGD on the line")  # fmt: skip
     what = "stationary density" if flip else "quasi-stationary density"
-    axis.plot(dataset["amplitude"], dataset["metastability_density"], color=_COLOURS[0], lw=2,
+    axis.plot(dataset["amplitude"], dataset["metastability_density"], color=COLOURS[0], lw=2,
               label=f"Fokker-Planck, {what}")  # fmt: skip
     table = _rows(dataset, "metastability")
     text = [
@@ -156,7 +156,7 @@ def _metastability(axis: Axes, dataset: xr.Dataset) -> None:
 def _paths(axis: Axes, dataset: xr.Dataset, name: str) -> None:
     step = dataset["caeo_step"].values
     for i, delta in enumerate(dataset["caeo_delta"].values):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         axis.plot(step, dataset[f"{name}_predicted"].isel(caeo_delta=i), color=colour, lw=2,
                   label=f"reduced model, δ = {delta:g}")  # fmt: skip
         axis.plot(step, dataset[f"{name}_flow"].isel(caeo_delta=i), color=colour, lw=1.2, ls="--",
@@ -214,7 +214,7 @@ def _series(table: xr.Dataset):
     """(label, marker style, cells) of each network and loss."""
     for i, network in enumerate(table["network"].values):
         for j, loss in enumerate(table["loss"].values):
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             style = {
                 "fmt": "os"[j % 2],
                 "ms": 4,
@@ -231,8 +231,8 @@ def _diagonal(axis: Axes, table: xr.Dataset) -> None:
         [0.8 * float((table["predicted"] / edge).min()), 1.2 * float((table["measured"] / edge).max())]
     )
     margin = table.attrs["margin"]
-    axis.fill_between(ends, ends * (1 - margin), ends * (1 + margin), color=_GREY, alpha=0.2, lw=0)
-    axis.plot(ends, ends, color=_GREY, lw=1)
+    axis.fill_between(ends, ends * (1 - margin), ends * (1 + margin), color=GREY, alpha=0.2, lw=0)
+    axis.plot(ends, ends, color=GREY, lw=1)
     for label, style, cells in _series(table):
         scale = 2 / cells["sharpness"]
         x, y, dx, dy = (
@@ -246,8 +246,8 @@ def _diagonal(axis: Axes, table: xr.Dataset) -> None:
 
 def _ratios(axis: Axes, table: xr.Dataset) -> None:
     margin = table.attrs["margin"]
-    axis.axhspan(1 - margin, 1 + margin, color=_GREY, alpha=0.2, lw=0)
-    axis.axhline(1, color=_GREY, lw=1)
+    axis.axhspan(1 - margin, 1 + margin, color=GREY, alpha=0.2, lw=0)
+    axis.axhline(1, color=GREY, lw=1)
     series = list(_series(table))
     seeds = table.sizes["seed"]
     for i, (_, style, cells) in enumerate(series):
@@ -296,7 +296,7 @@ def _histogram(axis: Axes, forecast: xr.Dataset, measured: xr.Dataset) -> None:
     for i, (model, (style, width)) in enumerate(zip(forecast["model"].values, styles, strict=True)):
         values = forecast["density"].values[i]
         axis.plot(
-            position, np.where(values > 0, values, np.nan), style, lw=width, color=_COLOURS[i], label=model
+            position, np.where(values > 0, values, np.nan), style, lw=width, color=COLOURS[i], label=model
         )
     axis.set_yscale("log")
     axis.set_ylim(0.3 * density[seen].min(), 3 * density.max())
