@@ -23,6 +23,7 @@ NEAR_EDGE = 0.05  # of 2/eta: a mode so close below may reach the edge within a 
 _DESCRIBED = {
     "sharpness": ("1/time", "top Hessian eigenvalue at the averaged weights"),
     "iterate_sharpness": ("1/time", "top Hessian eigenvalue, mean over the fluctuation of the weights"),
+    "iterate_sharpness_stderr": ("1/time", "its error, of so few draws"),
     "loss": ("1", "loss at the averaged weights"),
     "mean_loss": ("1", "loss, mean over the fluctuation of the weights"),
     "unresolved_loss": ("1", "part of the mean loss from fluctuation outside the carried modes"),
@@ -81,11 +82,11 @@ def loss_and_modes(task: Task, theta, block):
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block)
 
 
-@jax.jit
-def fluctuation_draws(modes, covariance, key):
-    """Two antithetic pairs of draws of the fluctuation, shape (4, d)."""
+@partial(jax.jit, static_argnames="pairs")
+def fluctuation_draws(modes, covariance, key, pairs: int = 2):
+    """Antithetic pairs of draws of the fluctuation, shape (2 pairs, d), first all of one sign."""
     variances, rotation = jnp.linalg.eigh(covariance)
-    kicks = jax.random.normal(key, (2, variances.size)) * jnp.sqrt(jnp.maximum(variances, 0.0))
+    kicks = jax.random.normal(key, (pairs, variances.size)) * jnp.sqrt(jnp.maximum(variances, 0.0))
     return jnp.concatenate([kicks, -kicks]) @ (modes @ rotation).T
 
 

@@ -25,7 +25,6 @@ from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from eos_sde.bridge.averaged_path import (
-    balanced_kicks,
     check_flow,
     checked_weights,
     count_critical,
@@ -33,7 +32,6 @@ from eos_sde.bridge.averaged_path import (
     flow_dataset,
     loss_and_modes,
     outgrown,
-    sharpness_beside,
     stable_stride,
 )
 from eos_sde.bridge.critical_modes import complementary_covariance
@@ -41,11 +39,14 @@ from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
 from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, reduced_map, sharp_modes, swings
 from eos_sde.bridge.rule_central_flow import RuleCentralFlow
 from eos_sde.bridge.spectrum import curvature_gradients, top_modes
 from eos_sde.bridge.task_library import Task
+from eos_sde.training.linear_rules import linear_rule
 from solvers.errors import ConvergenceFailure, InvalidInput
 
+_DESCENT = linear_rule("gd")
 _BEYOND = 1.25  # times 2/eta: descent at the edge was seen up to 1.15; from further beyond it is catapulted
 
 
@@ -106,16 +107,16 @@ class _DescentFlow:
             return f"the oscillation outgrows the quadratic model (mean loss {self.mean_loss:.3g})"
         return ""
 
-    def row(self, reached: int) -> dict[str, float]:  # noqa: ARG002
+    def row(self, reached: int) -> dict[str, float]:
         eigenvalues, vectors, covariance = self.eigenvalues, self.vectors, self.covariance
         held = covariance.shape[0]
-        kicks = balanced_kicks(vectors[:, :held], covariance)
-        beside = [float(sharpness_beside(self.task, self.theta, vectors, pair).mean()) for pair in kicks]
+        sharpness, stderr = self._beside(jax.random.key(reached))
         unknown = self.direction is None
         seen = np.nan if unknown else np.asarray(self.direction) @ np.asarray(vectors[:, :held])
         return {
             "sharpness": float(eigenvalues[0]),
-            "iterate_sharpness": float(np.mean(beside)) if beside else float(eigenvalues[0]),
+            "iterate_sharpness": sharpness,
+            "iterate_sharpness_stderr": stderr,
             "effective_sharpness": 0.5 * self.eta * float(eigenvalues[0]),
             "loss": self.loss,
             "mean_loss": self.mean_loss,
@@ -125,6 +126,21 @@ class _DescentFlow:
             "critical_modes": self.critical,
             "learning_rate": self.eta,
         }
+
+    def _beside(self, key) -> tuple[float, float]:
+        """Sharpness of single iterates, and its error."""
+        held, eta = self.covariance.shape[0], self.eta
+        if not self.covariance.any():
+            return float(self.eigenvalues[0]), 0.0
+        m = sharp_modes(self.task.size, self.eigenvalues.size)
+        inside = min(held, m)
+        known = jnp.asarray(self.covariance[:inside, :inside] / eta)
+        state = jnp.zeros((m, 2, m, 2)).at[:inside, 0, :inside, 0].set(known)
+        scale, sharp = jnp.full(self.task.size, eta**0.5), self.vectors[:, :m]
+        around = reduced_map(self.task, self.theta, eta * self.eigenvalues[:m], sharp, scale)
+        found = swings(around, _DESCENT, (jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0), state, key)
+        still = jnp.zeros((2 * PAIRS, self.task.size))
+        return iterates_sharpness(self.task, self.theta, around, found, sharp, eta**0.5, still)
 
     def advance(self) -> int:
         self.theta, self.block = self.theta + self.move, self.following

@@ -39,7 +39,6 @@ from eos_sde.bridge.averaged_path import (
     fluctuation_draws,
     loss_and_modes,
     outgrown,
-    sharpness_beside,
     stable_stride,
 )
 from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
@@ -48,16 +47,19 @@ from eos_sde.bridge.flow_rules import flow_rule, initial_memory
 from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, reduced_map, sharp_modes, swings
 from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
 from eos_sde.optimizers.rule import learning_rate
 from eos_sde.thresholds.curvature_factors import noise_fraction
+from eos_sde.training.linear_rules import linear_rule
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 INGREDIENTS = ("unresolved modes", "curvature noise", "feedback")
+_DESCENT = linear_rule("sgd")
 _LOOK = 2  # steps of the flow between measurements outside the carried modes
 
 
@@ -72,10 +74,10 @@ class _Local(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("task", "curvature_noise"))
-def _local(task: Task, theta, block, covariance, eta, p, *, curvature_noise: bool) -> _Local:
+def _local(task: Task, theta, block, covariance, beside, eta, p, *, curvature_noise: bool) -> _Local:
     eigenvalues, modes, following = follow_modes(task, theta, block)
     turned = modes.T @ block  # the covariance comes in the coordinates of the block
-    gradients, curvatures = per_example_modes(task, theta, modes)
+    gradients, curvatures = per_example_modes(task, theta + beside, modes)
     if not curvature_noise:
         curvatures = jnp.broadcast_to(curvatures.mean(axis=0), curvatures.shape)
     recursion = covariance_recursion(eigenvalues, gradients, curvatures, eta=eta, p=p)
@@ -99,6 +101,7 @@ class _SgdFlow:
         self.first_loss: float | None = None
         self.without = without
         self.outside = quiet(task.size)
+        self._sign = 1.0  # of the draw at which the noise of the examples is found: both in turn
         self.looked = self.reached = self.measured_at = 0
 
     def settle(self, most: int, *, save: bool) -> str:
@@ -107,6 +110,7 @@ class _SgdFlow:
             self.theta,
             self.block,
             self.covariance,
+            self._sign * self.outside.draw,
             self.eta,
             self.p,
             curvature_noise="curvature noise" not in self.without,
@@ -134,12 +138,12 @@ class _SgdFlow:
 
     def row(self, reached: int) -> dict[str, float]:
         eigenvalues, block = self.local.eigenvalues, self.block
-        draws = fluctuation_draws(block, self.covariance, jax.random.fold_in(self.key, reached))
-        draws += jnp.outer(jnp.array([1.0, 1.0, -1.0, -1.0]), self.outside.draw)
+        sharpness, stderr = self._beside(jax.random.fold_in(self.key, reached))
         seen = jnp.full(block.shape[1], jnp.nan) if self.direction is None else self.direction @ block
         return {
             "sharpness": float(eigenvalues[0]),
-            "iterate_sharpness": float(sharpness_beside(self.task, self.theta, block, draws).mean()),
+            "iterate_sharpness": sharpness,
+            "iterate_sharpness_stderr": stderr,
             "effective_sharpness": 0.5 * self.eta * float(eigenvalues[0]),
             "loss": self.losses[0],
             "mean_loss": self.losses[1],
@@ -151,6 +155,22 @@ class _SgdFlow:
             "learning_rate": self.eta,
         }
 
+    def _beside(self, key) -> tuple[float, float]:
+        """Sharpness of single iterates, and its error."""
+        task, theta, eta = self.task, self.theta, self.eta
+        if not self.covariance.any():  # at the checkpoint, which is one point
+            return float(self.local.eigenvalues[0]), 0.0
+        m = sharp_modes(task.size, self.block.shape[1])
+        sharp, scale = self.block[:, :m], jnp.full(task.size, eta**0.5)
+        around = reduced_map(task, theta, eta * self.local.eigenvalues[:m], sharp, scale)
+        gradients, curvatures = per_example_modes(task, theta, eta**0.5 * sharp)
+        state = jnp.zeros((m, 2, m, 2)).at[:, 0, :, 0].set(self.covariance[:m, :m] / eta)
+        map_key, rest_key = jax.random.split(key)
+        found = swings(around, _DESCENT, (gradients, curvatures, self.p), state, map_key)
+        rest = fluctuation_draws(self.block[:, m:], self.covariance[m:, m:], rest_key, PAIRS)
+        rest += jnp.outer(jnp.repeat(jnp.array([1.0, -1.0]), PAIRS), self.outside.draw)
+        return iterates_sharpness(task, theta, around, found, sharp, eta**0.5, rest)
+
     def advance(self) -> int:
         local, ahead, block = self.local, self.ahead, self.block
         midway = local.recursion.after(self.covariance, (ahead + 1) // 2)
@@ -159,6 +179,7 @@ class _SgdFlow:
         if "feedback" not in self.without:
             gradient += self.outside.push
         self.outside = after(self.outside, self.eta, self.p, ahead)
+        self._sign = 0.0 if "curvature noise" in self.without else -self._sign
         self.reached += ahead
         self.theta = advance(self.theta, -gradient, local.eigenvalues, block, self.eta, ahead)
         # in the coordinates of the modes, which the next block improves

@@ -99,16 +99,17 @@ def measured(
     Unresolved
         With the power, push and draw of now in it.
     """
-    kick_key, sum_key = jax.random.split(key)
+    kick_key, sum_key, side_key = jax.random.split(key, 3)
     variances, rotation = jnp.linalg.eigh(covariance)
     kick = rotation @ (jnp.sqrt(jnp.maximum(variances, 0.0)) * jax.random.normal(kick_key, variances.shape))
+    iterate = theta + modes @ kick + jax.random.rademacher(side_key, (), theta.dtype) * state.draw
     signs = jax.random.rademacher(sum_key, (task.n,), theta.dtype)
     signs = (signs - signs.mean()) / task.n**0.5
 
     def off(vector: jax.Array) -> jax.Array:
         return vector - modes @ (modes.T @ vector)
 
-    noise = off(jax.grad(lambda w: signs @ task.per_example_loss(w))(theta + modes @ kick))
+    noise = off(jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate))
     slope = jax.grad(task.loss)
     gradient, product = jax.linearize(slope, theta)
     order = min(_ORDER, task.size - modes.shape[1])
