@@ -120,7 +120,7 @@ def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
 def _forecast(cell: Cell, begin: Checkpoint, plan: Plan) -> xr.Dataset:
     return stochastic_central_flow(
         cell.task, begin.theta, batch_size=cell.batch_size, rule=cell.rule, eta=cell.eta, steps=plan.steps,
-        state=begin.state, modes=min(16, (cell.task.size - 1) // 5), save_every=plan.save_every,
+        state=begin.state, save_every=plan.save_every,
         stride=next(k for k in (5, 4, 3, 2, 1) if plan.save_every % k == 0), seed=cell.seed,
         direction=begin.direction, **cell.options,
     )  # fmt: skip

@@ -34,6 +34,7 @@ from eos_sde.bridge.averaged_path import (
     outgrown,
     stable_stride,
 )
+from eos_sde.bridge.carried_modes import usual_modes
 from eos_sde.bridge.critical_modes import complementary_covariance
 from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
@@ -157,7 +158,7 @@ def central_flow(
     eta: float | None = None,
     steps: int,
     state: Any = None,
-    modes: int = 16,
+    modes: int | None = None,
     stride: int = 5,
     save_every: int = 50,
     direction: ArrayLike | None = None,
@@ -183,9 +184,9 @@ def central_flow(
     state : pytree, optional
         State of the optax transformation at the checkpoint: momentum, second moments, count. If left out, the rule
         begins there.
-    modes : int
+    modes : int, optional
         Hessian modes that are followed and relaxed exactly; more than ever reach the edge, and 5 modes must be fewer
-        than the weights.
+        than the weights, if these are more than 100. If left out 16, or as many as the weights allow.
     stride : int
         Steps of the rule per step of the flow at most; fewer where modes outside the block would not relax.
     save_every : int
@@ -225,7 +226,7 @@ def central_flow(
             "delta=0 has no flow with full batches: at a rate of 2/sharpness an oscillation of any size neither "
             "grows nor decays; choose delta above or below 0, or a smaller batch"
         )
-    theta = checked_weights(task, start)
+    theta, modes = checked_weights(task, start), usual_modes(task, modes)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
     details = {"eta": eta, "batch_size": task.n, "modes": modes, "stride": stride}
     plain = described.plain or (described.delta is not None and described.delta < 0)

@@ -176,6 +176,11 @@ def _whole_spectrum(task: Task, theta: jax.Array):
     return values[::-1], vectors[:, ::-1], residuals[::-1]
 
 
+def most_modes(size: int) -> int:
+    """How many eigenpairs `top_modes` finds of a Hessian of so many weights, at most."""
+    return size if size <= _DENSE else (size - 1) // 5
+
+
 @double_precision
 def top_modes(
     task: Task, theta: jax.Array, modes: int, *, block: jax.Array | None = None, tol: float = 1e-6

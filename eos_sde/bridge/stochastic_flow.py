@@ -41,6 +41,7 @@ from eos_sde.bridge.averaged_path import (
     outgrown,
     stable_stride,
 )
+from eos_sde.bridge.carried_modes import enough_modes, usual_modes
 from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
 from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
@@ -88,12 +89,16 @@ class _SgdFlow:
     """Averaged path of plain SGD; see `flow_loop.Flow`."""
 
     def __init__(
-        self, task: Task, theta, *, eta: float, batch_size: int, modes: int, seed: int, direction,
-        without: Collection[str] = (),
+        self, task: Task, theta, *, eta: float, batch_size: int, modes: int | None, seed: int, direction,
+        steps: int = 1, stride: int = 1, without: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.task, self.theta, self.eta, self.direction = task, theta, eta, direction
         self.p = noise_fraction(task.n, batch_size)
-        self.block = top_modes(task, theta, modes, tol=1e-3)[1]
+        if modes is None:
+            given = {"horizon": steps, "stride": stride, "seed": seed}
+            self.block = enough_modes(task, theta, eta=eta, p=self.p, **given)
+        else:
+            self.block = top_modes(task, theta, modes, tol=1e-3)[1]
         carried = self.block.shape[1]
         self.covariance = jnp.zeros((carried, carried))
         self.looks = "unresolved modes" not in without and carried < task.size
@@ -128,7 +133,7 @@ class _SgdFlow:
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(self.task, self.theta, self.block, self.covariance)[:2])
-        beyond = excess_loss(self.outside, self.eta)
+        beyond = float(excess_loss(self.outside, self.eta))
         mean_loss += beyond
         self.losses = loss, mean_loss, beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -200,7 +205,7 @@ def stochastic_central_flow(
     eta: float | None = None,
     steps: int,
     state: Any = None,
-    modes: int = 16,
+    modes: int | None = None,
     stride: int = 5,
     save_every: int = 50,
     seed: int = 0,
@@ -229,8 +234,9 @@ def stochastic_central_flow(
     state : pytree, optional
         State of the optax transformation at the checkpoint: momentum, second moments, count. If left out, the rule
         begins there.
-    modes : int
-        Hessian modes that carry the fluctuation; 5 modes must be fewer than the weights.
+    modes : int, optional
+        Hessian modes that carry the fluctuation; 5 modes must be fewer than the weights, if these are more than 100.
+        If left out, as many as `enough_modes` finds for plain SGD, and 16 for other rules and at B = n.
     stride : int
         Steps of the rule per step of the flow at most; fewer where modes outside the block would not relax.
     save_every : int
@@ -281,12 +287,15 @@ def stochastic_central_flow(
     check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
     theta = checked_weights(task, start)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
-    given = {"batch_size": batch_size, "modes": modes, "seed": seed, "direction": along}
-    details = {"eta": eta, "batch_size": batch_size, "modes": modes, "stride": stride}
+    given = {"batch_size": batch_size, "seed": seed, "direction": along}
+    details = {"eta": eta, "batch_size": batch_size, "stride": stride}
     if described.plain:
-        flow = _SgdFlow(task, theta, eta=eta, without=without, **given)
+        flow = _SgdFlow(
+            task, theta, eta=eta, modes=modes, steps=steps, stride=stride, without=without, **given
+        )
     else:
-        flow = RuleFlow(task, theta, described, initial_memory(described, task.size, state), **given)
+        memory = initial_memory(described, task.size, state)
+        flow = RuleFlow(task, theta, described, memory, modes=usual_modes(task, modes), **given)
         details |= described.attributes
     rows, stopped = follow(flow, steps=steps, stride=stride, save_every=save_every, progress=progress)
     return flow_dataset(
@@ -298,6 +307,7 @@ def stochastic_central_flow(
         caution=cautions(rows, rule=rule, full_batch=False, stopped=stopped),
         final=described.kept(flow.memory) if isinstance(flow, RuleFlow) else {},
         one_rate=not described.adaptive,
+        modes=flow.block.shape[1],
         **details,
     )
 

@@ -177,6 +177,6 @@ def after(state: Unresolved, eta: float, p: float, steps: int) -> Unresolved:
     return state._replace(variances=decay**steps * state.variances + fed * state.power)
 
 
-def excess_loss(state: Unresolved, eta: float) -> float:
+def excess_loss(state: Unresolved, eta: float) -> jax.Array:
     """What the fluctuation adds to the mean loss: half the sum of curvature times variance."""
-    return float(0.5 * jnp.sum(_GRID * state.variances) / eta)
+    return 0.5 * jnp.sum(_GRID * state.variances) / eta
