@@ -14,6 +14,7 @@ from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import measure_onset
 from eos_sde.bridge.onset_grid import onset_table, summarise_onsets
+from eos_sde.bridge.plateau_forecast import forecast_plateau
 from eos_sde.bridge.prediction import predict
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
@@ -41,6 +42,7 @@ __all__ = [
     "describe_task",
     "find_minimum",
     "forecast_fluctuations",
+    "forecast_plateau",
     "interpolation_task",
     "load_dataset",
     "load_task",

@@ -1,0 +1,158 @@
+"""Where training will come to rest: sharpness and mean loss late in a run, by the flows, each with its error.
+
+The error has two parts. That of sampling is seen in the forecast itself: flows that differ in their random numbers, and
+the scatter of one about a straight line. That of the model is what the flow leaves out, of second order in the share e
+of the fluctuation in the mean loss (`flow_validity`), beside a floor: its size is the root mean square of what remained
+between forecasts and runs on one task, `digits-mlp`, and no other. The per-example gradients are those of all examples,
+so there is no error from a sample of them.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from eos_sde.bridge.stochastic_flow import stochastic_central_flow
+from eos_sde.bridge.task_library import Task
+from solvers.errors import InvalidInput
+from solvers.provenance import provenance
+
+QUANTITIES = {"sharpness": "iterate_sharpness", "loss": "mean_loss"}
+"""What is forecast, and the variable of a flow that it is the late mean of."""
+_UNITS = {"sharpness": "1/time", "loss": "1"}
+# Relative error of the model: a floor, and a multiple of e^2
+_MODEL: dict[str, tuple[float, float]] = {"sharpness": (0.01, 0.25), "loss": (0.01, 0.15)}
+_POINTS = 20  # saved over the run
+
+
+def forecast_plateau(
+    task: Task,
+    start: ArrayLike,
+    *,
+    batch_size: int,
+    steps: int,
+    rule: str = "sgd",
+    eta: float | None = None,
+    state: Any = None,
+    modes: int | None = None,
+    repeats: int = 2,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Forecast sharpness and mean loss over the last third of a run, from its checkpoint.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    start : array
+        Weights of the checkpoint, shape (d,).
+    batch_size : int
+        B <= n, without replacement.
+    steps : int
+        Of the rule; at least 20.
+    rule, eta, state, modes
+        As for `stochastic_central_flow`.
+    repeats : int
+        Flows that differ in their random numbers; one is enough at B = n, which has none.
+    seed : int
+        Of the first flow.
+    progress : callable, optional
+        Called with the fraction done.
+    **options
+        Of the rule.
+
+    Returns
+    -------
+    Dataset
+        Over ``quantity`` ("sharpness", of single iterates, in 1/time; "loss"): ``predicted``,
+        ``predicted_stderr``, and its parts ``sampling_stderr`` and ``model_stderr``. Over ``repeat`` and ``step``:
+        ``sharpness_path``, ``loss_path``. ``attrs["stopped"]`` and ``attrs["caution"]`` are those of the flows; where
+        one ended early the prediction is NaN.
+
+    Raises
+    ------
+    InvalidInput
+        As `stochastic_central_flow` does, and for too few steps or repeats.
+    """
+    for name, value, least in (("steps", steps, 20), ("repeats", repeats, 1)):
+        if isinstance(value, bool) or int(value) != value or value < least:
+            raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}")
+    stride = max(k for k in range(1, 6) if k * _POINTS <= steps or k == 1)
+    save_every = stride * max(1, steps // (_POINTS * stride))
+    flows = []
+    count = 1 if batch_size == task.n else repeats
+    for i in range(count):
+        flow = stochastic_central_flow(
+            task, start, batch_size=batch_size, rule=rule, eta=eta, steps=steps, state=state, modes=modes,
+            stride=stride, save_every=save_every, seed=seed + 1000 * i,
+            progress=None if progress is None else lambda k, i=i: progress((i + k / steps) / count), **options,
+        )  # fmt: skip
+        flows.append(flow)
+    stopped = next((flow.attrs["stopped"] for flow in flows if flow.attrs["stopped"]), "")
+    late = slice(2 * steps // 3, None)
+    tails = [flow.sel(step=late) for flow in flows]
+    rows = {name: _row(name, tails, stopped) for name in QUANTITIES}
+    columns = {
+        "predicted": "late mean, forecast",
+        "predicted_stderr": "its error",
+        "sampling_stderr": "part of it from the random numbers of the forecast",
+        "model_stderr": "part of it from what the flow leaves out",
+    }
+    axis = np.arange(0, steps + 1, save_every)
+    paths = {
+        f"{name}_path": (
+            ("repeat", "step"),
+            np.stack([flow[variable].reindex(step=axis).values for flow in flows]),
+            {"units": _UNITS[name], "long_name": f"{name}, forecast"},
+        )
+        for name, variable in QUANTITIES.items()
+    }
+    table = {
+        column: (
+            "quantity",
+            np.array([rows[name][i] for name in QUANTITIES]),
+            {"units": "see units", "long_name": text},
+        )
+        for i, (column, text) in enumerate(columns.items())
+    }
+    words = {"units": ("quantity", list(_UNITS.values()), {"units": "1", "long_name": "units of all"})}
+    cautions = dict.fromkeys(flow.attrs["caution"] for flow in flows if flow.attrs["caution"])
+    kept = {name: flows[0].attrs[name] for name in ("task", "method", "eta", "batch_size", "modes")}
+    return xr.Dataset(
+        table | words | paths,
+        coords={
+            "quantity": ("quantity", list(QUANTITIES), {"units": "1", "long_name": "quantity"}),
+            "step": ("step", axis, {"units": "1", "long_name": "steps of the rule since the checkpoint"}),
+        },
+        attrs=provenance(rule=rule, steps=steps, stopped=stopped, caution="; ".join(cautions), **kept),
+    )
+
+
+def _row(name: str, tails: list[xr.Dataset], stopped: str) -> tuple[float, float, float, float]:
+    """Prediction, its error, and the parts of sampling and of the model."""
+    if stopped:
+        return (math.nan,) * 4
+    values = [tail[QUANTITIES[name]].values for tail in tails]
+    means = np.array([value.mean() for value in values])
+    prediction = float(means.mean())
+    within = float(np.mean([_scatter(value) ** 2 for value in values]))
+    between = float(means.var(ddof=1)) if len(means) > 1 else 0.0
+    sampling = math.sqrt(max(within, between) / len(means))
+    shares = [1.0 - float(tail["loss"].mean() / tail["mean_loss"].mean()) for tail in tails]
+    floor, slope = _MODEL[name]
+    model = abs(prediction) * math.hypot(floor, slope * float(np.mean(shares)) ** 2)
+    return prediction, math.hypot(sampling, model), sampling, model
+
+
+def _scatter(values: NDArray) -> float:
+    """Error of the mean of points whose slow part is shared: from their scatter about a straight line."""
+    if values.size < 4:
+        return 0.0
+    x = np.arange(values.size)
+    residual = values - np.polyval(np.polyfit(x, values, 1), x)
+    return float(np.sqrt(np.sum(residual**2) / (values.size - 2) / values.size))
