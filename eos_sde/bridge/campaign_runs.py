@@ -70,13 +70,13 @@ class Checkpoint:
         Weights, shape (d,).
     state : pytree or None
         State of the optax transformation, of rules with a memory.
-    direction : ndarray
-        Top Hessian eigenvector there, shape (d,).
+    direction : ndarray or None
+        Top Hessian eigenvector there, shape (d,), where the variance along it is wanted.
     """
 
     theta: NDArray[np.float64]
     state: Any
-    direction: NDArray[np.float64]
+    direction: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,16 @@ class Cell:
     def options(self) -> dict[str, Any]:
         """Of the rule."""
         return dict(RULES[self.rule][1])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its numbers, but for the lengths and the seed."""
+        return {
+            "task": dict(self.task.settings),
+            "eta": self.eta,
+            "options": self.options,
+            "batch_size": self.batch_size,
+        }
 
     @property
     def remembers(self) -> bool:
