@@ -22,8 +22,11 @@ QUANTITIES: Mapping[str, tuple[str, str]] = {
     "test_loss": ("1", "loss on the test examples"),
     "test_accuracy": ("1", "fraction of the test examples classified correctly"),
 }
-_MODES = 16  # taken out of the trace exactly: a handful of outliers carries most of the variance of its estimate
-_TOGETHER = 16  # products taken at once
+_MODES = (
+    16  # taken out of the trace exactly: a handful of outliers carries most of the variance of its estimate
+)
+PROBES_TOGETHER = 16
+"""Random vectors of a trace whose products are taken at once."""
 
 
 @partial(jax.jit, static_argnames="task")
@@ -36,7 +39,7 @@ def _trace(task: Task, theta: jax.Array, modes: jax.Array, keys: jax.Array):
         return image - modes @ (modes.T @ image)
 
     def group(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return curvature.hutchinson_trace(outside, theta, key, samples=_TOGETHER)
+        return curvature.hutchinson_trace(outside, theta, key, samples=PROBES_TOGETHER)
 
     means, errors = jax.lax.map(group, keys)
     inside = jnp.sum(modes * hessian_products(task, theta, modes))
@@ -50,12 +53,12 @@ def _losses(task: Task, theta: jax.Array):
 
 
 @double_precision
-def endpoint(task: Task, weights: ArrayLike, *, probes: int = 128, seed: int = 0) -> dict[str, float]:
+def quantities_at(task: Task, weights: ArrayLike, *, probes: int = 64, seed: int = 0) -> dict[str, float]:
     """Sharpness, trace, training and test loss and test accuracy at weights.
 
     The trace is that of the top 16 modes, exactly, and Hutchinson's estimate of the rest, so that it is unbiased and
-    the outliers of the spectrum add nothing to its error; of at most 100 weights it is exact. The probes are the same at
-    any weights: their errors largely cancel in the ratio of two traces.
+    the outliers of the spectrum add nothing to its error; of at most 100 weights it is exact. The probes are the same
+    at any weights: their errors largely cancel in the ratio of two traces.
 
     Parameters
     ----------
@@ -80,12 +83,14 @@ def endpoint(task: Task, weights: ArrayLike, *, probes: int = 128, seed: int = 0
     ConvergenceFailure
         If the top eigenvector is not found.
     """
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1 or probes % _TOGETHER:
-        raise InvalidInput(f"probes={probes!r} must be a positive multiple of {_TOGETHER}")
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1 or probes % PROBES_TOGETHER:
+        raise InvalidInput(f"probes={probes!r} must be a positive multiple of {PROBES_TOGETHER}")
     theta = checked_weights(task, weights)
     few = task.size <= 100
-    values, modes, _ = top_modes(task, theta, task.size if few else min(_MODES, (task.size - 1) // 5), tol=1e-3)
-    keys = jax.random.split(jax.random.key(seed), probes // _TOGETHER)
+    values, modes, _ = top_modes(
+        task, theta, task.size if few else min(_MODES, (task.size - 1) // 5), tol=1e-3
+    )
+    keys = jax.random.split(jax.random.key(seed), probes // PROBES_TOGETHER)
     trace, error = (values.sum(), 0.0) if few else _trace(task, theta, modes, keys)
     loss, test_loss, accuracy = _losses(task, theta)
     found = {
@@ -95,7 +100,7 @@ def endpoint(task: Task, weights: ArrayLike, *, probes: int = 128, seed: int = 0
     return {name: float(value) for name, value in found.items()}
 
 
-def over_runs(task: Task, weights: NDArray, *, probes: int = 128, seed: int = 0) -> dict[str, float]:
+def over_runs(task: Task, weights: NDArray, *, probes: int = 64, seed: int = 0) -> dict[str, float]:
     """Means of the quantities over the weights of several runs.
 
     Parameters
@@ -105,14 +110,14 @@ def over_runs(task: Task, weights: NDArray, *, probes: int = 128, seed: int = 0)
     weights : ndarray
         Shape (runs, d).
     probes, seed : int
-        As for `endpoint`.
+        as for `quantities_at`.
 
     Returns
     -------
     dict
         Each of the `QUANTITIES` and its ``_stderr`` over the runs, which is 0 for one.
     """
-    each = [endpoint(task, one, probes=probes, seed=seed) for one in weights]
+    each = [quantities_at(task, one, probes=probes, seed=seed) for one in weights]
     found = {}
     for name in QUANTITIES:
         values = np.array([one[name] for one in each])
@@ -121,7 +126,7 @@ def over_runs(task: Task, weights: NDArray, *, probes: int = 128, seed: int = 0)
     return found
 
 
-def at_their_mean(task: Task, weights: NDArray, *, probes: int = 128, seed: int = 0) -> dict[str, float]:
+def at_their_mean(task: Task, weights: NDArray, *, probes: int = 64, seed: int = 0) -> dict[str, float]:
     """The quantities at the weights of which several runs are samples about the mean, by the jackknife.
 
     The mean of R runs still carries 1/R of their fluctuation, and so do the quantities there, to second order. The
@@ -134,7 +139,7 @@ def at_their_mean(task: Task, weights: NDArray, *, probes: int = 128, seed: int 
     weights : ndarray
         Shape (runs, d); one run is taken as it is.
     probes, seed : int
-        As for `endpoint`.
+        as for `quantities_at`.
 
     Returns
     -------
@@ -142,11 +147,11 @@ def at_their_mean(task: Task, weights: NDArray, *, probes: int = 128, seed: int 
         Each of the `QUANTITIES`, its ``_stderr`` over the runs, and ``trace_probe_stderr``.
     """
     runs = len(weights)
-    whole = endpoint(task, weights.mean(axis=0), probes=probes, seed=seed)
+    whole = quantities_at(task, weights.mean(axis=0), probes=probes, seed=seed)
     found = {name: whole[name] for name in QUANTITIES} | {f"{name}_stderr": 0.0 for name in QUANTITIES}
     if runs > 1:
         without = [
-            endpoint(task, np.delete(weights, r, axis=0).mean(axis=0), probes=probes, seed=seed)
+            quantities_at(task, np.delete(weights, r, axis=0).mean(axis=0), probes=probes, seed=seed)
             for r in range(runs)
         ]
         for name in QUANTITIES:
