@@ -122,8 +122,8 @@ def implicit_bias_table(
     task : Task or str
         A task or its name.
     rules : sequence of {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "caeo"}
-        "gd" takes all examples; its cells at other batch sizes are left out. Learning rates are those of
-        `run_campaign`.
+        "gd" takes all examples; its cells at other batch sizes are left out, and so is "sgd" with all examples beside
+        it. Learning rates are those of `run_campaign`.
     batch_sizes : sequence of int or "all"
         Below the number of examples, without replacement.
     seeds : int or sequence of int
@@ -135,8 +135,8 @@ def implicit_bias_table(
     warmup : int
         Steps to the checkpoint.
     window : int
-        Steps over which weights are averaged, a multiple of 4; centred on the end, so that the runs go on for half of
-        it, and a drift cancels.
+        Steps over which weights are averaged: even, so that an alternation cancels, and centred on the end, so that a
+        drift does; the runs go on for half of it.
     probes : int
         Random vectors of the traces, a multiple of 16; the same at any weights.
     start : array, optional
@@ -179,7 +179,9 @@ def implicit_bias_table(
         for done, (seed, rule, label) in enumerate(
             product(axes["seed"], axes["rule"], axes["batch"]), start=1
         ):
-            found[rule, label, seed] = grid.get(Cell(task, rule, sizes[label], seed))
+            found[rule, label, seed] = grid.get(
+                Cell(task, rule, sizes[label], seed), has_descent="gd" in axes["rule"]
+            )
             if progress is not None:
                 progress("implicit bias", done / total)
     return _dataset(axes, found, begins, task, lengths)
@@ -191,11 +193,13 @@ class _Grid:
     def __init__(self, task: Task, lengths: _Lengths, start: NDArray | None, folder: Path) -> None:
         self.task, self.lengths, self.start, self.folder = task, lengths, start, folder
 
-    def get(self, cell: Cell) -> dict[str, Any]:
-        """A finished cell, or a new one. SGD with all examples is gradient descent and is solved once for both."""
+    def get(self, cell: Cell, *, has_descent: bool) -> dict[str, Any]:
+        """A finished cell, or a new one; SGD with all examples is gradient descent, and is not there twice."""
         if cell.rule == "gd" and not cell.full:
             return _filled({}, status="left out", reason="gradient descent takes all examples")
         if cell.rule == "sgd" and cell.full:
+            if has_descent:
+                return _filled({}, status="left out", reason="SGD with all examples is gradient descent")
             cell = replace(cell, rule="gd")
         label = "all" if cell.full else cell.batch_size
         name = f"{self.task.name}_{cell.rule}_batch-{label}_seed{cell.seed}.json"
@@ -316,9 +320,9 @@ def _check(lengths: _Lengths) -> None:
         steps=(lengths.steps, 1), replicas=(lengths.replicas, 3), warmup=(lengths.warmup, 2),
         window=(lengths.window, 4), probes=(lengths.probes, PROBES_TOGETHER),
     )  # fmt: skip
-    if lengths.window % 4 or lengths.steps % (lengths.window // 2):
+    if lengths.window % 2 or lengths.steps % (lengths.window // 2):
         raise InvalidInput(
-            f"window={lengths.window} must be a multiple of 4, and steps={lengths.steps} one of half of it"
+            f"window={lengths.window} must be even, and steps={lengths.steps} one of half of it"
         )
     if lengths.window > lengths.steps:
         raise InvalidInput(f"window={lengths.window} must be at most steps={lengths.steps}")
