@@ -73,8 +73,9 @@ def show(table: xr.Dataset, console: Console | None = None) -> None:
 
 
 def _mean(row: xr.Dataset, name: str) -> tuple[float, float]:
-    """Mean over the seeds, with the error that the runs of each give."""
-    values, errors = row[name].values, row[f"{name}_stderr"].values
+    """Mean over the seeds that have it, with the error that the runs of each give; a forecast has none."""
+    values = row[name].values
+    errors = row[f"{name}_stderr"].values if f"{name}_stderr" in row else np.zeros_like(values)
     there = np.isfinite(values)
     if not there.any():
         return math.nan, math.nan
@@ -197,19 +198,10 @@ def _over_batches(axis: Axes, table: xr.Dataset, quantity: str) -> None:
         colour, row = COLOURS[i % len(COLOURS)], table.sel(rule=rule)
         values = np.array([_mean(row.isel(batch=k), f"measured_{quantity}") for k in place])
         iterates = np.array([_mean(row.isel(batch=k), f"iterate_{quantity}")[0] for k in place])
-        predicted = row[f"predicted_{quantity}"]
-        predicted = predicted.where(np.isfinite(predicted).any("seed"), -math.inf).mean("seed").values
+        predicted = [_mean(row.isel(batch=k), f"predicted_{quantity}")[0] for k in place]
         at = place + 0.06 * (i - 1.5)  # beside each other
         axis.errorbar(at, values[:, 0], values[:, 1], fmt="o", ms=5, color=colour, label=str(rule))
-        axis.plot(
-            at,
-            np.where(np.isfinite(predicted), predicted, np.nan),
-            "o--",
-            ms=9,
-            mfc="none",
-            lw=1,
-            color=colour,
-        )
+        axis.plot(at, predicted, "o--", ms=9, mfc="none", lw=1, color=colour)
         axis.plot(at, iterates, ".", ms=4, color=colour, alpha=0.5)
     axis.set_xticks(place, [str(b) for b in table["batch"].values])
     axis.set_xlabel("batch size", fontsize=9)

@@ -70,13 +70,13 @@ class Checkpoint:
         Weights, shape (d,).
     state : pytree or None
         State of the optax transformation, of rules with a memory.
-    direction : ndarray or None
-        Top Hessian eigenvector there, shape (d,), where the variance along it is wanted.
+    direction : ndarray
+        Top Hessian eigenvector there, shape (d,).
     """
 
     theta: NDArray[np.float64]
     state: Any
-    direction: NDArray[np.float64] | None
+    direction: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,8 @@ class _Grid:
 
     def _compared(self, cell: Cell) -> tuple[dict[str, Any], dict[str, str]]:
         begin, lengths = self._weights(cell.seed), self.lengths
-        flow, forecast_seconds = timed(lambda: forecast(cell, Checkpoint(begin, None, None), lengths.plan))
+        seen = Checkpoint(begin, state=None, direction=np.zeros_like(begin))  # no variance is asked for
+        flow, forecast_seconds = timed(lambda: forecast(cell, seen, lengths.plan))
         (means, known, lost), measured_seconds = timed(lambda: self._measured(cell, begin))
         stopped = flow.attrs["stopped"]
         known |= {
