@@ -130,7 +130,9 @@ def at_their_mean(task: Task, weights: NDArray, *, probes: int = 64, seed: int =
     """The quantities at the weights of which several runs are samples about the mean, by the jackknife.
 
     The mean of R runs still carries 1/R of their fluctuation, and so do the quantities there, to second order. The
-    jackknife takes this bias out and tells the error: R f(mean) - (R - 1) <f(mean without one)>.
+    jackknife takes this bias out and tells the error: R f(mean) - (R - 1) <f(mean without one)>. On digits-mlp, SGD at
+    batch 4, six runs gave what the plain mean of 48 gives, and told the scatter between groups of six, but for the
+    accuracy, which is not smooth: 0.8 points told, 1.3 found.
 
     Parameters
     ----------

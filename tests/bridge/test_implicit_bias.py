@@ -135,6 +135,27 @@ def test_runs_about_their_mean(tiny):
     assert over["loss"] > at_mean["loss"]
 
 
+@pytest.mark.slow
+def test_six_runs_tell_what_many_do(tiny):
+    """Groups of six of 96 runs, jackknifed, against the plain mean of all; a plain mean of six is too high."""
+    start = campaign_runs.plain_checkpoint(tiny, 10, 0)
+    weights = record(
+        tiny, "sgd", steps=60, every=60, seed=5, batch_size=2, start=start, replicas=96, curvature=False
+    )["final_params"].values
+    many = tiny.loss(weights.mean(axis=0))
+    groups = weights.reshape(16, 6, -1)
+    told = [at_their_mean(tiny, group) for group in groups]
+    values, errors = (np.array([one[name] for one in told]) for name in ("loss", "loss_stderr"))
+    scatter = values.std(ddof=1)
+    # 16 groups: t of 15 degrees of freedom beyond 4.9 once in 5000; what is left of the fluctuation in the mean of 96
+    # is a sixteenth of that of six
+    excess = np.mean([tiny.loss(group.mean(axis=0)) for group in groups]) - many
+    assert abs(values.mean() - many) < 4.9 * scatter / 4 + excess / 15
+    assert excess > 4.9 * np.std([tiny.loss(group.mean(axis=0)) for group in groups], ddof=1) / 4
+    # a scatter from 16 groups has an error of 18 %: 4 of them and the bias of the jackknife, upwards
+    assert scatter / 1.75 < np.sqrt(np.mean(errors**2)) < 2.5 * scatter
+
+
 def test_full_batches_below_the_edge_follow_the_gradient(tiny, table):
     """There is nothing to average: the flow is descent, to first order in its rate."""
     cell = table.sel(rule="gd", batch="all", seed=0)
