@@ -140,16 +140,22 @@ def implicit_bias_in_words(table: xr.Dataset) -> str:
 def _correlations(table: xr.Dataset) -> list[str]:
     """Rank correlation of flatness with the test over the cells, differences between seeds taken out."""
     lines = []
-    for name, word in (("test_accuracy", "accuracy"), ("test_loss", "loss")):
+    gap = table["measured_test_loss"] - table["measured_loss"]
+    tested = {
+        "test accuracy": table["measured_test_accuracy"],
+        "test loss": table["measured_test_loss"],
+        "test loss minus the training loss": gap,
+    }
+    for word, y in tested.items():
         told = []
         for flat in ("sharpness", "trace"):
-            x, y = (table[f"measured_{quantity}"] for quantity in (flat, name))
+            x = table[f"measured_{flat}"]
             both = np.isfinite(x) & np.isfinite(y)
-            x, y = ((q - q.where(both).mean(("rule", "batch"))).values[both.values] for q in (x, y))
-            if x.size >= 4 and np.ptp(x) > 0 and np.ptp(y) > 0:
-                told.append(f"{_rank_correlation(x, y):+.2f} with the {flat}")
+            a, b = ((q - q.where(both).mean(("rule", "batch"))).values[both.values] for q in (x, y))
+            if a.size >= 4 and np.ptp(a) > 0 and np.ptp(b) > 0:
+                told.append(f"{_rank_correlation(a, b):+.2f} with the {flat}")
         if told:
-            lines.append(f"Over the cells the test {word} has a rank correlation of {' and '.join(told)}.")
+            lines.append(f"Over the cells the {word} has a rank correlation of {' and '.join(told)}.")
     return lines
 
 
