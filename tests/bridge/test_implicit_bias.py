@@ -128,6 +128,7 @@ def test_runs_about_their_mean(tiny):
     assert one["loss_stderr"] == 0.0
     without = np.array([tiny.loss(np.delete(runs, r, axis=0).mean(axis=0)) for r in range(3)])
     assert at_mean["loss"] == pytest.approx(3 * centre["loss"] - 2 * without.mean(), rel=1e-12)
+    assert at_mean["test_accuracy"] == quantities_at(tiny, runs.mean(axis=0))["test_accuracy"]
     each = np.array([tiny.loss(w) for w in runs])
     over = over_runs(tiny, runs)
     assert over["loss"] == pytest.approx(each.mean(), rel=1e-12)
