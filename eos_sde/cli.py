@@ -1,4 +1,4 @@
-"""The command line: `eos-sde replay`, `eos-sde onsets`, `eos-sde campaign`, `eos-sde tasks`, `eos-sde models`."""
+"""The command line, `eos-sde`: replay, onsets, campaign, implicit-bias, tasks, models."""
 
 import json
 import os
@@ -177,7 +177,7 @@ def campaign(
         figures[name] = str(out.with_name(f"{out.stem}-{name}.png"))
         plots.save(figure, figures[name])
     if as_json:
-        sys.stdout.write(report.campaign_as_json(table, store=str(out), **figures) + "\n")
+        sys.stdout.write(report.cells_as_json(table, store=str(out), **figures) + "\n")
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print("Forecast over measured, last third of the steps, mean over the seeds.")
@@ -186,6 +186,64 @@ def campaign(
     console.print(
         "\n".join([f"store:  {out}", *(f"figure: {path}" for path in figures.values())]), soft_wrap=True
     )
+
+
+@app.command()
+def implicit_bias(
+    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
+    rule: Annotated[
+        list[str] | None, typer.Option(help="May be repeated. [gd, sgd, sgdm, caeo; quick: gd, sgd]")
+    ] = None,
+    batch: Annotated[
+        list[str] | None, typer.Option(help="Batch size or all; may be repeated. [4, 32, all]")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 1,
+    seed: Annotated[int, typer.Option(help="The first of them; the others follow.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(help="From the checkpoint to the end. [500; quick: 60]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="A tiny network on 100 examples, where the task is of images.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for implicit-bias.nc, .png and the cells.")] = Path(
+        "implicit-bias"
+    ),
+    as_json: _JSON = False,
+) -> None:
+    """Where each rule ends at each batch size, forecast and run: sharpness, trace, losses, test accuracy.
+
+    Finished cells stay in the folder; the same command goes on where an interrupted one stopped. Example: eos-sde
+    implicit-bias --quick --task digits-mlp --out digits
+    """
+    from eos_sde import bridge, implicit_bias_report, plots, report
+    from eos_sde.bridge.campaign import QUICK
+
+    _check_folder(out)
+    if seeds < 1:
+        raise InvalidInput(f"seeds={seeds} must be at least 1")
+    dataset_path, figure_path = out / "implicit-bias.nc", out / "implicit-bias.png"
+    with _progress() as advance:
+        table = bridge.implicit_bias_table(
+            bridge.load_task(task, **(QUICK.get(task, {}) if quick else {})),
+            rules=rule or (("gd", "sgd") if quick else ("gd", "sgd", "sgdm", "caeo")),
+            batch_sizes=batch or ("4", "32", "all"),
+            seeds=range(seed, seed + seeds),
+            steps=(60 if quick else 500) if steps is None else steps,
+            replicas=4 if quick else 6,
+            window=20 if quick else 50,
+            store=out / "cells",
+            progress=advance,
+        )
+    _keep(table, dataset_path)
+    plots.save(implicit_bias_report.implicit_bias_figure(table), figure_path)
+    if as_json:
+        sys.stdout.write(
+            report.cells_as_json(table, dataset=str(dataset_path), figure=str(figure_path)) + "\n"
+        )
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    implicit_bias_report.show(table, console)
+    console.print(f"dataset: {dataset_path}\nfigure:  {figure_path}", soft_wrap=True)
 
 
 @app.command()

@@ -301,8 +301,8 @@ def campaign_in_words(table: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def campaign_as_json(table: xr.Dataset, /, **files: str) -> str:
-    """All cells without their paths over steps, the provenance and the names of the files, as one JSON document."""
+def cells_as_json(table: xr.Dataset, /, **files: str) -> str:
+    """All cells of a table without their paths over steps, the provenance and the names of the files, as JSON."""
     dims = table["status"].dims
     flat = table[[name for name, values in table.data_vars.items() if "step" not in values.dims]].stack(
         cell=dims

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from eos_sde import bridge, cli, models
-from eos_sde.bridge import onset_grid
+from eos_sde.bridge import implicit_bias, onset_grid
 from eos_sde.bridge.campaign_cells import NUMBERS
 from solvers.errors import AccuracyWarning, InvalidInput
 
@@ -48,6 +48,13 @@ def _elsewhere(tmp_path, monkeypatch):
         (["campaign", "--steps", "15"], "save_every=10 must be even, and steps=15"),
         (["campaign", "--out", "campaign.nc"], "must end in .zarr"),
         (["campaign", "--out", "a-file/c.zarr"], "a-file"),
+        (["implicit-bias", "--task", "resnet"], "task='resnet' is not known"),
+        (["implicit-bias", "--rule", "adamw"], "rule='adamw' is not known"),
+        (["implicit-bias", "--batch", "1000"], "it must be from 1 to 999 for digits-mlp"),
+        (["implicit-bias", "--seeds", "0"], "seeds=0 must be at least 1"),
+        (["implicit-bias", "--seed", "-1"], "seed=-1 must be at least 0"),
+        (["implicit-bias", "--steps", "60"], "window=50 must be even, and steps=60 one of half of it"),
+        (["implicit-bias", "--out", "a-file"], "a-file"),
         (["tasks", "extra"], "extra"),
         (["bogus"], "bogus"),
     ],
@@ -254,3 +261,39 @@ def test_campaign_writes_and_prints(monkeypatch, capsys, tmp_path):
     assert document["arguments"] == "('a.zarr', ('4', '16', 'all'))"
     assert [row["sharpness_ratio"] for row in document["rows"]] == [1.0, None]
     assert document["files"]["all"] == "a-all.png"
+
+
+def _implicit_bias(task, **settings):
+    """A table of two cells made up in no time: one off, one whose flow stopped."""
+    dims = ("rule", "batch", "seed")
+    coords = {"rule": ["sgd"], "batch": ["4", "all"], "seed": list(settings["seeds"])}
+    quantities = ("sharpness", "trace", "loss", "test_loss", "test_accuracy")
+    names = [*implicit_bias.NUMBERS, *(f"{name}_ratio" for name in quantities)]
+    words = {name: (dims, np.full((1, 2, 1), "", object)) for name in ("status", "reason", "caution")}
+    table = xr.Dataset({name: (dims, np.ones((1, 2, 1))) for name in names} | words, coords).copy(deep=True)
+    table = table.assign({f"start_{name}": ("seed", [1.0]) for name in quantities})
+    table["trace_ratio"][0, 0, 0], table["trace_ratio"][0, 1, 0] = 1.2, np.nan
+    table["status"][0, :, 0], table["reason"][0, 1, 0] = ["done", "does not apply"], "step 0: a catapult"
+    settings["progress"]("implicit bias", 1.0)
+    arguments = repr((task.n, settings["steps"], settings["rules"], settings["store"].name))
+    return table.assign_attrs(margin=0.05, steps=60, description="made up", arguments=arguments)
+
+
+def test_implicit_bias_writes_and_prints(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bridge, "implicit_bias_table", _implicit_bias)
+    choice = ["implicit-bias", "--quick", "--seed", "3", "--out", "ends"]
+    assert cli.main(choice) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "| sgd  | 4     | 1" in out  # Markdown
+    assert "off: sgd, 4, 3: trace +20.0 %" in out
+    assert "does not apply: sgd, all, 3: step 0: a catapult" in out
+    assert sorted(path.name for path in (tmp_path / "ends").iterdir()) == [
+        "implicit-bias.nc",
+        "implicit-bias.png",
+    ]
+    assert cli.main([*choice, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["arguments"] == "(100, 60, ('gd', 'sgd'), 'cells')"
+    assert [row["trace_ratio"] for row in document["rows"]] == [1.2, None]
+    assert document["files"]["figure"] == "ends/implicit-bias.png"

@@ -10,6 +10,7 @@ from eos_sde.bridge.fluctuation_forecast import forecast_fluctuations
 from eos_sde.bridge.fluctuation_measurement import measure_fluctuations
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.gram import curvature_gram
+from eos_sde.bridge.implicit_bias import implicit_bias_table
 from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import measure_onset
@@ -43,6 +44,7 @@ __all__ = [
     "find_minimum",
     "forecast_fluctuations",
     "forecast_plateau",
+    "implicit_bias_table",
     "interpolation_task",
     "load_dataset",
     "load_task",

@@ -11,12 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from eos_sde.bridge.campaign_cells import NUMBERS, SERIES, Store
 from eos_sde.bridge.campaign_runs import RULES, Cell, Plan
-from eos_sde.bridge.task_library import Task, load_task, tasks
+from eos_sde.bridge.cells import batch_of, check_axes, check_counts, gathered, numbered, words_of
+from eos_sde.bridge.task_library import Task, load_task
+from eos_sde.bridge.task_library import tasks as loadable
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
@@ -112,17 +113,17 @@ def run_campaign(
     store = Path(store)
     plan = Plan(steps=steps, replicas=replicas, warmup=warmup, save_every=save_every)
     chosen = tasks if isinstance(tasks, Mapping) else {name: NETWORKS.get(name, {}) for name in tasks}
-    numbered = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     axes = {
         "task": list(chosen),
         "rule": list(rules),
         "batch": [str(b) for b in batch_sizes],
-        "seed": numbered,
+        "seed": numbered(seeds),
     }
-    _check_axes(axes, plan)
+    check_axes(axes, {"task": loadable(), "rule": tuple(RULES)})
+    _check_plan(plan)
     _check_store(store)
     loaded = {name: _loaded(name, _hashable(settings)) for name, settings in chosen.items()}
-    sizes = {(name, b): _batch_size(b, task) for name, task in loaded.items() for b in axes["batch"]}
+    sizes = {(name, b): batch_of(b, task) for name, task in loaded.items() for b in axes["batch"]}
     cells, found = Store(store.with_suffix(".cells"), plan), {}
     total = math.prod(map(len, axes.values()))
     for done, key in enumerate(product(*axes.values()), start=1):
@@ -146,25 +147,16 @@ def _loaded(name: str, settings: tuple) -> Task:
 
 
 def _dataset(axes: Mapping[str, list], found: Mapping[tuple, dict], plan: Plan) -> xr.Dataset:
-    order = list(product(*axes.values()))
-    shape = tuple(map(len, axes.values()))
-
-    def gathered(name: str, *more: int) -> np.ndarray:
-        return np.array([found[key][name] for key in order], dtype=float).reshape(*shape, *more)
-
     step = plan.axis
     variables: dict[str, Any] = {
-        name: ((*_AXES, "step"), gathered(name, step.size), {"units": units, "long_name": text})
+        name: ((*_AXES, "step"), gathered(axes, found, name, step.size), {"units": units, "long_name": text})
         for name, (units, text) in SERIES.items()
     }
     variables |= {
-        name: (_AXES, gathered(name), {"units": units, "long_name": text})
+        name: (_AXES, gathered(axes, found, name), {"units": units, "long_name": text})
         for name, (units, text) in NUMBERS.items()
     }
-    words = {
-        name: np.array([found[key][name] for key in order], dtype=object) for name in ("status", "reason")
-    }
-    variables |= {name: (_AXES, values.reshape(shape).astype(str)) for name, values in words.items()}
+    variables |= {name: (_AXES, words_of(axes, found, name)) for name in ("status", "reason")}
     coords = {**axes, "step": ("step", step, {"units": "1", "long_name": "steps since the checkpoint"})}
     table = xr.Dataset(variables, coords=coords)
     late = table.isel(step=plan.late)
@@ -196,32 +188,13 @@ def _write(table: xr.Dataset, store: Path) -> None:
     partial.rename(store)
 
 
-def _batch_size(batch: str, task: Task) -> int:
-    size = task.n if batch == "all" else int(batch)
-    if batch != "all" and not 1 <= size < task.n:
-        raise InvalidInput(
-            f"batch_sizes names {size}: it must be from 1 to {task.n - 1} for {task.name}, or 'all' of its examples"
-        )
-    return size
-
-
-def _check_axes(axes: Mapping[str, list], plan: Plan) -> None:
-    for name, values in axes.items():
-        if not values or len(set(values)) < len(values):
-            raise InvalidInput(f"{name}={values} must be one or more different values")
-    for name, allowed in (("task", tasks()), ("rule", RULES)):
-        for value in axes[name]:
-            if value not in allowed:
-                raise InvalidInput(f"{name}={value!r} is not known: choose one of {', '.join(allowed)}")
-    for batch in axes["batch"]:
-        if batch != "all" and not batch.isdecimal():
-            raise InvalidInput(f"batch_sizes names {batch!r}: give numbers of examples, or 'all'")
-    if min(axes["seed"]) < 0:
-        raise InvalidInput(f"seed={min(axes['seed'])} must be at least 0")
-    for name, least in (("steps", 1), ("replicas", 3), ("warmup", 2), ("save_every", 2)):
-        value = getattr(plan, name)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}")
+def _check_plan(plan: Plan) -> None:
+    check_counts(
+        steps=(plan.steps, 1),
+        replicas=(plan.replicas, 3),
+        warmup=(plan.warmup, 2),
+        save_every=(plan.save_every, 2),
+    )
     if plan.save_every % 2 or plan.steps % plan.save_every or plan.steps < 3 * plan.save_every:
         raise InvalidInput(
             f"save_every={plan.save_every} must be even, and steps={plan.steps} three or more times as many"

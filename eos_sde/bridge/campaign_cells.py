@@ -1,7 +1,5 @@
 """One cell of the campaign: a forecast from a checkpoint alone, the run from it, both in lockstep, kept in a file."""
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -13,9 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from eos_sde.bridge.campaign_runs import Cell, Checkpoint, Plan, measure, reach_checkpoint
+from eos_sde.bridge.cells import kept_cell, plain
 from eos_sde.bridge.stochastic_flow import stochastic_central_flow
-from solvers.errors import InvalidInput
-from solvers.provenance import provenance
 
 SERIES = {
     "forecast_sharpness": ("1/time", "sharpness of iterates, forecast"),
@@ -81,17 +78,17 @@ def solve(cell: Cell, plan: Plan) -> dict[str, Any]:
 def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], str]:
     """What is known of a cell, and why the flow stopped."""
     begin = reach_checkpoint(cell, plan)
-    flow, forecast_seconds = _timed(lambda: _forecast(cell, begin, plan))
-    run, measured_seconds = _timed(lambda: measure(cell, begin, plan))
+    flow, forecast_seconds = timed(lambda: forecast(cell, begin, plan))
+    run, measured_seconds = timed(lambda: measure(cell, begin, plan))
     stopped = flow.attrs["stopped"]
-    forecast, mean = flow.reindex(step=plan.axis), run.weights.mean(axis=0)
+    path, mean = flow.reindex(step=plan.axis), run.weights.mean(axis=0)
     known = {
-        "forecast_sharpness": forecast["iterate_sharpness"].values,
-        "forecast_loss": forecast["mean_loss"].values,
-        "forecast_variance": forecast["direction_variance"].values,
+        "forecast_sharpness": path["iterate_sharpness"].values,
+        "forecast_loss": path["mean_loss"].values,
+        "forecast_variance": path["direction_variance"].values,
         "moved": np.linalg.norm(mean - begin.theta),
         "distance": np.nan if stopped else np.linalg.norm(flow["final_params"].values - mean),
-        "mean_stderr": 0.0 if cell.full else _stderr_of_mean(run.weights),
+        "mean_stderr": 0.0 if cell.full else stderr_of_mean(run.weights),
         "forecast_seconds": forecast_seconds,
         "measured_seconds": measured_seconds,
         "diverged": run.diverged,
@@ -101,23 +98,18 @@ def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], str]:
 
 def _filled(axis: NDArray, known: Mapping[str, Any], *, status: str, reason: str) -> dict[str, Any]:
     empty = {name: [None] * axis.size for name in SERIES} | dict.fromkeys(NUMBERS)
-    plain = {name: _plain(value) for name, value in known.items()}
-    return empty | plain | {"status": status, "reason": reason}
+    numbers = {name: plain(value) for name, value in known.items()}
+    return empty | numbers | {"status": status, "reason": reason}
 
 
-def _plain(value: Any) -> Any:
-    """Numbers for JSON, which has no NaN; all digits are kept."""
-    if np.ndim(value):
-        return [_plain(one) for one in np.asarray(value)]
-    return float(value) if np.isfinite(value) else None
-
-
-def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
+def timed(job: Callable[[], Any]) -> tuple[Any, float]:
+    """What a job returns, and its CPU time in seconds."""
     began = time.process_time()
     return job(), time.process_time() - began
 
 
-def _forecast(cell: Cell, begin: Checkpoint, plan: Plan) -> xr.Dataset:
+def forecast(cell: Cell, begin: Checkpoint, plan: Plan) -> xr.Dataset:
+    """The averaged path of a cell by `stochastic_central_flow`, which sees the checkpoint and nothing else."""
     return stochastic_central_flow(
         cell.task, begin.theta, batch_size=cell.batch_size, rule=cell.rule, eta=cell.eta, steps=plan.steps,
         state=begin.state, save_every=plan.save_every,
@@ -126,7 +118,8 @@ def _forecast(cell: Cell, begin: Checkpoint, plan: Plan) -> xr.Dataset:
     )  # fmt: skip
 
 
-def _stderr_of_mean(weights: NDArray) -> float:
+def stderr_of_mean(weights: NDArray) -> float:
+    """Sampling error of the mean of weights (runs, d), as a length."""
     return float(np.sqrt(weights.var(axis=0, ddof=1).sum() / len(weights)))
 
 
@@ -139,24 +132,4 @@ class Store:
     def get(self, cell: Cell, label: str) -> dict[str, Any]:
         """A finished cell, or a new one that is kept at once; one that failed is tried again."""
         path = self._folder / f"{cell.task.name}_{cell.rule}_batch-{label}_seed{cell.seed}.json"
-        settings = self._settings(cell)
-        if path.exists():
-            known = json.loads(path.read_text())
-            if known.get("settings") != settings:
-                raise InvalidInput(f"{path} was made with other settings; choose another store")
-            if known["status"] != "failed":
-                return known
-        found = solve(cell, self._plan) | {"settings": settings} | provenance()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".part{os.getpid()}")
-        partial.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
-        return found
-
-    def _settings(self, cell: Cell) -> dict[str, Any]:
-        """What decides the numbers of a cell, as it comes back from JSON."""
-        decided = {"task": dict(cell.task.settings), "plan": asdict(self._plan)}
-        decided |= {"eta": cell.eta, "options": cell.options, "batch_size": cell.batch_size}
-        return json.loads(
-            json.dumps(decided, default=lambda value: getattr(value, "tolist", value.__str__)())
-        )
+        return kept_cell(path, cell.settings | {"plan": asdict(self._plan)}, lambda: solve(cell, self._plan))

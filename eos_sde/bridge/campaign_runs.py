@@ -99,6 +99,25 @@ class Cell:
         return dict(RULES[self.rule][1])
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its numbers, but for the lengths and the seed."""
+        return {
+            "task": dict(self.task.settings),
+            "eta": self.eta,
+            "options": self.options,
+            "batch_size": self.batch_size,
+        }
+
+    @property
+    def run_settings(self) -> dict[str, Any]:
+        """Arguments of `record` for its real runs."""
+        options = self.options
+        return {
+            "seed": self.seed + _RUN, "eta": self.eta, "batch_size": self.batch_size,
+            "delta": options.pop("delta", 0.1), "options": options,
+        }  # fmt: skip
+
+    @property
     def remembers(self) -> bool:
         """Whether the rule has a memory that the forecast needs."""
         described = flow_rule(self.rule, eta=self.eta, **self.options)
@@ -115,7 +134,8 @@ class Cell:
 
 
 @lru_cache(maxsize=4)
-def _plain_checkpoint(task: Task, warmup: int, seed: int) -> NDArray[np.float64]:
+def plain_checkpoint(task: Task, warmup: int, seed: int) -> NDArray[np.float64]:
+    """The weights from which all rules of a seed begin, of the task's own learning rate."""
     return checkpoint(task, eta=task.eta, steps=warmup, seed=seed)
 
 
@@ -141,7 +161,7 @@ def reach_checkpoint(cell: Cell, plan: Plan) -> Checkpoint:
         If training diverged on the way.
     """
     task, state = cell.task, None
-    theta = jnp.asarray(_plain_checkpoint(task, plan.warmup, cell.seed))
+    theta = jnp.asarray(plain_checkpoint(task, plan.warmup, cell.seed))
     if cell.remembers:
         rule = cell.transformation()
         words = stream(cell.seed, _CHECKPOINT_STREAM, 0)
@@ -180,16 +200,12 @@ class Run:
 def measure(cell: Cell, begin: Checkpoint, plan: Plan) -> Run:
     """Replicas at the saved steps; of full batches one run and its averages over `save_every` steps about them."""
     full, half = cell.full, plan.save_every // 2
-    rule, options = cell.rule, cell.options
-    transformation: Any = rule
+    given: dict[str, Any] = cell.run_settings | {"start": begin.theta, "batches_measured": 1}
+    transformation: Any = cell.rule
     if cell.remembers:
         made = cell.transformation()
         transformation = optax.GradientTransformationExtraArgs(lambda params: begin.state, made.update)  # noqa: ARG005
-        options = {}
-    given: dict[str, Any] = {
-        "seed": cell.seed + _RUN, "eta": cell.eta, "batch_size": cell.batch_size, "start": begin.theta,
-        "batches_measured": 1, "delta": options.pop("delta", 0.1), "options": options,
-    }  # fmt: skip
+        given["options"] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AccuracyWarning)  # counted and told in the reason
         if full:

@@ -47,6 +47,7 @@ class _Plan:
     replicas: int
     batches_measured: int
     curvature: bool
+    average: int
 
 
 @double_precision
@@ -65,6 +66,7 @@ def record(
     project: ArrayLike | None = None,
     batches_measured: int = 16,
     curvature: bool = True,
+    average: int = 0,
     options: Mapping[str, Any] = MappingProxyType({}),
     progress: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
@@ -101,6 +103,8 @@ def record(
         Batches in the mean that is the batch sharpness.
     curvature : bool
         Whether to measure sharpness and batch sharpness, which cost most; NaN otherwise.
+    average : int
+        Last updates over whose weights a mean is taken; an even number cancels an alternation. 0 for none.
     options : mapping
         Further options of `make_rule`.
     progress : callable, optional
@@ -113,7 +117,8 @@ def record(
         ``sharpness_residual``, ``batch_sharpness``, ``gradient_norm``, and ``learning_rate`` (of the
         update that led to the step; at step 0 the base rate). Over (replica, iteration), every update:
         ``batch_loss`` (before the update), ``rate`` (learning rate of the update) and, with `project`,
-        ``projection`` (direction last). Over replica: ``final_params`` (weight), ``diverged``,
+        ``projection`` (direction last). Over replica: ``final_params`` (weight), with `average` ``mean_params``
+        (weight), ``diverged``,
         ``diverged_at`` (first measured step at which the run counts as diverged, or -1). Values of a run
         after it diverged are NaN.
 
@@ -140,30 +145,21 @@ def record(
     name = rule if isinstance(rule, str) else "custom"
     batch_size = _batch_size(task, name, batch_size)
     for key, value in (
-        ("steps", steps),
-        ("every", every),
-        ("replicas", replicas),
-        ("batches_measured", batches_measured),
-    ):
+        ("steps", steps), ("every", every), ("replicas", replicas), ("batches_measured", batches_measured),
+    ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InvalidInput(f"{key}={value!r} must be a positive integer")
+    if isinstance(average, bool) or not isinstance(average, int | np.integer) or not 0 <= average <= steps:
+        raise InvalidInput(f"average={average!r} must be an integer from 0 to steps={steps}")
     theta = _start(task, start, seed, replicas)
     directions = np.zeros((task.size, 0)) if project is None else np.asarray(project, np.float64)
     if directions.ndim != 2 or directions.shape[0] != task.size:
         raise InvalidInput(f"project has shape {directions.shape}: it must be ({task.size}, k)")
     plan = _Plan(
-        task,
-        optax.with_extra_args_support(transformation),
-        eta,
-        steps,
-        seed,
-        batch_size,
-        every,
-        replicas,
-        batches_measured,
-        curvature,
-    )
-    measured, stepwise, final = _run(plan, theta, directions, progress)
+        task, optax.with_extra_args_support(transformation), eta, steps, seed, batch_size, every, replicas,
+        batches_measured, curvature, average,
+    )  # fmt: skip
+    measured, stepwise, final, mean = _run(plan, theta, directions, progress)
     diverged_at = _diverged_at(measured)
     if np.any(diverged_at >= 0):
         first = diverged_at[diverged_at >= 0].min()
@@ -177,7 +173,7 @@ def record(
         task=task.name, description=task.description, rule=name, eta=eta, batch_size=batch_size, seed=seed,
         steps=steps, every=every, delta=delta if name == "caeo" else None,
     )  # fmt: skip
-    return _dataset(measured, stepwise, final, diverged_at, attrs, projected=project is not None)
+    return _dataset(measured, stepwise, final, mean, diverged_at, attrs, projected=project is not None)
 
 
 @lru_cache(maxsize=16)
@@ -188,10 +184,10 @@ def _named(name: str, eta: float, delta: float, options: tuple) -> optax.Gradien
 
 def _run(
     plan: _Plan, theta: jax.Array, directions: NDArray, progress: Callable[[int], None] | None
-) -> tuple[dict[str, NDArray], dict[str, NDArray], NDArray]:
+) -> tuple[dict[str, NDArray], dict[str, NDArray], NDArray, NDArray | None]:
     """Alternate between measuring and `every` compiled steps."""
     task, size, single = plan.task, plan.batch_size, plan.replicas == 1
-    advance = _advance(task, plan.rule, plan.eta, single=single)
+    advance = _advance(task, plan.rule, plan.eta, single=single, summing=plan.average > 0)
     measure = _measure(task, curvature=plan.curvature, single=single)
     batch_sharpness = _batch_sharpness(task, single=single)
     state = jax.vmap(plan.rule.init)(theta)
@@ -205,7 +201,7 @@ def _run(
     data, begin, done = (task.x, task.y), theta, 0
     samples = 1 if size == task.n else plan.batches_measured
     measurements, pieces = [], []
-    limit = None
+    limit, total = None, jnp.zeros_like(theta)
     while True:
         memory, values = measure(theta, memory, data)
         values["batch_sharpness"] = np.full(plan.replicas, np.nan)
@@ -219,29 +215,33 @@ def _run(
         if done == plan.steps or not np.any(values["loss"] <= limit):
             break
         count = min(plan.every, plan.steps - done)
-        theta, state, piece = advance(theta, state, batches(sources, count), begin, directions, data)
+        counted = np.arange(done, done + count) >= plan.steps - plan.average
+        theta, state, total, piece = advance(
+            theta, state, total, batches(sources, count), counted, begin, directions, data
+        )
         pieces.append({key: np.asarray(value) for key, value in piece.items()})
         done += count
         if progress is not None:
             progress(done)
     measured = {key: np.stack([m[key] for m in measurements], axis=-1) for key in measurements[0]}
     stepwise = {key: np.concatenate([p[key] for p in pieces], axis=1) for key in pieces[0]} if pieces else {}
-    return measured, stepwise, np.asarray(theta)
+    return measured, stepwise, np.asarray(theta), np.asarray(total) / plan.average if plan.average else None
 
 
 @lru_cache(maxsize=16)
 def _advance(
-    task: Task, rule: optax.GradientTransformationExtraArgs, eta: float, *, single: bool
+    task: Task, rule: optax.GradientTransformationExtraArgs, eta: float, *, single: bool, summing: bool
 ) -> Callable:
-    """Compiled steps over replicas: (weights, rule state, batches, start, directions, data)."""
+    """Compiled steps over replicas: (weights, rule state, sum, batches, counted, start, directions, data)."""
 
     def advance(
-        theta: jax.Array, state: Any, batches: jax.Array, begin: jax.Array, directions: jax.Array, data: tuple
-    ) -> tuple:
+        theta: jax.Array, state: Any, total: jax.Array, batches: jax.Array, counted: jax.Array,
+        begin: jax.Array, directions: jax.Array, data: tuple,
+    ) -> tuple:  # fmt: skip
         x, y = data
 
-        def step(carry: tuple, batch: jax.Array) -> tuple:
-            theta, state = carry
+        def step(carry: tuple, given: tuple) -> tuple:
+            (theta, state, total), (batch, counts) = carry, given
             loss, gradient = jax.value_and_grad(task.loss)(theta, x[batch], y[batch])
             updates, new = rule.update(gradient, state, theta, value_fn=lambda w: task.loss(w, x, y))
             rate = optax.tree_utils.tree_get(new, "learning_rate", default=eta)
@@ -250,12 +250,13 @@ def _advance(
                 "rate": jnp.asarray(rate, jnp.float64),
                 "projection": (theta - begin) @ directions,
             }
-            return (theta + updates, new), kept
+            theta = theta + updates
+            return (theta, new, total + counts * theta if summing else total), kept
 
-        (theta, state), kept = jax.lax.scan(step, (theta, state), batches)
-        return theta, state, kept
+        (theta, state, total), kept = jax.lax.scan(step, (theta, state, total), (batches, counted))
+        return theta, state, total, kept
 
-    return _over_replicas(advance, (0, 0, 0, 0, None, None), single=single)
+    return _over_replicas(advance, (0, 0, 0, 0, None, 0, None, None), single=single)
 
 
 @lru_cache(maxsize=16)
@@ -326,6 +327,7 @@ def _dataset(
     measured: dict[str, NDArray],
     stepwise: dict[str, NDArray],
     final: NDArray,
+    mean: NDArray | None,
     diverged_at: NDArray,
     attrs: dict[str, Any],
     *,
@@ -360,6 +362,8 @@ def _dataset(
             "displacement from the start along the direction, before the update",
         )
     contents["final_params"] = variable(("replica", "weight"), final, "1", "weights after the last update")
+    if mean is not None:
+        contents["mean_params"] = variable(("replica", "weight"), mean, "1", "mean of the last weights")
     contents["diverged"] = variable(("replica",), diverged_at >= 0, "1", "whether the run diverged")
     contents["diverged_at"] = variable(("replica",), diverged_at, "1", "step at which it was seen, or -1")
     coords = {

@@ -145,7 +145,7 @@ def test_averages_cancel_an_alternation():
 def test_words_json_and_figures(table):
     words = report.campaign_in_words(table)
     assert "of 1 forecasts of sharpness are within 5 %" in words
-    rows = json.loads(report.campaign_as_json(table, store="x.zarr"))["rows"]
+    rows = json.loads(report.cells_as_json(table, store="x.zarr"))["rows"]
     assert [row["rule"] for row in rows] == ["gd", "sgd"]
     assert rows[0]["distance"] is None
     assert rows[1]["distance"] == float(table["distance"][0, 1, 0, 0])

@@ -114,6 +114,17 @@ def test_replicas_have_batches_of_their_own_and_share_with_single_runs(task):
     assert not np.allclose(several.final_params[0], several.final_params[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_mean_of_the_last_weights(task, replicas):
+    """Against runs that end at each of those steps; whatever `every` is."""
+    given = {"seed": 1, "batch_size": 5, "replicas": replicas, "curvature": False}
+    run = record(task, "sgdm", steps=13, average=4, every=5, **given)
+    ends = [record(task, "sgdm", steps=steps, **given)["final_params"] for steps in (10, 11, 12, 13)]
+    assert np.allclose(run["mean_params"], np.mean(ends, axis=0), rtol=1e-12, atol=0)
+    assert np.array_equal(run["final_params"], ends[-1])
+    assert "mean_params" not in record(task, "sgdm", steps=2, **given)
+
+
 def test_projections_are_of_the_displacement(task):
     directions = np.linalg.qr(np.random.default_rng(0).standard_normal((task.size, 2)))[0]
     start = np.asarray(task.init(9))
@@ -185,6 +196,8 @@ def test_every_variable_has_units_and_a_name(task):
         ({"rule": "sgd", "project": np.zeros(3)}, "project has shape"),
         ({"rule": "adam", "options": {"b7": 1}}, "does not take one of the options b7"),
         ({"rule": "caeo", "delta": 2.0}, "delta"),
+        ({"rule": "sgd", "average": 3}, "average=3 must be an integer from 0 to steps=2"),
+        ({"rule": "sgd", "average": -1}, "average=-1"),
     ],
 )
 def test_bad_input_is_refused(task, settings, message):

@@ -10,7 +10,7 @@
 
 from eos_sde.optimizers.curvature.interface import PRODUCT_COST, Estimator, hessian_product
 from eos_sde.optimizers.curvature.krylov import lanczos, power
-from eos_sde.optimizers.curvature.sampling import hutchinson, random_rayleigh
+from eos_sde.optimizers.curvature.sampling import hutchinson, hutchinson_trace, random_rayleigh
 
 ESTIMATORS = {
     "lanczos": lanczos,
@@ -26,6 +26,7 @@ __all__ = [
     "Estimator",
     "hessian_product",
     "hutchinson",
+    "hutchinson_trace",
     "lanczos",
     "power",
     "random_rayleigh",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from matfree import stochtrace
 from eos_sde.optimizers.curvature.interface import (
     PRODUCT_COST,
     ROUNDING,
+    Flat,
     Params,
     Product,
     flat_view,
@@ -117,13 +119,7 @@ class Hutchinson(_Sampler):
         operator = flat.operator(hvp)
         key, draw = jax.random.split(state.key)
 
-        def integrand(matvec: Product, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-            image = matvec(vector)
-            return vector @ image, image @ image
-
-        sampler = stochtrace.sampler_signs(jnp.zeros(flat.dimension, flat.dtype), num=self.samples)
-        estimate = stochtrace.estimator_monte_carlo_mean_and_sem(integrand, sampler)
-        (trace, square), (trace_error, square_error) = estimate(operator, draw)
+        (trace, square), (trace_error, square_error) = _trace_and_square(flat, operator, draw, self.samples)
         mean = trace / flat.dimension
         spread = jnp.sqrt(jnp.maximum(square / flat.dimension - mean**2, 0.0))
         reach = jnp.sqrt(jnp.asarray(max(flat.dimension - 1, 1), flat.dtype))
@@ -136,6 +132,60 @@ class Hutchinson(_Sampler):
         sampling = jnp.where(spread > 0, sampling, trace_error / flat.dimension)
         bound = jnp.maximum(width + sampling, ROUNDING * flat.unit_roundoff * jnp.abs(upper))
         return upper, bound, SamplingState(key, jnp.full((), self.samples, jnp.int32))
+
+
+def _trace_and_square(flat: Flat, operator: Callable, key: jax.Array, samples: int) -> tuple:
+    """Means over random signs v of v'Hv and |Hv|^2, whose means are trace(H) and |H|_F^2, and their errors."""
+
+    def integrand(matvec: Product, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+        image = matvec(vector)
+        return vector @ image, image @ image
+
+    sampler = stochtrace.sampler_signs(jnp.zeros(flat.dimension, flat.dtype), num=samples)
+    return stochtrace.estimator_monte_carlo_mean_and_sem(integrand, sampler)(operator, key)
+
+
+def hutchinson_trace(
+    hvp: Product, params: Params, key: jax.Array, *, samples: int = 8
+) -> tuple[jax.Array, jax.Array]:
+    """Unbiased estimate of the trace of the Hessian: the mean of ``v' H v`` over random signs v.
+
+    Parameters
+    ----------
+    hvp : callable
+        The operator at the current point, ``v -> H v``, on pytrees of the shapes and dtypes of `params`.
+    params : pytree of real arrays
+        Only shapes and dtypes are read.
+    key : jax.Array
+        A JAX random key: the same key draws the same signs, whose errors cancel in a difference of traces.
+    samples : int
+        Random vectors (and products, taken at once).
+
+    Returns
+    -------
+    trace, stderr : Array
+        Scalars. The variance of one sample is twice the sum of the squares off the diagonal of H.
+
+    Raises
+    ------
+    InvalidInput
+        If samples is not a positive integer.
+
+    References
+    ----------
+    M. F. Hutchinson, Commun. Stat. Simul. Comput. 19 (1990) 433. Monte Carlo by matfree.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> trace, stderr = hutchinson_trace(lambda v: 3.0 * v, jnp.zeros(5), jax.random.key(0))
+    >>> float(trace), float(stderr)
+    (15.0, 0.0)
+    """
+    positive_integer("samples", samples)
+    flat = flat_view(params)
+    (trace, _), (stderr, _) = _trace_and_square(flat, flat.operator(hvp), key, samples)
+    return trace, stderr
 
 
 def hutchinson(*, samples: int = 8) -> Hutchinson:
