@@ -11,6 +11,7 @@ checkpoint comes with a velocity of its own, and modes of curvature above (1 - b
 the way to it. It costs one vector. Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, o
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
+from eos_sde.bridge.unresolved_modes import LOOK, after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
@@ -90,11 +92,12 @@ class RuleFlow:
         modes: int,
         seed: int,
         direction,
+        without: Collection[str] = (),
     ) -> None:
         self.task, self.theta, self.rule, self.memory = task, theta, rule, memory
         self.p = noise_fraction(task.n, batch_size)
         self.key, self.direction = jax.random.key(seed), direction
-        self.strides = 0
+        self.strides = self.reached = self.measured_at = 0
         self.first_loss: float | None = None
         self.squares = jnp.zeros(task.size)
         if rule.adaptive:
@@ -102,11 +105,14 @@ class RuleFlow:
             examples = example_squares(task, theta[None])
             self.squares = (1.0 - self.p) * gradient**2 + self.p * examples
         self.raw = random_block(task.size, min(FEW, task.size))
+        self.outside_key = jax.random.key(seed + 1)
         self.scale = jnp.sqrt(self._rates(1))
+        self.outside = quiet(task.size, self.rate, rule.linear)
         self.block = top_modes(task, theta, modes, tol=1e-3)[1]
         if rule.adaptive:
             self.block = iterated(task, theta, self.block, self.scale, START)[1]
         carried = self.block.shape[1]
+        self.looks = "unresolved modes" not in without and carried < task.size
         self.signs = sign_rows(carried)
         self.covariance = jnp.zeros((carried, 2, carried, 2))
         self.modes, self.axes = self.block, self.scale[:, None] * self.block
@@ -121,13 +127,17 @@ class RuleFlow:
         self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
         self.block = self.local.following
         self.axes = scale[:, None] * self.modes
+        if self.looks and self.strides % LOOK == 0:
+            self._look_outside()
         effective = rule.linear.gain / (1.0 - rule.linear.momentum)
         self.ahead = stable_stride(self.local.eigenvalues, effective, ahead)
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(task, self.theta, self.axes, self.sigma)[:2])
         self.first_loss = loss if self.first_loss is None else self.first_loss
-        self.losses = loss, mean_loss
+        beyond = excess_loss(self.outside)
+        mean_loss += beyond
+        self.losses = loss, mean_loss, beyond
         if outgrown(mean_loss, loss, self.first_loss):
             return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
         return ""
@@ -136,6 +146,26 @@ class RuleFlow:
     def sigma(self) -> jax.Array:
         """Covariance of the weights in the modes, shape (k, k)."""
         return self.covariance[:, 0, :, 0]
+
+    @property
+    def rate(self) -> jax.Array:
+        """One learning rate for all weights: the harmonic mean, for rates without bound belong to dead weights."""
+        return 1.0 / jnp.mean(self.scale**-2)
+
+    def _look_outside(self) -> None:
+        rate, z = self.rate, self.local.eigenvalues
+        carried = self.modes, z / rate, self.sigma * rate
+        key, since = jax.random.fold_in(self.outside_key, self.strides), self.reached - self.measured_at
+        linear, shape = self.rule.linear, self.scale / jnp.sqrt(rate)
+        self.outside = measured(
+            self.outside, self.task, self.theta, *carried, key, rate, self.p, since, linear, shape
+        )
+        self.measured_at = self.reached
+
+    def _opposite(self, covariance: jax.Array) -> jax.Array:
+        """Two points, a fluctuation of all modes on either side of the averaged weights: shape (2, d)."""
+        points = opposite_points(self.theta, self.axes, covariance, self._signs())
+        return points + jnp.stack([self.outside.draw, -self.outside.draw])
 
     def row(self, reached: int) -> dict[str, float]:
         """What is saved here."""
@@ -146,6 +176,7 @@ class RuleFlow:
         else:
             sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
         draws = fluctuation_draws(self.axes, self.sigma, jax.random.fold_in(self.key, reached))
+        draws += jnp.outer(jnp.array([1.0, 1.0, -1.0, -1.0]), self.outside.draw)
         top = vectors[:, 0] @ self.axes
         seen = jnp.full_like(top, jnp.nan) if self.direction is None else self.direction @ self.axes
         saved = {
@@ -154,6 +185,7 @@ class RuleFlow:
             "effective_sharpness": float(z[0]) / self.rule.edge,
             "loss": self.losses[0],
             "mean_loss": self.losses[1],
+            "unresolved_loss": self.losses[2],
             "top_variance": float(top @ self.sigma @ top),
             "direction_variance": float(seen @ self.sigma @ seen),
             "radius": float(self.local.recursion.radius()),
@@ -170,17 +202,19 @@ class RuleFlow:
         midway = recursion.after(self.covariance, (ahead + 1) // 2)[:, 0, :, 0]
         if rule.adaptive:
             gradient, squares = averaged_moments(self.task, self.theta, self.axes, midway)[2:]
-            points = opposite_points(self.theta, self.axes, midway, self._signs())
+            points = self._opposite(midway)
             self.squares = (1.0 - self.p) * squares + self.p * example_squares(self.task, points)
             moments = rule.later(moments, self.squares, ahead)
         else:
             gradient = averaged(self.task, self.theta, self.axes, midway)[2]
         move, velocity = averaged_steps(
-            rule.linear, gradient, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
+            rule.linear, gradient + self.outside.push, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
         )
         self.theta = self.theta + move
         self.memory = Memory(velocity, moments, count + ahead)
         self.covariance = recursion.after(self.covariance, ahead)
+        self.outside = after(self.outside, self.rate, self.p, ahead, rule.linear)
+        self.reached += ahead
         self.strides += 1
         return ahead
 
@@ -194,6 +228,6 @@ class RuleFlow:
             return rule.rates(rule.later(moments, self.squares, steps), count + steps)
         if rule.delta is None or not hasattr(self, "modes"):
             return jnp.full(self.task.size, rule.eta)
-        points = opposite_points(self.theta, self.axes, self.sigma, self._signs())
-        seen = sharpness_beside(self.task, self.theta, self.modes[:, :FEW], points - self.theta)
+        kicks = self._opposite(self.sigma) - self.theta
+        seen = sharpness_beside(self.task, self.theta, self.modes[:, :FEW], kicks)
         return jnp.full(self.task.size, rule.capped(seen).mean())

@@ -44,21 +44,20 @@ from eos_sde.bridge.averaged_path import (
 )
 from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
 from eos_sde.bridge.flow_loop import follow
-from eos_sde.bridge.flow_rules import flow_rule, initial_memory
+from eos_sde.bridge.flow_rules import FlowRule, flow_rule, initial_memory
 from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import LOOK, after, excess_loss, measured, quiet
 from eos_sde.optimizers.rule import learning_rate
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 INGREDIENTS = ("unresolved modes", "curvature noise", "feedback")
-_LOOK = 2  # steps of the flow between measurements outside the carried modes
 
 
 class _Local(NamedTuple):
@@ -98,7 +97,7 @@ class _SgdFlow:
         self.key, self.outside_key = jax.random.key(seed), jax.random.key(seed + 1)
         self.first_loss: float | None = None
         self.without = without
-        self.outside = quiet(task.size)
+        self.outside = quiet(task.size, eta)
         self.looked = self.reached = self.measured_at = 0
 
     def settle(self, most: int, *, save: bool) -> str:
@@ -112,7 +111,7 @@ class _SgdFlow:
             curvature_noise="curvature noise" not in self.without,
         )
         self.covariance, self.block = self.local.covariance, self.local.modes
-        if self.looks and self.looked % _LOOK == 0:
+        if self.looks and self.looked % LOOK == 0:
             carried = self.block, self.local.eigenvalues, self.covariance
             key, since = jax.random.fold_in(self.outside_key, self.looked), self.reached - self.measured_at
             self.outside = measured(
@@ -124,7 +123,7 @@ class _SgdFlow:
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(self.task, self.theta, self.block, self.covariance)[:2])
-        beyond = excess_loss(self.outside, self.eta)
+        beyond = excess_loss(self.outside)
         mean_loss += beyond
         self.losses = loss, mean_loss, beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -221,7 +220,7 @@ def stochastic_central_flow(
         Unit vector (d,): the variance of the fluctuation along it is saved.
     without : collection of str
         What to leave out, to see what it is worth: "unresolved modes" (the noise outside the carried modes),
-        "curvature noise", "feedback" (of the fluctuation on the path). For plain SGD.
+        "curvature noise", "feedback" (of the fluctuation on the path). The last two for plain SGD.
     progress : callable, optional
         Called with the step reached.
     **options
@@ -233,8 +232,7 @@ def stochastic_central_flow(
     Dataset
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
         fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``unresolved_loss`` (the part of it
-        from outside the carried modes; NaN for rules other than plain SGD, where that is left out),
-        ``top_variance`` (along the top eigenvector at the time), ``direction_variance`` (along `direction`, or
+        from outside the carried modes), ``top_variance`` (along the top eigenvector at the time), ``direction_variance`` (along `direction`, or
         NaN), ``radius`` (of the mean-square recursion; from 1 on the rule is mean-square unstable there),
         ``effective_sharpness`` (top eigenvalue of the Hessian, preconditioned by the rates, over the rule's
         edge: 1 at the edge), ``critical_modes`` (such eigenvalues within 5 % of the edge, or beyond),
@@ -253,17 +251,17 @@ def stochastic_central_flow(
     if not 1 <= batch_size <= task.n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {task.n}, the number of examples")
     described = flow_rule(rule, eta=eta, **options)
-    _check_left_out(without, ours=described.plain and batch_size < task.n)
+    _check_left_out(without, described, batches=batch_size < task.n)
     if batch_size == task.n:
         flow = partial(central_flow, modes=modes, stride=stride, save_every=save_every, direction=direction)
         return flow(task, start, rule=rule, eta=eta, steps=steps, state=state, progress=progress, **options)
     check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
     theta = checked_weights(task, start)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
-    given = {"batch_size": batch_size, "modes": modes, "seed": seed, "direction": along}
+    given = {"batch_size": batch_size, "modes": modes, "seed": seed, "direction": along, "without": without}
     details = {"eta": eta, "batch_size": batch_size, "modes": modes, "stride": stride}
     if described.plain:
-        flow = _SgdFlow(task, theta, eta=eta, without=without, **given)
+        flow = _SgdFlow(task, theta, eta=eta, **given)
     else:
         flow = RuleFlow(task, theta, described, initial_memory(described, task.size, state), **given)
         details |= described.attributes
@@ -281,7 +279,7 @@ def stochastic_central_flow(
     )
 
 
-def _check_left_out(without: Collection[str], *, ours: bool) -> None:
+def _check_left_out(without: Collection[str], rule: FlowRule, *, batches: bool) -> None:
     """Refuse ingredients that are not there.
 
     Raises
@@ -294,8 +292,12 @@ def _check_left_out(without: Collection[str], *, ours: bool) -> None:
         raise InvalidInput(
             f"without names {unknown[0]!r}: give a collection of {', '.join(map(repr, INGREDIENTS))}"
         )
-    if without and not ours:
-        raise InvalidInput(f"without={tuple(without)!r} is for plain SGD on batches: leave it out")
+    if without and not batches:
+        raise InvalidInput(f"without={tuple(without)!r} is for batches of fewer than all examples: leave it out")
+    if not rule.plain and set(without) - {INGREDIENTS[0]}:
+        raise InvalidInput(
+            f"without={tuple(without)!r} is for plain SGD: for rule={rule.name!r} give only {INGREDIENTS[0]!r}"
+        )
 
 
 @threadpool_limits.wrap(1, "blas")
