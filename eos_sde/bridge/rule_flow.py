@@ -38,6 +38,7 @@ from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
 FEW = 4  # modes in which a single sharpness is looked for
+DRAWS = 4  # of the fluctuation outside the modes: the push of a single one is now and then far off
 START = 40  # orthogonal iterations to the first block
 
 
@@ -59,13 +60,16 @@ def iterated(task: Task, theta, block, scale, iterations):
 
 
 @partial(jax.jit, static_argnames=("task", "rule"))
-def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p) -> _Local:
+def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p, draws) -> _Local:
     old_modes, old_scale, covariance = carried
     eigenvalues, modes, following = follow_modes(task, theta, block, scale)
     change = (old_scale / scale)[:, None]
     turn = jnp.stack([modes.T @ (change * old_modes), modes.T @ (old_modes / change)])
     covariance = jnp.einsum("aik,bjl,kalb->iajb", turn, turn, covariance)
-    gradients, curvatures = per_example_modes(task, theta, scale[:, None] * modes)
+    axes = scale[:, None] * modes
+    curvatures = per_example_modes(task, theta, axes)[1]
+    # at both signs of the draws, so that the curvature noise of what is not carried is in it
+    gradients = jax.lax.map(lambda kick: per_example_modes(task, theta + kick, axes)[0], jnp.concatenate([draws, -draws]))
     recursion = state_recursion(rule, eigenvalues, gradients, curvatures, p)
     return _Local(eigenvalues, modes, following, covariance, recursion)
 
@@ -107,7 +111,7 @@ class RuleFlow:
         self.raw = random_block(task.size, min(FEW, task.size))
         self.outside_key = jax.random.key(seed + 1)
         self.scale = jnp.sqrt(self._rates(1))
-        self.outside = quiet(task.size, self.rate, rule.linear)
+        self.outside = quiet(task.size, self.rate, rule.linear, DRAWS)
         self.block = top_modes(task, theta, modes, tol=1e-3)[1]
         if rule.adaptive:
             self.block = iterated(task, theta, self.block, self.scale, START)[1]
@@ -123,7 +127,7 @@ class RuleFlow:
         ahead = rule.longest(self.memory.updates, most)
         scale = jnp.sqrt(self._rates((ahead + 1) // 2))
         carried = (self.modes, self.scale, self.covariance)
-        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p)
+        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p, self.outside.draw)
         self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
         self.block = self.local.following
         self.axes = scale[:, None] * self.modes
@@ -158,14 +162,14 @@ class RuleFlow:
         key, since = jax.random.fold_in(self.outside_key, self.strides), self.reached - self.measured_at
         linear, shape = self.rule.linear, self.scale / jnp.sqrt(rate)
         self.outside = measured(
-            self.outside, self.task, self.theta, *carried, key, rate, self.p, since, linear, shape
+            self.outside, self.task, self.theta, *carried, key, rate, self.p, since, linear, shape, own_noise=True
         )
         self.measured_at = self.reached
 
     def _opposite(self, covariance: jax.Array) -> jax.Array:
         """Two points, a fluctuation of all modes on either side of the averaged weights: shape (2, d)."""
         points = opposite_points(self.theta, self.axes, covariance, self._signs())
-        return points + jnp.stack([self.outside.draw, -self.outside.draw])
+        return points + jnp.outer(jnp.array([1.0, -1.0]), self.outside.draw[self.strides % DRAWS])
 
     def row(self, reached: int) -> dict[str, float]:
         """What is saved here."""
@@ -176,7 +180,7 @@ class RuleFlow:
         else:
             sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
         draws = fluctuation_draws(self.axes, self.sigma, jax.random.fold_in(self.key, reached))
-        draws += jnp.outer(jnp.array([1.0, 1.0, -1.0, -1.0]), self.outside.draw)
+        draws += jnp.concatenate([self.outside.draw[:2], -self.outside.draw[:2]])
         top = vectors[:, 0] @ self.axes
         seen = jnp.full_like(top, jnp.nan) if self.direction is None else self.direction @ self.axes
         saved = {

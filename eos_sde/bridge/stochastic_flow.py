@@ -134,7 +134,7 @@ class _SgdFlow:
     def row(self, reached: int) -> dict[str, float]:
         eigenvalues, block = self.local.eigenvalues, self.block
         draws = fluctuation_draws(block, self.covariance, jax.random.fold_in(self.key, reached))
-        draws += jnp.outer(jnp.array([1.0, 1.0, -1.0, -1.0]), self.outside.draw)
+        draws += jnp.outer(jnp.array([1.0, 1.0, -1.0, -1.0]), self.outside.draw[0])
         seen = jnp.full(block.shape[1], jnp.nan) if self.direction is None else self.direction @ block
         return {
             "sharpness": float(eigenvalues[0]),

@@ -54,7 +54,8 @@ class Unresolved(NamedTuple):
     push : Array
         Running mean of E[grad L(w + delta)] - grad L(w), shape (d,).
     draw, velocity : Array
-        A draw of the fluctuation of w and of v, shape (d,); without momentum v stays 0, for it is no memory.
+        Independent draws of the fluctuation of w and of v, shape (draws, d); without momentum v stays 0, for it is no
+        memory.
     measured : Array
         Number of measurements.
     """
@@ -68,7 +69,7 @@ class Unresolved(NamedTuple):
     measured: jax.Array
 
 
-def quiet(size: int, rate: float, rule: LinearRule = _PLAIN) -> Unresolved:
+def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> Unresolved:
     """No fluctuation yet, as at a checkpoint.
 
     Parameters
@@ -79,6 +80,8 @@ def quiet(size: int, rate: float, rule: LinearRule = _PLAIN) -> Unresolved:
         Learning rate for which the grid is made: from flat to half the edge of the rule.
     rule : LinearRule
         Its step.
+    draws : int
+        How many are taken along.
 
     Returns
     -------
@@ -89,12 +92,11 @@ def quiet(size: int, rate: float, rule: LinearRule = _PLAIN) -> Unresolved:
     flattest = _FLATTEST * (1.0 - rule.momentum) / rule.gain
     points = 1 + round(float(np.log(steepest / flattest) / np.log(_RATIO)))
     grid = jnp.concatenate([jnp.zeros(1), jnp.geomspace(flattest, steepest, points)]) / rate
-    weights = jnp.zeros(size)
-    empty = jnp.zeros((grid.size, 2, 2))
-    return Unresolved(grid, empty, empty[:, 0, 0], weights, weights, weights, jnp.zeros((), int))
+    empty, drawn = jnp.zeros((grid.size, 2, 2)), jnp.zeros((draws, size))
+    return Unresolved(grid, empty, empty[:, 0, 0], jnp.zeros(size), drawn, drawn, jnp.zeros((), int))
 
 
-@partial(jax.jit, static_argnames=("task", "rule"))
+@partial(jax.jit, static_argnames=("task", "rule", "own_noise"))
 def measured(
     state: Unresolved,
     task: Task,
@@ -108,6 +110,8 @@ def measured(
     steps: int,
     rule: LinearRule = _PLAIN,
     shape=1.0,
+    *,
+    own_noise: bool = False,
 ) -> Unresolved:
     """Measure the spectrum of the noise at an iterate, and take the draw along.
 
@@ -131,28 +135,23 @@ def measured(
         Its step.
     shape : float or Array
         Root of each weight's learning rate over `rate`, shape (d,).
+    own_noise : bool
+        Whether the noise is that at iterates off by the draws too, with the curvature noise of the draws.
 
     Returns
     -------
     Unresolved
         With the power, push and draw of now in it.
     """
-    kick_key, sum_key = jax.random.split(key)
-    variances, rotation = jnp.linalg.eigh(covariance)
-    kick = rotation @ (jnp.sqrt(jnp.maximum(variances, 0.0)) * jax.random.normal(kick_key, variances.shape))
-    iterate = theta + shape * (modes @ kick)
     slope = jax.grad(task.loss)
     gradient, product = jax.linearize(slope, theta)
     order = min(_ORDER, task.size - modes.shape[1])
     highest = jnp.clip(eigenvalues[-1], 0.0, state.curvatures[-1])
+    variances, rotation = jnp.linalg.eigh(covariance)
+    spread = rotation * jnp.sqrt(jnp.maximum(variances, 0.0))
 
     def off(vector: jax.Array) -> jax.Array:
         return vector - modes @ (modes.T @ vector)
-
-    def noise(key: jax.Array) -> jax.Array:
-        signs = jax.random.rademacher(key, (task.n,), theta.dtype)
-        signs = (signs - signs.mean()) / task.n**0.5
-        return off(shape * jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate))
 
     @jax.vmap
     def seen(vector: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -164,26 +163,42 @@ def measured(
         values, vectors = jnp.linalg.eigh(found.matrix)
         return jnp.clip(values, 0.0, highest), length * vectors[0], vectors.T @ found.basis
 
-    def turned(matrices: jax.Array, parts: jax.Array, basis: jax.Array) -> jax.Array:
-        """Each part of the state after a matrix at the nodes of each."""
-        own = matrices[..., : len(parts), : len(parts)]
-        return jnp.einsum("lial,li,lid->ad", own, parts, basis)
+    @jax.vmap
+    def taken_along(key: jax.Array, draw: jax.Array, velocity: jax.Array):
+        """A draw after the steps, and the power that its noise shows."""
+        kick_key, sum_key = jax.random.split(key)
+        kick = spread @ jax.random.normal(kick_key, variances.shape)
+        iterate = theta + shape * (modes @ kick) + (draw if own_noise else 0.0)
 
-    keys = [sum_key, jax.random.fold_in(sum_key, 1)] if rule.momentum else [sum_key]
-    at, parts, basis = seen(jnp.stack([noise(key) for key in keys]))
-    power = jax.vmap(_spread, (None, 0, 0))(state.curvatures, at, parts**2).mean(axis=0)
-    kicks = turned(_root(p * _over(rule, rate, at, steps, _FORGETS)[1]), parts, basis)
-    drawn = [state.draw / shape, state.velocity * shape][: len(keys)]
-    at, parts, basis = seen(jnp.stack([off(part) for part in drawn]))
-    drawn = turned(_over(rule, rate, at, steps, _FORGETS)[0], parts, basis) + kicks
-    draw = shape * drawn[0]
-    around = (slope(theta + draw) + slope(theta - draw)) / 2
+        def noise(key: jax.Array) -> jax.Array:
+            signs = jax.random.rademacher(key, (task.n,), theta.dtype)
+            signs = (signs - signs.mean()) / task.n**0.5
+            return off(shape * jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate))
+
+        def turned(matrices: jax.Array, parts: jax.Array, basis: jax.Array) -> jax.Array:
+            """Each part of the state after a matrix at the nodes of each."""
+            own = matrices[..., : len(parts), : len(parts)]
+            return jnp.einsum("lial,li,lid->ad", own, parts, basis)
+
+        keys = [sum_key, jax.random.fold_in(sum_key, 1)] if rule.momentum else [sum_key]
+        at, parts, basis = seen(jnp.stack([noise(key) for key in keys]))
+        power = jax.vmap(_spread, (None, 0, 0))(state.curvatures, at, parts**2).mean(axis=0)
+        kicks = turned(_root(p * _over(rule, rate, at, steps, _FORGETS)[1]), parts, basis)
+        drawn = [draw / shape, velocity * shape][: len(keys)]
+        at, parts, basis = seen(jnp.stack([off(part) for part in drawn]))
+        drawn = turned(_over(rule, rate, at, steps, _FORGETS)[0], parts, basis) + kicks
+        return shape * drawn[0], drawn[1] / shape if rule.momentum else velocity, power
+
+    numbers = range(1, len(state.draw))
+    keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in numbers)])
+    draw, velocity, power = taken_along(keys, state.draw, state.velocity)
+    around = jax.vmap(lambda one: (slope(theta + one) + slope(theta - one)) / 2)(draw).mean(axis=0)
     share = 1.0 / jnp.minimum(state.measured + 1, _MEMORY)
     return state._replace(
-        power=state.power + share * (power - state.power),
+        power=state.power + share * (power.mean(axis=0) - state.power),
         push=state.push + share * (around - gradient - state.push),
         draw=draw,
-        velocity=drawn[1] / shape if rule.momentum else state.velocity,
+        velocity=velocity,
         measured=state.measured + 1,
     )
 
