@@ -8,7 +8,9 @@ carried by its exact recursion on the quadratic model, and the second moments nu
 
 The velocity is carried and not slaved to the gradient: the averaged path trails its force by b/(1 - b) steps, a
 checkpoint comes with a velocity of its own, and modes of curvature above (1 - b)^2/eta turn about their minimum on
-the way to it. It costs one vector. Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
+the way to it. It costs one vector. Outside the carried modes the fluctuation is known by its spectrum and by draws
+(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes. Left
+out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
 """
 
 from collections.abc import Collection
@@ -33,12 +35,14 @@ from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, o
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import LOOK, after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
 FEW = 4  # modes in which a single sharpness is looked for
-DRAWS = 4  # of the fluctuation outside the modes: the push of a single one is now and then far off
+DRAWS = 8  # of the fluctuation outside the modes: the push of a single one is now and then far off
+LOOK = 10  # steps of the rule between measurements there
+CHANGE = 0.04  # of an eigenvalue, over the largest, in one step of the flow: its local model is then as good as new
 START = 40  # orthogonal iterations to the first block
 
 
@@ -69,7 +73,8 @@ def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p, draws)
     axes = scale[:, None] * modes
     curvatures = per_example_modes(task, theta, axes)[1]
     # at both signs of the draws, so that the curvature noise of what is not carried is in it
-    gradients = jax.lax.map(lambda kick: per_example_modes(task, theta + kick, axes)[0], jnp.concatenate([draws, -draws]))
+    kicks = jnp.concatenate([draws, -draws])
+    gradients = jax.lax.map(lambda kick: per_example_modes(task, theta + kick, axes)[0], kicks)
     recursion = state_recursion(rule, eigenvalues, gradients, curvatures, p)
     return _Local(eigenvalues, modes, following, covariance, recursion)
 
@@ -101,7 +106,8 @@ class RuleFlow:
         self.task, self.theta, self.rule, self.memory = task, theta, rule, memory
         self.p = noise_fraction(task.n, batch_size)
         self.key, self.direction = jax.random.key(seed), direction
-        self.strides = self.reached = self.measured_at = 0
+        self.strides = self.reached = self.next_look = 0
+        self.ahead, self.last = 1, None
         self.first_loss: float | None = None
         self.squares = jnp.zeros(task.size)
         if rule.adaptive:
@@ -127,24 +133,37 @@ class RuleFlow:
         ahead = rule.longest(self.memory.updates, most)
         scale = jnp.sqrt(self._rates((ahead + 1) // 2))
         carried = (self.modes, self.scale, self.covariance)
-        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p, self.outside.draw)
+        draws = self.outside.draw
+        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p, draws)
         self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
         self.block = self.local.following
         self.axes = scale[:, None] * self.modes
-        if self.looks and self.strides % LOOK == 0:
+        if self.looks and self.reached >= self.next_look:
             self._look_outside()
+            self.next_look = self.reached + LOOK
         effective = rule.linear.gain / (1.0 - rule.linear.momentum)
-        self.ahead = stable_stride(self.local.eigenvalues, effective, ahead)
+        self.ahead = min(stable_stride(self.local.eigenvalues, effective, ahead), self._pace())
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(task, self.theta, self.axes, self.sigma)[:2])
-        self.first_loss = loss if self.first_loss is None else self.first_loss
         beyond = excess_loss(self.outside)
         mean_loss += beyond
+        self.first_loss = loss if self.first_loss is None else self.first_loss
         self.losses = loss, mean_loss, beyond
         if outgrown(mean_loss, loss, self.first_loss):
             return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
+        if outgrown(loss, 0.0, self.first_loss):
+            return f"the averaged path runs away (loss {loss:.3g})"
         return ""
+
+    def _pace(self) -> int:
+        """Steps in which the eigenvalues change little, going by the last: at first a velocity may carry far."""
+        now, last = np.asarray(self.local.eigenvalues), self.last
+        self.last = now
+        if last is None:
+            return 1
+        change = np.abs(now - last).max() / np.abs(now).max()
+        return max(1, int(self.ahead * np.clip(CHANGE / max(change, 1e-9), 0.5, 2.0)))
 
     @property
     def sigma(self) -> jax.Array:
@@ -157,14 +176,11 @@ class RuleFlow:
         return 1.0 / jnp.mean(self.scale**-2)
 
     def _look_outside(self) -> None:
-        rate, z = self.rate, self.local.eigenvalues
-        carried = self.modes, z / rate, self.sigma * rate
-        key, since = jax.random.fold_in(self.outside_key, self.strides), self.reached - self.measured_at
-        linear, shape = self.rule.linear, self.scale / jnp.sqrt(rate)
+        rate, key = self.rate, jax.random.fold_in(self.outside_key, self.strides)
         self.outside = measured(
-            self.outside, self.task, self.theta, *carried, key, rate, self.p, since, linear, shape, own_noise=True
-        )
-        self.measured_at = self.reached
+            self.outside, self.task, self.theta, self.modes, self.local.eigenvalues / rate, self.sigma * rate, key,
+            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate), fresh=True,
+        )  # fmt: skip
 
     def _opposite(self, covariance: jax.Array) -> jax.Array:
         """Two points, a fluctuation of all modes on either side of the averaged weights: shape (2, d)."""
@@ -212,7 +228,13 @@ class RuleFlow:
         else:
             gradient = averaged(self.task, self.theta, self.axes, midway)[2]
         move, velocity = averaged_steps(
-            rule.linear, gradient + self.outside.push, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
+            rule.linear,
+            gradient + self.outside.push,
+            velocity,
+            self.scale,
+            self.local.eigenvalues,
+            self.modes,
+            ahead,
         )
         self.theta = self.theta + move
         self.memory = Memory(velocity, moments, count + ahead)

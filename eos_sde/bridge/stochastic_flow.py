@@ -51,13 +51,14 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import LOOK, after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
 from eos_sde.optimizers.rule import learning_rate
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 INGREDIENTS = ("unresolved modes", "curvature noise", "feedback")
+_LOOK = 2  # steps of the flow between measurements outside the carried modes
 
 
 class _Local(NamedTuple):
@@ -111,7 +112,7 @@ class _SgdFlow:
             curvature_noise="curvature noise" not in self.without,
         )
         self.covariance, self.block = self.local.covariance, self.local.modes
-        if self.looks and self.looked % LOOK == 0:
+        if self.looks and self.looked % _LOOK == 0:
             carried = self.block, self.local.eigenvalues, self.covariance
             key, since = jax.random.fold_in(self.outside_key, self.looked), self.reached - self.measured_at
             self.outside = measured(
@@ -232,8 +233,9 @@ def stochastic_central_flow(
     Dataset
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
         fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``unresolved_loss`` (the part of it
-        from outside the carried modes), ``top_variance`` (along the top eigenvector at the time), ``direction_variance`` (along `direction`, or
-        NaN), ``radius`` (of the mean-square recursion; from 1 on the rule is mean-square unstable there),
+        from outside the carried modes), ``top_variance`` (along the top eigenvector at the time),
+        ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square recursion; from 1
+        on the rule is mean-square unstable there),
         ``effective_sharpness`` (top eigenvalue of the Hessian, preconditioned by the rates, over the rule's
         edge: 1 at the edge), ``critical_modes`` (such eigenvalues within 5 % of the edge, or beyond),
         ``learning_rate`` (of rules with one for all weights). ``final_params(weight)``, and ``final_momentum``,
@@ -293,7 +295,9 @@ def _check_left_out(without: Collection[str], rule: FlowRule, *, batches: bool) 
             f"without names {unknown[0]!r}: give a collection of {', '.join(map(repr, INGREDIENTS))}"
         )
     if without and not batches:
-        raise InvalidInput(f"without={tuple(without)!r} is for batches of fewer than all examples: leave it out")
+        raise InvalidInput(
+            f"without={tuple(without)!r} is for batches of fewer than all examples: leave it out"
+        )
     if not rule.plain and set(without) - {INGREDIENTS[0]}:
         raise InvalidInput(
             f"without={tuple(without)!r} is for plain SGD: for rule={rule.name!r} give only {INGREDIENTS[0]!r}"

@@ -1,9 +1,9 @@
-"""Noise outside the carried Hessian modes: what it adds to the mean loss of a rule, and how it pushes the averaged path.
+"""Noise outside the carried Hessian modes: what it adds to a rule's mean loss, and how it pushes the averaged path.
 
 The carried modes are few, and the rest of the space holds as much gradient noise. There the fluctuation is found by
 its spectrum only. With C the covariance of the per-example gradients at an iterate (so that the curvature noise of the
-carried fluctuation is in it), P the projection off the carried modes, h a curvature, A(h) the linear step of the rule on
-(w, v) and k what a unit of gradient does to them,
+carried fluctuation is in it), P the projection off the carried modes, h a curvature, A(h) the linear step of the rule
+on (w, v) and k what a unit of gradient does to them,
 
     power(h) = density of tr(P C P) over the spectrum of P H P
     S+(h) = A(h) S(h) A(h)' + p power(h) k k'
@@ -12,9 +12,13 @@ for the covariance S of (w, v) at each curvature; for SGD its first entry is ``(
 with a rate for each weight does so in the coordinates w/shape, where all share one rate.
 
 The density comes by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017, doi 10.1137/16M1104974) from random sums
-of per-example gradients, whose covariance is C: each is one gradient. They also drive one linear run of the rule outside
-the carried modes, a draw of the fluctuation that goes along with the flow; the push E[grad L(w + delta)] - grad L(w) is
-its running mean over both signs of that draw.
+of per-example gradients, whose covariance is C: each is one gradient. They also drive linear runs of the rule outside
+the carried modes, whose ends are draws of the fluctuation; the push E[grad L(w + delta)] - grad L(w) is its running
+mean over both signs of them. A draw either goes along with the flow, or is made anew: then the sums come again and
+again with random signs, a series for each draw, so that its covariance is ``p sum_t phi_t(H) C phi_t(H)`` with the
+responses phi_t of the weights to a kick t steps ago, between unlike curvatures too. New draws are independent of the
+last, so that a running mean of few has little scatter; the scatter of one that goes along would, under momentum, take
+the path off.
 """
 
 from functools import partial
@@ -28,12 +32,12 @@ from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers.curvature.krylov import krylov_space
 from eos_sde.training.linear_rules import LinearRule
 
-LOOK = 2  # steps of a flow between measurements
 _ORDER = 8  # of the quadrature
 _MEMORY = 10  # measurements in a running mean, at most
 # A draw forgets within 1/0.02 steps what its curvature does not take back: replicas of a run part for good along flat
 # directions, further than the quadratic model reaches, and that is no fluctuation about one path.
 _FORGETS = 0.02
+_HISTORY = 200  # steps after which 98 % is forgotten in any case
 _RATIO = 1e4 ** (1 / 40)  # of neighbours on the grid of curvatures
 _FLATTEST = 1e-4  # on it, over what the gradient along it does to the weights in the long run
 _PLAIN = LinearRule("sgd")
@@ -46,16 +50,16 @@ class Unresolved(NamedTuple):
     ----------
     curvatures : Array
         A grid, in the coordinates w/shape, shape (m,). Flatter directions diffuse, and negative curvatures are taken as
-        flat: what grows there is no fluctuation.
+        flat: what grows there is no fluctuation. (New draws relax there as at curvatures as large, for in the end what
+        is beyond the quadratic model holds them.)
     variances : Array
         Covariance of (w, v) in these coordinates, summed over the directions of each curvature, shape (m, 2, 2).
     power : Array
         Running mean of the trace of the gradient noise of one example on the grid.
     push : Array
         Running mean of E[grad L(w + delta)] - grad L(w), shape (d,).
-    draw, velocity : Array
-        Independent draws of the fluctuation of w and of v, shape (draws, d); without momentum v stays 0, for it is no
-        memory.
+    draw : Array
+        Independent draws of the fluctuation, shape (draws, d).
     measured : Array
         Number of measurements.
     """
@@ -65,7 +69,6 @@ class Unresolved(NamedTuple):
     power: jax.Array
     push: jax.Array
     draw: jax.Array
-    velocity: jax.Array
     measured: jax.Array
 
 
@@ -93,10 +96,10 @@ def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> 
     points = 1 + round(float(np.log(steepest / flattest) / np.log(_RATIO)))
     grid = jnp.concatenate([jnp.zeros(1), jnp.geomspace(flattest, steepest, points)]) / rate
     empty, drawn = jnp.zeros((grid.size, 2, 2)), jnp.zeros((draws, size))
-    return Unresolved(grid, empty, empty[:, 0, 0], jnp.zeros(size), drawn, drawn, jnp.zeros((), int))
+    return Unresolved(grid, empty, empty[:, 0, 0], drawn[0], drawn, jnp.zeros((), int))
 
 
-@partial(jax.jit, static_argnames=("task", "rule", "own_noise"))
+@partial(jax.jit, static_argnames=("task", "rule", "fresh"))
 def measured(
     state: Unresolved,
     task: Task,
@@ -111,9 +114,9 @@ def measured(
     rule: LinearRule = _PLAIN,
     shape=1.0,
     *,
-    own_noise: bool = False,
+    fresh: bool = False,
 ) -> Unresolved:
-    """Measure the spectrum of the noise at an iterate, and take the draw along.
+    """Measure the spectrum of the noise at an iterate, and take the draw along or make new ones.
 
     Parameters
     ----------
@@ -130,13 +133,14 @@ def measured(
     rate, p : float
         Learning rate; variance of a batch mean relative to one example.
     steps : int
-        Since the last measurement.
+        Since the last measurement; of fresh draws, since the checkpoint.
     rule : LinearRule
         Its step.
     shape : float or Array
         Root of each weight's learning rate over `rate`, shape (d,).
-    own_noise : bool
-        Whether the noise is that at iterates off by the draws too, with the curvature noise of the draws.
+    fresh : bool
+        Whether draws are made anew, and the noise is that at iterates off by the last ones too: the curvature noise of
+        what is not carried. Else each draw goes along, and the noise is that at what is carried.
 
     Returns
     -------
@@ -153,60 +157,67 @@ def measured(
     def off(vector: jax.Array) -> jax.Array:
         return vector - modes @ (modes.T @ vector)
 
-    @jax.vmap
     def seen(vector: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Curvatures at the nodes of a vector, within what is not carried; its parts there, and the nodes' vectors."""
+        """Curvatures at the nodes of a vector, up to what is carried; its parts there, and the nodes' vectors."""
         length = jnp.linalg.norm(vector)
         # all is multiplied by the length, so any direction does where it is 0
         start = jnp.where(length > 0, vector / jnp.where(length > 0, length, 1.0), off(jnp.ones_like(vector)))
         found = krylov_space(lambda v: off(shape * product(shape * off(v))), start, order)
         values, vectors = jnp.linalg.eigh(found.matrix)
-        return jnp.clip(values, 0.0, highest), length * vectors[0], vectors.T @ found.basis
+        return jnp.clip(values, -highest, highest), length * vectors[0], vectors.T @ found.basis
 
     @jax.vmap
-    def taken_along(key: jax.Array, draw: jax.Array, velocity: jax.Array):
-        """A draw after the steps, and the power that its noise shows."""
+    def noise(key: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What is seen of a random sum of the gradients at an iterate."""
         kick_key, sum_key = jax.random.split(key)
         kick = spread @ jax.random.normal(kick_key, variances.shape)
-        iterate = theta + shape * (modes @ kick) + (draw if own_noise else 0.0)
+        iterate = theta + shape * (modes @ kick) + (last if fresh else 0.0)
+        signs = jax.random.rademacher(sum_key, (task.n,), theta.dtype)
+        signs = (signs - signs.mean()) / task.n**0.5
+        return seen(off(shape * jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate)))
 
-        def noise(key: jax.Array) -> jax.Array:
-            signs = jax.random.rademacher(key, (task.n,), theta.dtype)
-            signs = (signs - signs.mean()) / task.n**0.5
-            return off(shape * jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate))
+    def flat(at: jax.Array) -> jax.Array:
+        return jnp.maximum(at, 0.0)
 
-        def turned(matrices: jax.Array, parts: jax.Array, basis: jax.Array) -> jax.Array:
-            """Each part of the state after a matrix at the nodes of each."""
-            own = matrices[..., : len(parts), : len(parts)]
-            return jnp.einsum("lial,li,lid->ad", own, parts, basis)
-
-        keys = [sum_key, jax.random.fold_in(sum_key, 1)] if rule.momentum else [sum_key]
-        at, parts, basis = seen(jnp.stack([noise(key) for key in keys]))
-        power = jax.vmap(_spread, (None, 0, 0))(state.curvatures, at, parts**2).mean(axis=0)
-        kicks = turned(_root(p * _over(rule, rate, at, steps, _FORGETS)[1]), parts, basis)
-        drawn = [draw / shape, velocity * shape][: len(keys)]
-        at, parts, basis = seen(jnp.stack([off(part) for part in drawn]))
-        drawn = turned(_over(rule, rate, at, steps, _FORGETS)[0], parts, basis) + kicks
-        return shape * drawn[0], drawn[1] / shape if rule.momentum else velocity, power
-
-    numbers = range(1, len(state.draw))
-    keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in numbers)])
-    draw, velocity, power = taken_along(keys, state.draw, state.velocity)
-    around = jax.vmap(lambda one: (slope(theta + one) + slope(theta - one)) / 2)(draw).mean(axis=0)
+    count = len(state.draw)
+    keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, count))])
+    at, parts, basis = noise(keys, state.draw)
+    found = jax.vmap(_spread, (None, 0, 0))(state.curvatures, flat(at), parts**2).mean(axis=0)
     share = 1.0 / jnp.minimum(state.measured + 1, _MEMORY)
+    power = state.power + share * (found - state.power)
+    if fresh:
+        # each draw from all sums, brought to their mean size: a single large one would take the path off for good
+        sizes = jnp.sum(parts**2, axis=-1, keepdims=True)
+        parts *= jnp.sqrt(power.sum() / jnp.where(sizes > 0, sizes, 1.0))
+        shuffled = jax.random.fold_in(key, count)
+        series = jax.random.rademacher(shuffled, (_HISTORY, count, count, 1), theta.dtype)
+        left = _driven(rule, rate, jnp.abs(at), series, steps) * jnp.sqrt(p / count)
+        drawn = jnp.einsum("mjo,jo,jod->md", left, parts, basis)
+    else:
+        fed = _over(rule, rate, flat(at), steps, _FORGETS)[1][..., 0, 0]
+        kicks = jnp.einsum("jo,jod->jd", jnp.sqrt(p * fed) * parts, basis)
+        at, parts, basis = jax.vmap(seen)(jax.vmap(off)(state.draw / shape))
+        kept = _over(rule, rate, flat(at), steps, _FORGETS)[0][..., 0, 0]
+        drawn = jnp.einsum("jo,jod->jd", kept * parts, basis) + kicks
+    draw = shape * drawn
+    around = jax.vmap(lambda one: (slope(theta + one) + slope(theta - one)) / 2)(draw).mean(axis=0)
     return state._replace(
-        power=state.power + share * (power.mean(axis=0) - state.power),
+        power=power,
         push=state.push + share * (around - gradient - state.push),
         draw=draw,
-        velocity=velocity,
         measured=state.measured + 1,
     )
 
 
+def _forgetful_step(rule: LinearRule, rate, curvatures: jax.Array, forgets: float):
+    """Step on (w, v) of a rule that loses so much of w in each, and the kick of a unit of gradient."""
+    step, kick = rule.step(rate, curvatures, jnp)
+    return jnp.array([[1.0 - forgets], [1.0]]) * step, kick
+
+
 def _over(rule: LinearRule, rate, curvatures: jax.Array, steps, forgets: float = 0.0):
     """Matrix of some steps on (w, v), and the covariance that noise of unit variance leaves; shapes (..., 2, 2)."""
-    step, kick = rule.step(rate, curvatures, jnp)
-    step = jnp.array([[1.0 - forgets], [1.0]]) * step
+    step, kick = _forgetful_step(rule, rate, curvatures, forgets)
 
     def once(_, found):
         power, fed = found
@@ -216,13 +227,17 @@ def _over(rule: LinearRule, rate, curvatures: jax.Array, steps, forgets: float =
     return jax.lax.fori_loop(0, steps, once, (start, jnp.zeros_like(step)))
 
 
-def _root(covariance: jax.Array) -> jax.Array:
-    """Triangular root of matrices (..., 2, 2), singular ones too: after one step all noise is along the kick."""
-    first = jnp.sqrt(covariance[..., 0, 0])
-    mixed = jnp.where(first > 0, covariance[..., 1, 0] / jnp.where(first > 0, first, 1.0), 0.0)
-    second = jnp.sqrt(jnp.maximum(covariance[..., 1, 1] - mixed**2, 0.0))
-    rows = [jnp.stack([first, jnp.zeros_like(first)], axis=-1), jnp.stack([mixed, second], axis=-1)]
-    return jnp.stack(rows, axis=-2)
+def _driven(rule: LinearRule, rate, curvatures: jax.Array, series: jax.Array, steps) -> jax.Array:
+    """What is left in w of the last kicks of a series along the first axis, of which there were so many."""
+    step, kick = _forgetful_step(rule, rate, curvatures, _FORGETS)
+    number = len(series)
+    came = jnp.arange(number).reshape(-1, *(1,) * (series.ndim - 1)) >= number - steps
+
+    def once(now, unit):
+        return (step @ now[..., None])[..., 0] + kick * unit[..., None], None
+
+    start = jnp.zeros((*jnp.broadcast_shapes(curvatures.shape, series.shape[1:]), 2))
+    return jax.lax.scan(once, start, jnp.where(came, series, 0.0))[0][..., 0]
 
 
 def _spread(grid: jax.Array, at: jax.Array, weights: jax.Array) -> jax.Array:
