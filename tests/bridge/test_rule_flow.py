@@ -300,7 +300,7 @@ def test_a_fast_start_is_taken_in_short_steps(small_task, small_start):
     hasty, fewer = off(lambda: 5)
     assert distance < 0.01
     assert hasty > 3 * distance
-    assert fewer == 8 < made < steps
+    assert fewer < made < steps  # more steps, but not single ones throughout
 
 
 @pytest.mark.slow
