@@ -199,6 +199,9 @@ class RuleFlow:
         draws += jnp.concatenate([self.outside.draw[:2], -self.outside.draw[:2]])
         top = vectors[:, 0] @ self.axes
         seen = jnp.full_like(top, jnp.nan) if self.direction is None else self.direction @ self.axes
+        outside = (
+            0.0 if self.direction is None else float(jnp.mean((self.outside.draw @ self.direction) ** 2))
+        )
         saved = {
             "sharpness": sharpness,
             "iterate_sharpness": float(sharpness_beside(self.task, self.theta, vectors, draws).mean()),
@@ -207,7 +210,7 @@ class RuleFlow:
             "mean_loss": self.losses[1],
             "unresolved_loss": self.losses[2],
             "top_variance": float(top @ self.sigma @ top),
-            "direction_variance": float(seen @ self.sigma @ seen),
+            "direction_variance": float(seen @ self.sigma @ seen) + outside,
             "radius": float(self.local.recursion.radius()),
             "critical_modes": count_critical(2.0 * z / self.rule.edge, 1.0),
         }
