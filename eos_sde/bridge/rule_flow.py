@@ -117,7 +117,7 @@ class RuleFlow:
         self.raw = random_block(task.size, min(FEW, task.size))
         self.outside_key = jax.random.key(seed + 1)
         self.scale = jnp.sqrt(self._rates(1))
-        self.outside = quiet(task.size, self.rate, rule.linear, DRAWS)
+        self.outside = quiet(task.size, float(self.rate), rule.linear, DRAWS)
         self.block = top_modes(task, theta, modes, tol=1e-3)[1]
         if rule.adaptive:
             self.block = iterated(task, theta, self.block, self.scale, START)[1]
