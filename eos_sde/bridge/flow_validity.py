@@ -7,7 +7,6 @@ _SECOND_ORDER = (
 )
 _MOST_OUTSIDE = 0.5  # share of the excess from outside the carried modes
 _MOMENTUM = ("sgdm", "nesterov")
-_PLAIN = ("gd", "sgd")
 
 
 def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool, stopped: str) -> str:
@@ -57,9 +56,8 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     ]
     if max(outside, default=0.0) > _MOST_OUTSIDE:
         found.append(
-            f"{100 * max(outside):.0f} % of the excess loss comes from outside the carried modes, "
-            + ("without curvature noise of their own" if rule in _PLAIN else "known by few draws")
-            + "; raise modes"
+            f"{100 * max(outside):.0f} % of the excess loss comes from outside the carried modes, where the "
+            "fluctuation is known by its spectrum and few draws only; raise modes"
         )
     return "; ".join(found)
 

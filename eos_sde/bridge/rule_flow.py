@@ -146,7 +146,7 @@ class RuleFlow:
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(task, self.theta, self.axes, self.sigma)[:2])
-        beyond = excess_loss(self.outside)
+        beyond = float(excess_loss(self.outside))
         mean_loss += beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.losses = loss, mean_loss, beyond

@@ -124,7 +124,7 @@ class _SgdFlow:
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(self.task, self.theta, self.block, self.covariance)[:2])
-        beyond = excess_loss(self.outside)
+        beyond = float(excess_loss(self.outside))
         mean_loss += beyond
         self.losses = loss, mean_loss, beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss

@@ -2,7 +2,7 @@
 
 The carried modes are few, and the rest of the space holds as much gradient noise. There the fluctuation is found by
 its spectrum only. With C the covariance of the per-example gradients at an iterate (so that the curvature noise of the
-carried fluctuation is in it), P the projection off the carried modes, h a curvature, A(h) the linear step of the rule
+fluctuation is in it), P the projection off the carried modes, h a curvature, A(h) the linear step of the rule
 on (w, v) and k what a unit of gradient does to them,
 
     power(h) = density of tr(P C P) over the spectrum of P H P
@@ -139,8 +139,7 @@ def measured(
     shape : float or Array
         Root of each weight's learning rate over `rate`, shape (d,).
     fresh : bool
-        Whether draws are made anew, and the noise is that at iterates off by the last ones too: the curvature noise of
-        what is not carried. Else each draw goes along, and the noise is that at what is carried.
+        Whether draws are made anew. Else each goes along.
 
     Returns
     -------
@@ -169,9 +168,9 @@ def measured(
     @jax.vmap
     def noise(key: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What is seen of a random sum of the gradients at an iterate."""
-        kick_key, sum_key = jax.random.split(key)
+        kick_key, sum_key, side_key = jax.random.split(key, 3)
         kick = spread @ jax.random.normal(kick_key, variances.shape)
-        iterate = theta + shape * (modes @ kick) + (last if fresh else 0.0)
+        iterate = theta + shape * (modes @ kick) + jax.random.rademacher(side_key, (), theta.dtype) * last
         signs = jax.random.rademacher(sum_key, (task.n,), theta.dtype)
         signs = (signs - signs.mean()) / task.n**0.5
         return seen(off(shape * jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate)))
@@ -274,6 +273,6 @@ def after(state: Unresolved, rate: float, p: float, steps: int, rule: LinearRule
     return state._replace(variances=relaxed + (p * state.power)[:, None, None] * fed)
 
 
-def excess_loss(state: Unresolved) -> float:
+def excess_loss(state: Unresolved) -> jax.Array:
     """What the fluctuation adds to the mean loss: half the sum of curvature times variance."""
-    return float(0.5 * jnp.sum(state.curvatures * state.variances[:, 0, 0]))
+    return 0.5 * jnp.sum(state.curvatures * state.variances[:, 0, 0])
