@@ -46,11 +46,9 @@ def _excess(task: Task, theta, values, modes, key, eta, p, horizon):
     gradients, curvatures = per_example_modes(task, theta, modes)
     recursion = covariance_recursion(values, gradients, curvatures, eta=eta, p=p)
     covariance = recursion.after(jnp.zeros((k, k)), horizon)
-    outside = quiet(task.size)
-    for look in range(_LOOKS):
-        new = jax.random.fold_in(key, look)
-        outside = measured(outside, task, theta, modes, values, covariance, new, eta, p, 0)
-    return 0.5 * values @ jnp.diag(covariance), excess_loss(after(outside, eta, p, horizon), eta)
+    outside = quiet(task.size, eta, draws=_LOOKS)
+    outside = measured(outside, task, theta, modes, values, covariance, key, eta, p, 0, fresh=True)
+    return 0.5 * values @ jnp.diag(covariance), excess_loss(after(outside, eta, p, horizon))
 
 
 def enough_modes(

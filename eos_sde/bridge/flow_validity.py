@@ -19,7 +19,7 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     Parameters
     ----------
     rows : sequence of mappings
-        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` where known.
+        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` of batches.
     rule : str
         As for `make_rule`.
     full_batch : bool
@@ -47,13 +47,8 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     beyond = sum(row["radius"] >= 1.0 for row in rows)
     if beyond:
         found.append(
-            f"SGD is mean-square unstable at {beyond} of {len(rows)} saved points, where fluctuations grow"
+            f"rule={rule!r} is mean-square unstable at {beyond} of {len(rows)} saved points, where fluctuations grow"
         )
-    if any("unresolved_loss" not in row for row in rows):
-        found.append(
-            f"noise outside the carried modes is left out for rule={rule!r}: losses come out low at small batches"
-        )
-        return "; ".join(found)
     outside = [
         row["unresolved_loss"] / (row["mean_loss"] - row["loss"])
         for row in rows
@@ -61,8 +56,8 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     ]
     if max(outside, default=0.0) > _MOST_OUTSIDE:
         found.append(
-            f"{100 * max(outside):.0f} % of the excess loss comes from outside the carried modes, without curvature "
-            "noise of their own; raise modes"
+            f"{100 * max(outside):.0f} % of the excess loss comes from outside the carried modes, where the "
+            "fluctuation is known by its spectrum and few draws only; raise modes"
         )
     return "; ".join(found)
 

@@ -8,9 +8,12 @@ carried by its exact recursion on the quadratic model, and the second moments nu
 
 The velocity is carried and not slaved to the gradient: the averaged path trails its force by b/(1 - b) steps, a
 checkpoint comes with a velocity of its own, and modes of curvature above (1 - b)^2/eta turn about their minimum on
-the way to it. It costs one vector. Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
+the way to it. It costs one vector. Outside the carried modes the fluctuation is known by its spectrum and by draws
+(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes. Left
+out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import NamedTuple
 
@@ -32,10 +35,14 @@ from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, o
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
+from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
 FEW = 4  # modes in which a single sharpness is looked for
+DRAWS = 8  # of the fluctuation outside the modes: the push of a single one is now and then far off
+LOOK = 10  # steps of the rule between measurements there
+CHANGE = 0.04  # of an eigenvalue, over the largest, in one step of the flow: its local model is then as good as new
 START = 40  # orthogonal iterations to the first block
 
 
@@ -57,13 +64,17 @@ def iterated(task: Task, theta, block, scale, iterations):
 
 
 @partial(jax.jit, static_argnames=("task", "rule"))
-def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p) -> _Local:
+def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p, draws) -> _Local:
     old_modes, old_scale, covariance = carried
     eigenvalues, modes, following = follow_modes(task, theta, block, scale)
     change = (old_scale / scale)[:, None]
     turn = jnp.stack([modes.T @ (change * old_modes), modes.T @ (old_modes / change)])
     covariance = jnp.einsum("aik,bjl,kalb->iajb", turn, turn, covariance)
-    gradients, curvatures = per_example_modes(task, theta, scale[:, None] * modes)
+    axes = scale[:, None] * modes
+    curvatures = per_example_modes(task, theta, axes)[1]
+    # at both signs of the draws, so that the curvature noise of what is not carried is in it
+    kicks = jnp.concatenate([draws, -draws])
+    gradients = jax.lax.map(lambda kick: per_example_modes(task, theta + kick, axes)[0], kicks)
     recursion = state_recursion(rule, eigenvalues, gradients, curvatures, p)
     return _Local(eigenvalues, modes, following, covariance, recursion)
 
@@ -90,11 +101,13 @@ class RuleFlow:
         modes: int,
         seed: int,
         direction,
+        without: Collection[str] = (),
     ) -> None:
         self.task, self.theta, self.rule, self.memory = task, theta, rule, memory
         self.p = noise_fraction(task.n, batch_size)
         self.key, self.direction = jax.random.key(seed), direction
-        self.strides = 0
+        self.strides = self.reached = self.next_look = 0
+        self.ahead, self.last = 1, None
         self.first_loss: float | None = None
         self.squares = jnp.zeros(task.size)
         if rule.adaptive:
@@ -102,11 +115,14 @@ class RuleFlow:
             examples = example_squares(task, theta[None])
             self.squares = (1.0 - self.p) * gradient**2 + self.p * examples
         self.raw = random_block(task.size, min(FEW, task.size))
+        self.outside_key = jax.random.key(seed + 1)
         self.scale = jnp.sqrt(self._rates(1))
+        self.outside = quiet(task.size, float(self.rate), rule.linear, DRAWS)
         self.block = top_modes(task, theta, modes, tol=1e-3)[1]
         if rule.adaptive:
             self.block = iterated(task, theta, self.block, self.scale, START)[1]
         carried = self.block.shape[1]
+        self.looks = "unresolved modes" not in without and carried < task.size
         self.signs = sign_rows(carried)
         self.covariance = jnp.zeros((carried, 2, carried, 2))
         self.modes, self.axes = self.block, self.scale[:, None] * self.block
@@ -117,25 +133,59 @@ class RuleFlow:
         ahead = rule.longest(self.memory.updates, most)
         scale = jnp.sqrt(self._rates((ahead + 1) // 2))
         carried = (self.modes, self.scale, self.covariance)
-        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p)
+        draws = self.outside.draw
+        self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p, draws)
         self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
         self.block = self.local.following
         self.axes = scale[:, None] * self.modes
+        if self.looks and self.reached >= self.next_look:
+            self._look_outside()
+            self.next_look = self.reached + LOOK
         effective = rule.linear.gain / (1.0 - rule.linear.momentum)
-        self.ahead = stable_stride(self.local.eigenvalues, effective, ahead)
+        self.ahead = min(stable_stride(self.local.eigenvalues, effective, ahead), self._pace())
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(task, self.theta, self.axes, self.sigma)[:2])
+        beyond = float(excess_loss(self.outside))
+        mean_loss += beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss
-        self.losses = loss, mean_loss
+        self.losses = loss, mean_loss, beyond
         if outgrown(mean_loss, loss, self.first_loss):
             return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
+        if outgrown(loss, 0.0, self.first_loss):
+            return f"the averaged path runs away (loss {loss:.3g})"
         return ""
+
+    def _pace(self) -> int:
+        """Steps in which the eigenvalues change little, going by the last: at first a velocity may carry far."""
+        now, last = np.asarray(self.local.eigenvalues), self.last
+        self.last = now
+        if last is None:
+            return 1
+        change = np.abs(now - last).max() / np.abs(now).max()
+        return max(1, int(self.ahead * np.clip(CHANGE / max(change, 1e-9), 0.5, 2.0)))
 
     @property
     def sigma(self) -> jax.Array:
         """Covariance of the weights in the modes, shape (k, k)."""
         return self.covariance[:, 0, :, 0]
+
+    @property
+    def rate(self) -> jax.Array:
+        """One learning rate for all weights: the harmonic mean, for rates without bound belong to dead weights."""
+        return 1.0 / jnp.mean(self.scale**-2)
+
+    def _look_outside(self) -> None:
+        rate, key = self.rate, jax.random.fold_in(self.outside_key, self.strides)
+        self.outside = measured(
+            self.outside, self.task, self.theta, self.modes, self.local.eigenvalues / rate, self.sigma * rate, key,
+            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate), fresh=True,
+        )  # fmt: skip
+
+    def _opposite(self, covariance: jax.Array) -> jax.Array:
+        """Two points, a fluctuation of all modes on either side of the averaged weights: shape (2, d)."""
+        points = opposite_points(self.theta, self.axes, covariance, self._signs())
+        return points + jnp.outer(jnp.array([1.0, -1.0]), self.outside.draw[self.strides % DRAWS])
 
     def row(self, reached: int) -> dict[str, float]:
         """What is saved here."""
@@ -146,16 +196,21 @@ class RuleFlow:
         else:
             sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
         draws = fluctuation_draws(self.axes, self.sigma, jax.random.fold_in(self.key, reached))
+        draws += jnp.concatenate([self.outside.draw[:2], -self.outside.draw[:2]])
         top = vectors[:, 0] @ self.axes
         seen = jnp.full_like(top, jnp.nan) if self.direction is None else self.direction @ self.axes
+        outside = (
+            0.0 if self.direction is None else float(jnp.mean((self.outside.draw @ self.direction) ** 2))
+        )
         saved = {
             "sharpness": sharpness,
             "iterate_sharpness": float(sharpness_beside(self.task, self.theta, vectors, draws).mean()),
             "effective_sharpness": float(z[0]) / self.rule.edge,
             "loss": self.losses[0],
             "mean_loss": self.losses[1],
+            "unresolved_loss": self.losses[2],
             "top_variance": float(top @ self.sigma @ top),
-            "direction_variance": float(seen @ self.sigma @ seen),
+            "direction_variance": float(seen @ self.sigma @ seen) + outside,
             "radius": float(self.local.recursion.radius()),
             "critical_modes": count_critical(2.0 * z / self.rule.edge, 1.0),
         }
@@ -170,17 +225,25 @@ class RuleFlow:
         midway = recursion.after(self.covariance, (ahead + 1) // 2)[:, 0, :, 0]
         if rule.adaptive:
             gradient, squares = averaged_moments(self.task, self.theta, self.axes, midway)[2:]
-            points = opposite_points(self.theta, self.axes, midway, self._signs())
+            points = self._opposite(midway)
             self.squares = (1.0 - self.p) * squares + self.p * example_squares(self.task, points)
             moments = rule.later(moments, self.squares, ahead)
         else:
             gradient = averaged(self.task, self.theta, self.axes, midway)[2]
         move, velocity = averaged_steps(
-            rule.linear, gradient, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
+            rule.linear,
+            gradient + self.outside.push,
+            velocity,
+            self.scale,
+            self.local.eigenvalues,
+            self.modes,
+            ahead,
         )
         self.theta = self.theta + move
         self.memory = Memory(velocity, moments, count + ahead)
         self.covariance = recursion.after(self.covariance, ahead)
+        self.outside = after(self.outside, self.rate, self.p, ahead, rule.linear)
+        self.reached += ahead
         self.strides += 1
         return ahead
 
@@ -194,6 +257,6 @@ class RuleFlow:
             return rule.rates(rule.later(moments, self.squares, steps), count + steps)
         if rule.delta is None or not hasattr(self, "modes"):
             return jnp.full(self.task.size, rule.eta)
-        points = opposite_points(self.theta, self.axes, self.sigma, self._signs())
-        seen = sharpness_beside(self.task, self.theta, self.modes[:, :FEW], points - self.theta)
+        kicks = self._opposite(self.sigma) - self.theta
+        seen = sharpness_beside(self.task, self.theta, self.modes[:, :FEW], kicks)
         return jnp.full(self.task.size, rule.capped(seen).mean())

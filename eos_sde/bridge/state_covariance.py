@@ -78,7 +78,8 @@ def state_recursion(rule: LinearRule, eigenvalues, gradients, curvatures, p) -> 
     eigenvalues : Array
         Of r H r, shape (k,).
     gradients, curvatures : Array
-        Per example, along the columns of r Q: shapes (n, k) and (n, k, k).
+        Per example, along the columns of r Q: shapes (..., n, k), at the averaged weights or some weights about them,
+        and (n, k, k).
     p : float
         Variance of a batch mean relative to one example, (n - B)/(B (n - 1)).
 
@@ -88,8 +89,8 @@ def state_recursion(rule: LinearRule, eigenvalues, gradients, curvatures, p) -> 
         On covariances of shape (k, 2, k, 2).
     """
     step, kick = rule.step(1.0, eigenvalues, jnp)
-    centred = gradients - gradients.mean(axis=0)
-    noise = p * (centred.T @ centred) / gradients.shape[0]
+    centred = (gradients - gradients.mean(axis=-2, keepdims=True)).reshape(-1, gradients.shape[-1])
+    noise = p * (centred.T @ centred) / centred.shape[0]
     return StateRecursion(step, kick, noise, p * curvature_noise(curvatures))
 
 

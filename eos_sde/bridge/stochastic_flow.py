@@ -44,7 +44,7 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.carried_modes import enough_modes, usual_modes
 from eos_sde.bridge.covariance import Recursion, covariance_recursion, per_example_modes
 from eos_sde.bridge.flow_loop import follow
-from eos_sde.bridge.flow_rules import flow_rule, initial_memory
+from eos_sde.bridge.flow_rules import FlowRule, flow_rule, initial_memory
 from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
@@ -105,9 +105,8 @@ class _SgdFlow:
         self.key, self.outside_key = jax.random.key(seed), jax.random.key(seed + 1)
         self.first_loss: float | None = None
         self.without = without
-        self.outside = quiet(task.size)
-        self._sign = 1.0  # of the draw at which the noise of the examples is found: both in turn
-        self.looked = self.reached = self.measured_at = 0
+        self.outside = quiet(task.size, eta, draws=PAIRS)
+        self.looked = self.reached = 0
 
     def settle(self, most: int, *, save: bool) -> str:
         self.local = _local(
@@ -115,7 +114,7 @@ class _SgdFlow:
             self.theta,
             self.block,
             self.covariance,
-            self._sign * self.outside.draw,
+            self._kick(),
             self.eta,
             self.p,
             curvature_noise="curvature noise" not in self.without,
@@ -123,23 +122,29 @@ class _SgdFlow:
         self.covariance, self.block = self.local.covariance, self.local.modes
         if self.looks and self.looked % _LOOK == 0:
             carried = self.block, self.local.eigenvalues, self.covariance
-            key, since = jax.random.fold_in(self.outside_key, self.looked), self.reached - self.measured_at
+            key = jax.random.fold_in(self.outside_key, self.looked)
             self.outside = measured(
-                self.outside, self.task, self.theta, *carried, key, self.eta, self.p, since
+                self.outside, self.task, self.theta, *carried, key, self.eta, self.p, self.reached, fresh=True
             )
-            self.measured_at = self.reached
         self.looked += 1
         self.ahead = stable_stride(self.local.eigenvalues, self.eta, most)
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(self.task, self.theta, self.block, self.covariance)[:2])
-        beyond = float(excess_loss(self.outside, self.eta))
+        beyond = float(excess_loss(self.outside))
         mean_loss += beyond
         self.losses = loss, mean_loss, beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss
         if outgrown(mean_loss, loss, self.first_loss):
             return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
         return ""
+
+    def _kick(self) -> jax.Array:
+        """Where the noise of the examples is found: at either sign of the draws in turn."""
+        if "curvature noise" in self.without:
+            return jnp.zeros_like(self.theta)
+        draw, sign = divmod(self.looked, 2)
+        return (1 - 2 * sign) * self.outside.draw[draw % PAIRS]
 
     def row(self, reached: int) -> dict[str, float]:
         eigenvalues, block = self.local.eigenvalues, self.block
@@ -173,7 +178,7 @@ class _SgdFlow:
         map_key, rest_key = jax.random.split(key)
         found = swings(around, _DESCENT, (gradients, curvatures, self.p), state, map_key)
         rest = fluctuation_draws(self.block[:, m:], self.covariance[m:, m:], rest_key, PAIRS)
-        rest += jnp.outer(jnp.repeat(jnp.array([1.0, -1.0]), PAIRS), self.outside.draw)
+        rest += jnp.concatenate([self.outside.draw, -self.outside.draw])
         return iterates_sharpness(task, theta, around, found, sharp, eta**0.5, rest)
 
     def advance(self) -> int:
@@ -184,7 +189,6 @@ class _SgdFlow:
         if "feedback" not in self.without:
             gradient += self.outside.push
         self.outside = after(self.outside, self.eta, self.p, ahead)
-        self._sign = 0.0 if "curvature noise" in self.without else -self._sign
         self.reached += ahead
         self.theta = advance(self.theta, -gradient, local.eigenvalues, block, self.eta, ahead)
         # in the coordinates of the modes, which the next block improves
@@ -248,7 +252,7 @@ def stochastic_central_flow(
         Unit vector (d,): the variance of the fluctuation along it is saved.
     without : collection of str
         What to leave out, to see what it is worth: "unresolved modes" (the noise outside the carried modes),
-        "curvature noise", "feedback" (of the fluctuation on the path). For plain SGD.
+        "curvature noise", "feedback" (of the fluctuation on the path). The last two for plain SGD.
     progress : callable, optional
         Called with the step reached.
     **options
@@ -260,9 +264,9 @@ def stochastic_central_flow(
     Dataset
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
         fluctuation, which is what a run shows), ``loss``, ``mean_loss``, ``unresolved_loss`` (the part of it
-        from outside the carried modes; NaN for rules other than plain SGD, where that is left out),
-        ``top_variance`` (along the top eigenvector at the time), ``direction_variance`` (along `direction`, or
-        NaN), ``radius`` (of the mean-square recursion; from 1 on the rule is mean-square unstable there),
+        from outside the carried modes), ``top_variance`` (along the top eigenvector at the time),
+        ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square recursion; from 1
+        on the rule is mean-square unstable there),
         ``effective_sharpness`` (top eigenvalue of the Hessian, preconditioned by the rates, over the rule's
         edge: 1 at the edge), ``critical_modes`` (such eigenvalues within 5 % of the edge, or beyond),
         ``learning_rate`` (of rules with one for all weights). ``final_params(weight)``, and ``final_momentum``,
@@ -280,19 +284,17 @@ def stochastic_central_flow(
     if not 1 <= batch_size <= task.n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {task.n}, the number of examples")
     described = flow_rule(rule, eta=eta, **options)
-    _check_left_out(without, ours=described.plain and batch_size < task.n)
+    _check_left_out(without, described, batches=batch_size < task.n)
     if batch_size == task.n:
         flow = partial(central_flow, modes=modes, stride=stride, save_every=save_every, direction=direction)
         return flow(task, start, rule=rule, eta=eta, steps=steps, state=state, progress=progress, **options)
     check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
     theta = checked_weights(task, start)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
-    given = {"batch_size": batch_size, "seed": seed, "direction": along}
+    given = {"batch_size": batch_size, "seed": seed, "direction": along, "without": without}
     details = {"eta": eta, "batch_size": batch_size, "stride": stride}
     if described.plain:
-        flow = _SgdFlow(
-            task, theta, eta=eta, modes=modes, steps=steps, stride=stride, without=without, **given
-        )
+        flow = _SgdFlow(task, theta, eta=eta, modes=modes, steps=steps, stride=stride, **given)
     else:
         memory = initial_memory(described, task.size, state)
         flow = RuleFlow(task, theta, described, memory, modes=usual_modes(task, modes), **given)
@@ -312,7 +314,7 @@ def stochastic_central_flow(
     )
 
 
-def _check_left_out(without: Collection[str], *, ours: bool) -> None:
+def _check_left_out(without: Collection[str], rule: FlowRule, *, batches: bool) -> None:
     """Refuse ingredients that are not there.
 
     Raises
@@ -325,8 +327,14 @@ def _check_left_out(without: Collection[str], *, ours: bool) -> None:
         raise InvalidInput(
             f"without names {unknown[0]!r}: give a collection of {', '.join(map(repr, INGREDIENTS))}"
         )
-    if without and not ours:
-        raise InvalidInput(f"without={tuple(without)!r} is for plain SGD on batches: leave it out")
+    if without and not batches:
+        raise InvalidInput(
+            f"without={tuple(without)!r} is for batches of fewer than all examples: leave it out"
+        )
+    if not rule.plain and set(without) - {INGREDIENTS[0]}:
+        raise InvalidInput(
+            f"without={tuple(without)!r} is for plain SGD: for rule={rule.name!r} give only {INGREDIENTS[0]!r}"
+        )
 
 
 @threadpool_limits.wrap(1, "blas")

@@ -1,16 +1,24 @@
-"""Noise outside the carried Hessian modes: what it adds to the mean loss of SGD, and how it pushes the averaged path.
+"""Noise outside the carried Hessian modes: what it adds to a rule's mean loss, and how it pushes the averaged path.
 
 The carried modes are few, and the rest of the space holds as much gradient noise. There the fluctuation is found by
 its spectrum only. With C the covariance of the per-example gradients at an iterate (so that the curvature noise of the
-carried fluctuation is in it), P the projection off the carried modes and h a curvature,
+fluctuation is in it), P the projection off the carried modes, h a curvature, A(h) the linear step of the rule
+on (w, v) and k what a unit of gradient does to them,
 
     power(h) = density of tr(P C P) over the spectrum of P H P
-    variance+(h) = (1 - eta h)^2 variance(h) + eta^2 p power(h)
+    S+(h) = A(h) S(h) A(h)' + p power(h) k k'
+
+for the covariance S of (w, v) at each curvature; for SGD its first entry is ``(1 - eta h)^2 S + eta^2 p power``. A rule
+with a rate for each weight does so in the coordinates w/shape, where all share one rate.
 
 The density comes by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017, doi 10.1137/16M1104974) from random sums
-of per-example gradients, whose covariance is C: each is one gradient. They also drive one linear run of SGD outside the
-carried modes, a draw of the fluctuation that goes along with the flow; the push E[grad L(w + delta)] - grad L(w) is its
-running mean over both signs of that draw.
+of per-example gradients, whose covariance is C: each is one gradient. They also drive linear runs of the rule outside
+the carried modes, whose ends are draws of the fluctuation; the push E[grad L(w + delta)] - grad L(w) is its running
+mean over both signs of them. A draw either goes along with the flow, or is made anew: then the sums come again and
+again with random signs, a series for each draw, so that its covariance is ``p sum_t phi_t(H) C phi_t(H)`` with the
+responses phi_t of the weights to a kick t steps ago, between unlike curvatures too. New draws are independent of the
+last, so that a running mean of few has little scatter; the scatter of one that goes along would, under momentum, take
+the path off.
 """
 
 from functools import partial
@@ -22,14 +30,17 @@ import numpy as np
 
 from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers.curvature.krylov import krylov_space
+from eos_sde.training.linear_rules import LinearRule
 
 _ORDER = 8  # of the quadrature
 _MEMORY = 10  # measurements in a running mean, at most
 # A draw forgets within 1/0.02 steps what its curvature does not take back: replicas of a run part for good along flat
 # directions, further than the quadratic model reaches, and that is no fluctuation about one path.
 _FORGETS = 0.02
-# eta h; flatter directions diffuse, and negative curvatures are taken as flat: what grows there is no fluctuation
-_GRID = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 41)])
+_HISTORY = 200  # steps after which 98 % is forgotten in any case
+_RATIO = 1e4 ** (1 / 40)  # of neighbours on the grid of curvatures
+_FLATTEST = 1e-4  # on it, over what the gradient along it does to the weights in the long run
+_PLAIN = LinearRule("sgd")
 
 
 class Unresolved(NamedTuple):
@@ -37,18 +48,23 @@ class Unresolved(NamedTuple):
 
     Attributes
     ----------
+    curvatures : Array
+        A grid, in the coordinates w/shape, shape (m,). Flatter directions diffuse, and negative curvatures are taken as
+        flat: what grows there is no fluctuation. (New draws relax there as at curvatures as large, for in the end what
+        is beyond the quadratic model holds them.)
     variances : Array
-        Trace of its covariance on a grid of eta h, in weight^2.
+        Covariance of (w, v) in these coordinates, summed over the directions of each curvature, shape (m, 2, 2).
     power : Array
         Running mean of the trace of the gradient noise of one example on the grid.
     push : Array
         Running mean of E[grad L(w + delta)] - grad L(w), shape (d,).
     draw : Array
-        A draw of the fluctuation, shape (d,).
+        Independent draws of the fluctuation, shape (draws, d).
     measured : Array
         Number of measurements.
     """
 
+    curvatures: jax.Array
     variances: jax.Array
     power: jax.Array
     push: jax.Array
@@ -56,13 +72,34 @@ class Unresolved(NamedTuple):
     measured: jax.Array
 
 
-def quiet(size: int) -> Unresolved:
-    """No fluctuation yet, as at a checkpoint of so many weights."""
-    grid, weights = jnp.zeros(_GRID.size), jnp.zeros(size)
-    return Unresolved(grid, grid, weights, weights, jnp.zeros((), int))
+def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> Unresolved:
+    """No fluctuation yet, as at a checkpoint.
+
+    Parameters
+    ----------
+    size : int
+        Number of weights.
+    rate : float
+        Learning rate for which the grid is made: from flat to half the edge of the rule.
+    rule : LinearRule
+        Its step.
+    draws : int
+        How many are taken along.
+
+    Returns
+    -------
+    Unresolved
+        All zero.
+    """
+    steepest = float(rule.edge(1.0)) / 2
+    flattest = _FLATTEST * (1.0 - rule.momentum) / rule.gain
+    points = 1 + round(float(np.log(steepest / flattest) / np.log(_RATIO)))
+    grid = jnp.concatenate([jnp.zeros(1), jnp.geomspace(flattest, steepest, points)]) / rate
+    empty, drawn = jnp.zeros((grid.size, 2, 2)), jnp.zeros((draws, size))
+    return Unresolved(grid, empty, empty[:, 0, 0], drawn[0], drawn, jnp.zeros((), int))
 
 
-@partial(jax.jit, static_argnames="task")
+@partial(jax.jit, static_argnames=("task", "rule", "fresh"))
 def measured(
     state: Unresolved,
     task: Task,
@@ -71,11 +108,15 @@ def measured(
     eigenvalues,
     covariance,
     key,
-    eta: float,
+    rate: float,
     p: float,
     steps: int,
+    rule: LinearRule = _PLAIN,
+    shape=1.0,
+    *,
+    fresh: bool = False,
 ) -> Unresolved:
-    """Measure the spectrum of the noise at an iterate, and take the draw along.
+    """Measure the spectrum of the noise at an iterate, and take the draw along or make new ones.
 
     Parameters
     ----------
@@ -86,97 +127,152 @@ def measured(
     theta : Array
         Averaged weights, shape (d,).
     modes, eigenvalues, covariance : Array
-        What is carried: (d, k), (k,), largest first, and (k, k).
+        What is carried, in the coordinates w/shape: (d, k), orthonormal, (k,), largest first, and (k, k), of w.
     key : Array
         Random key.
-    eta, p : float
+    rate, p : float
         Learning rate; variance of a batch mean relative to one example.
     steps : int
-        Since the last measurement.
+        Since the last measurement; of fresh draws, since the checkpoint.
+    rule : LinearRule
+        Its step.
+    shape : float or Array
+        Root of each weight's learning rate over `rate`, shape (d,).
+    fresh : bool
+        Whether draws are made anew. Else each goes along.
 
     Returns
     -------
     Unresolved
         With the power, push and draw of now in it.
     """
-    kick_key, sum_key, side_key = jax.random.split(key, 3)
+    slope = jax.grad(task.loss)
+    gradient, product = jax.linearize(slope, theta)
+    order = min(_ORDER, task.size - modes.shape[1])
+    highest = jnp.clip(eigenvalues[-1], 0.0, state.curvatures[-1])
     variances, rotation = jnp.linalg.eigh(covariance)
-    kick = rotation @ (jnp.sqrt(jnp.maximum(variances, 0.0)) * jax.random.normal(kick_key, variances.shape))
-    iterate = theta + modes @ kick + jax.random.rademacher(side_key, (), theta.dtype) * state.draw
-    signs = jax.random.rademacher(sum_key, (task.n,), theta.dtype)
-    signs = (signs - signs.mean()) / task.n**0.5
+    spread = rotation * jnp.sqrt(jnp.maximum(variances, 0.0))
 
     def off(vector: jax.Array) -> jax.Array:
         return vector - modes @ (modes.T @ vector)
 
-    noise = off(jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate))
-    slope = jax.grad(task.loss)
-    gradient, product = jax.linearize(slope, theta)
-    order = min(_ORDER, task.size - modes.shape[1])
-    highest = jnp.clip(eta * eigenvalues[-1], 0.0, 1.0)
-
     def seen(vector: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Nodes of a vector in eta h, within what is not carried; its parts there, and the nodes' vectors."""
+        """Curvatures at the nodes of a vector, up to what is carried; its parts there, and the nodes' vectors."""
         length = jnp.linalg.norm(vector)
         # all is multiplied by the length, so any direction does where it is 0
         start = jnp.where(length > 0, vector / jnp.where(length > 0, length, 1.0), off(jnp.ones_like(vector)))
-        found = krylov_space(lambda v: off(product(off(v))), start, order)
+        found = krylov_space(lambda v: off(shape * product(shape * off(v))), start, order)
         values, vectors = jnp.linalg.eigh(found.matrix)
-        return jnp.clip(eta * values, 0.0, highest), length * vectors[0], vectors.T @ found.basis
+        return jnp.clip(values, -highest, highest), length * vectors[0], vectors.T @ found.basis
 
-    at, parts, basis = seen(noise)
-    power = _spread(at, parts**2)
-    kicks = jnp.sqrt(eta**2 * p * _series((1.0 - _FORGETS) ** 2 * (1.0 - at) ** 2, steps)) * parts @ basis
-    at, parts, basis = seen(off(state.draw))
-    draw = ((1.0 - _FORGETS) * (1.0 - at)) ** steps * parts @ basis + kicks
-    around = (slope(theta + draw) + slope(theta - draw)) / 2
+    @jax.vmap
+    def noise(key: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What is seen of a random sum of the gradients at an iterate."""
+        kick_key, sum_key, side_key = jax.random.split(key, 3)
+        kick = spread @ jax.random.normal(kick_key, variances.shape)
+        iterate = theta + shape * (modes @ kick) + jax.random.rademacher(side_key, (), theta.dtype) * last
+        signs = jax.random.rademacher(sum_key, (task.n,), theta.dtype)
+        signs = (signs - signs.mean()) / task.n**0.5
+        return seen(off(shape * jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate)))
+
+    def flat(at: jax.Array) -> jax.Array:
+        return jnp.maximum(at, 0.0)
+
+    count = len(state.draw)
+    keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, count))])
+    at, parts, basis = noise(keys, state.draw)
+    found = jax.vmap(_spread, (None, 0, 0))(state.curvatures, flat(at), parts**2).mean(axis=0)
     share = 1.0 / jnp.minimum(state.measured + 1, _MEMORY)
+    power = state.power + share * (found - state.power)
+    if fresh:
+        # each draw from all sums, brought to their mean size: a single large one would take the path off for good
+        sizes = jnp.sum(parts**2, axis=-1, keepdims=True)
+        parts *= jnp.sqrt(power.sum() / jnp.where(sizes > 0, sizes, 1.0))
+        shuffled = jax.random.fold_in(key, count)
+        series = jax.random.rademacher(shuffled, (_HISTORY, count, count, 1), theta.dtype)
+        left = _driven(rule, rate, jnp.abs(at), series, steps) * jnp.sqrt(p / count)
+        drawn = jnp.einsum("mjo,jo,jod->md", left, parts, basis)
+    else:
+        fed = _over(rule, rate, flat(at), steps, _FORGETS)[1][..., 0, 0]
+        kicks = jnp.einsum("jo,jod->jd", jnp.sqrt(p * fed) * parts, basis)
+        at, parts, basis = jax.vmap(seen)(jax.vmap(off)(state.draw / shape))
+        kept = _over(rule, rate, flat(at), steps, _FORGETS)[0][..., 0, 0]
+        drawn = jnp.einsum("jo,jod->jd", kept * parts, basis) + kicks
+    draw = shape * drawn
+    around = jax.vmap(lambda one: (slope(theta + one) + slope(theta - one)) / 2)(draw).mean(axis=0)
     return state._replace(
-        power=state.power + share * (power - state.power),
+        power=power,
         push=state.push + share * (around - gradient - state.push),
         draw=draw,
         measured=state.measured + 1,
     )
 
 
-def _series(ratio, steps):
-    """1 + ratio + ... of so many terms, for 0 <= ratio <= 1."""
-    flat = 1.0 - ratio
-    return jnp.where(flat > 1e-12, (1.0 - ratio**steps) / jnp.where(flat > 1e-12, flat, 1.0), steps)
+def _forgetful_step(rule: LinearRule, rate, curvatures: jax.Array, forgets: float):
+    """Step on (w, v) of a rule that loses so much of w in each, and the kick of a unit of gradient."""
+    step, kick = rule.step(rate, curvatures, jnp)
+    return jnp.array([[1.0 - forgets], [1.0]]) * step, kick
 
 
-def _spread(at: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weights of points of eta h on the grid, by linear interpolation: sums and first moments are kept."""
-    upper = jnp.clip(jnp.searchsorted(jnp.asarray(_GRID), at), 1, _GRID.size - 1)
-    low, high = jnp.asarray(_GRID)[upper - 1], jnp.asarray(_GRID)[upper]
+def _over(rule: LinearRule, rate, curvatures: jax.Array, steps, forgets: float = 0.0):
+    """Matrix of some steps on (w, v), and the covariance that noise of unit variance leaves; shapes (..., 2, 2)."""
+    step, kick = _forgetful_step(rule, rate, curvatures, forgets)
+
+    def once(_, found):
+        power, fed = found
+        return step @ power, step @ fed @ step.mT + jnp.outer(kick, kick)
+
+    start = jnp.broadcast_to(jnp.eye(2), step.shape)
+    return jax.lax.fori_loop(0, steps, once, (start, jnp.zeros_like(step)))
+
+
+def _driven(rule: LinearRule, rate, curvatures: jax.Array, series: jax.Array, steps) -> jax.Array:
+    """What is left in w of the last kicks of a series along the first axis, of which there were so many."""
+    step, kick = _forgetful_step(rule, rate, curvatures, _FORGETS)
+    number = len(series)
+    came = jnp.arange(number).reshape(-1, *(1,) * (series.ndim - 1)) >= number - steps
+
+    def once(now, unit):
+        return (step @ now[..., None])[..., 0] + kick * unit[..., None], None
+
+    start = jnp.zeros((*jnp.broadcast_shapes(curvatures.shape, series.shape[1:]), 2))
+    return jax.lax.scan(once, start, jnp.where(came, series, 0.0))[0][..., 0]
+
+
+def _spread(grid: jax.Array, at: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weights of points on the grid, by linear interpolation: sums and first moments are kept."""
+    upper = jnp.clip(jnp.searchsorted(grid, at), 1, grid.size - 1)
+    low, high = grid[upper - 1], grid[upper]
     part = (at - low) / (high - low)
-    empty = jnp.zeros(_GRID.size, weights.dtype)
+    empty = jnp.zeros(grid.size, weights.dtype)
     return empty.at[upper - 1].add((1.0 - part) * weights).at[upper].add(part * weights)
 
 
-@jax.jit
-def after(state: Unresolved, eta: float, p: float, steps: int) -> Unresolved:
-    """The state some steps later: every variance relaxes and is fed.
+@partial(jax.jit, static_argnames="rule")
+def after(state: Unresolved, rate: float, p: float, steps: int, rule: LinearRule = _PLAIN) -> Unresolved:
+    """The state some steps later: every covariance relaxes and is fed.
 
     Parameters
     ----------
     state : Unresolved
         Now.
-    eta, p : float
+    rate, p : float
         Learning rate; variance of a batch mean relative to one example.
     steps : int
         How many.
+    rule : LinearRule
+        Its step.
 
     Returns
     -------
     Unresolved
         Then.
     """
-    decay = (1.0 - _GRID) ** 2
-    fed = eta**2 * p * _series(decay, steps)
-    return state._replace(variances=decay**steps * state.variances + fed * state.power)
+    moved, fed = _over(rule, rate, state.curvatures, steps)
+    relaxed = moved @ state.variances @ moved.mT
+    return state._replace(variances=relaxed + (p * state.power)[:, None, None] * fed)
 
 
-def excess_loss(state: Unresolved, eta: float) -> jax.Array:
+def excess_loss(state: Unresolved) -> jax.Array:
     """What the fluctuation adds to the mean loss: half the sum of curvature times variance."""
-    return 0.5 * jnp.sum(_GRID * state.variances) / eta
+    return 0.5 * jnp.sum(state.curvatures * state.variances[:, 0, 0])

@@ -316,8 +316,11 @@ def test_capped_flow_keeps_its_margin(task, start):
             "without names 'drift': give a collection of 'unresolved modes', 'curvature noise'",
         ),
         ({"without": "feedback"}, "without names 'feedback': give a collection"),
-        ({"without": ["feedback"], "rule": "adam"}, "is for plain SGD on batches: leave it out"),
-        ({"without": ["feedback"], "batch_size": 63}, "is for plain SGD on batches: leave it out"),
+        ({"without": ["feedback"], "rule": "adam"}, "for rule='adam' give only 'unresolved modes'"),
+        (
+            {"without": ["feedback"], "batch_size": 63},
+            "is for batches of fewer than all examples: leave it out",
+        ),
         ({"modes": 30}, "k=30 modes of 118 weights; choose from 1 to 23"),
         ({"start": np.zeros(3)}, r"start must be 118 finite weights of digits-mlp, got shape \(3,\)"),
         ({"start": np.full(118, np.nan)}, "start must be 118 finite weights"),
