@@ -123,7 +123,7 @@ def reduced_map(task: Task, theta, eigenvalues, modes, scale) -> ReducedMap:
 
 
 @partial(jax.jit, static_argnames="rule")
-def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key) -> Swings:
+def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key, forgets: float = 0.0) -> Swings:
     """Run the map until it has settled.
 
     Parameters
@@ -139,6 +139,9 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key) -> Swin
         Of (x, v) along the averaged path, shape (m, 2, m, 2).
     key : Array
         Random key.
+    forgets : float
+        Part of q that a step takes back in flat directions too. Runs under noise part there for good, which is no
+        fluctuation about one path: as in `unresolved_modes`.
 
     Returns
     -------
@@ -167,7 +170,11 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key) -> Swin
         lost |= ~(jnp.linalg.norm(turned) < limit)
         later = (
             *moved(x, vx, curvature * x + turned @ x + kick),
-            *moved(q, vq, around.hessian @ q + jnp.einsum("ijs,i,j->s", turning, x, x) / 2 - balance),
+            *moved(
+                q,
+                vq,
+                around.hessian @ q + forgets * q + jnp.einsum("ijs,i,j->s", turning, x, x) / 2 - balance,
+            ),
         )
         # a lost run rests where it was: its numbers would overflow
         x, vx, q, vq = (jnp.where(lost, old, new) for old, new in zip(carry, later, strict=False))

@@ -52,7 +52,7 @@ from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, reduced_map, s
 from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import FORGETS, after, excess_loss, measured, quiet
 from eos_sde.optimizers.rule import learning_rate
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import linear_rule
@@ -176,7 +176,7 @@ class _SgdFlow:
         gradients, curvatures = per_example_modes(task, theta, eta**0.5 * sharp)
         state = jnp.zeros((m, 2, m, 2)).at[:, 0, :, 0].set(self.covariance[:m, :m] / eta)
         map_key, rest_key = jax.random.split(key)
-        found = swings(around, _DESCENT, (gradients, curvatures, self.p), state, map_key)
+        found = swings(around, _DESCENT, (gradients, curvatures, self.p), state, map_key, FORGETS)
         rest = fluctuation_draws(self.block[:, m:], self.covariance[m:, m:], rest_key, PAIRS)
         rest += jnp.concatenate([self.outside.draw, -self.outside.draw])
         return iterates_sharpness(task, theta, around, found, sharp, eta**0.5, rest)

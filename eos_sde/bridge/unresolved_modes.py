@@ -36,7 +36,7 @@ _ORDER = 8  # of the quadrature
 _MEMORY = 10  # measurements in a running mean, at most
 # A draw forgets within 1/0.02 steps what its curvature does not take back: replicas of a run part for good along flat
 # directions, further than the quadratic model reaches, and that is no fluctuation about one path.
-_FORGETS = 0.02
+FORGETS = 0.02
 _HISTORY = 200  # steps after which 98 % is forgotten in any case
 _RATIO = 1e4 ** (1 / 40)  # of neighbours on the grid of curvatures
 _FLATTEST = 1e-4  # on it, over what the gradient along it does to the weights in the long run
@@ -193,10 +193,10 @@ def measured(
         left = _driven(rule, rate, jnp.abs(at), series, steps) * jnp.sqrt(p / count)
         drawn = jnp.einsum("mjo,jo,jod->md", left, parts, basis)
     else:
-        fed = _over(rule, rate, flat(at), steps, _FORGETS)[1][..., 0, 0]
+        fed = _over(rule, rate, flat(at), steps, FORGETS)[1][..., 0, 0]
         kicks = jnp.einsum("jo,jod->jd", jnp.sqrt(p * fed) * parts, basis)
         at, parts, basis = jax.vmap(seen)(jax.vmap(off)(state.draw / shape))
-        kept = _over(rule, rate, flat(at), steps, _FORGETS)[0][..., 0, 0]
+        kept = _over(rule, rate, flat(at), steps, FORGETS)[0][..., 0, 0]
         drawn = jnp.einsum("jo,jod->jd", kept * parts, basis) + kicks
     draw = shape * drawn
     around = jax.vmap(lambda one: (slope(theta + one) + slope(theta - one)) / 2)(draw).mean(axis=0)
@@ -228,7 +228,7 @@ def _over(rule: LinearRule, rate, curvatures: jax.Array, steps, forgets: float =
 
 def _driven(rule: LinearRule, rate, curvatures: jax.Array, series: jax.Array, steps) -> jax.Array:
     """What is left in w of the last kicks of a series along the first axis, of which there were so many."""
-    step, kick = _forgetful_step(rule, rate, curvatures, _FORGETS)
+    step, kick = _forgetful_step(rule, rate, curvatures, FORGETS)
     number = len(series)
     came = jnp.arange(number).reshape(-1, *(1,) * (series.ndim - 1)) >= number - steps
 

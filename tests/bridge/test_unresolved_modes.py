@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from eos_sde.bridge.state_covariance import state_recursion
-from eos_sde.bridge.unresolved_modes import _FORGETS, after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import FORGETS, after, excess_loss, measured, quiet
 from eos_sde.training.linear_rules import LinearRule, linear_rule
 
 ETA, P, CARRIED = 0.1, 0.2, 2
@@ -91,7 +91,7 @@ def settled(task):
 
 def covariance(x, y):
     """Of a draw between directions of eta h = x and y, over the noise."""
-    return ETA**2 * P / (1 - (1 - _FORGETS) ** 2 * (1 - x) * (1 - y))
+    return ETA**2 * P / (1 - (1 - FORGETS) ** 2 * (1 - x) * (1 - y))
 
 
 def within(samples, truth):
@@ -192,7 +192,7 @@ def test_without_momentum_it_is_plain_sgd(task):
     calm = Tilted(np.zeros((5, CURVATURES.size)))
     alone = jnp.zeros((1, calm.size)).at[0, 7].set(0.3)
     later = look(calm, quiet_at(calm)._replace(draw=alone), key, 7).draw
-    shrunk = ((1 - _FORGETS) * (1 - ETA * CURVATURES[7])) ** 7
+    shrunk = ((1 - FORGETS) * (1 - ETA * CURVATURES[7])) ** 7
     assert_allclose(later, shrunk * alone, rtol=1e-12, atol=1e-15)
 
 
@@ -203,7 +203,7 @@ def left_in_weights(rule, curvature, steps):
     for _ in range(steps):
         found.append(w)
         w, v = moved(rule, ETA, w, v, curvature * w)
-        w *= 1 - _FORGETS
+        w *= 1 - FORGETS
     return np.array(found)
 
 
