@@ -47,7 +47,7 @@ def _excess(task: Task, theta, values, modes, key, eta, p, horizon):
     recursion = covariance_recursion(values, gradients, curvatures, eta=eta, p=p)
     covariance = recursion.after(jnp.zeros((k, k)), horizon)
     outside = quiet(task.size, eta, draws=_LOOKS)
-    outside = measured(outside, task, theta, modes, values, covariance, key, eta, p, 0, fresh=True)
+    outside = measured(outside, task, theta, modes, values, covariance, key, eta, p, 0)
     return 0.5 * values @ jnp.diag(covariance), excess_loss(after(outside, eta, p, horizon))
 
 

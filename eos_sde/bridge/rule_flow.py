@@ -135,6 +135,8 @@ class RuleFlow:
         carried = (self.modes, self.scale, self.covariance)
         draws = self.outside.draw
         self.local = _local(task, rule.linear, self.theta, self.block, scale, carried, self.p, draws)
+        if not jnp.isfinite(self.local.eigenvalues).all():
+            return "the averaged path runs away"
         self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
         self.block = self.local.following
         self.axes = scale[:, None] * self.modes
@@ -179,7 +181,7 @@ class RuleFlow:
         rate, key = self.rate, jax.random.fold_in(self.outside_key, self.strides)
         self.outside = measured(
             self.outside, self.task, self.theta, self.modes, self.local.eigenvalues / rate, self.sigma * rate, key,
-            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate), fresh=True,
+            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate),
         )  # fmt: skip
 
     def _opposite(self, covariance: jax.Array) -> jax.Array:

@@ -119,12 +119,14 @@ class _SgdFlow:
             self.p,
             curvature_noise="curvature noise" not in self.without,
         )
+        if not jnp.isfinite(self.local.eigenvalues).all():
+            return "the averaged path runs away"
         self.covariance, self.block = self.local.covariance, self.local.modes
         if self.looks and self.looked % _LOOK == 0:
             carried = self.block, self.local.eigenvalues, self.covariance
             key = jax.random.fold_in(self.outside_key, self.looked)
             self.outside = measured(
-                self.outside, self.task, self.theta, *carried, key, self.eta, self.p, self.reached, fresh=True
+                self.outside, self.task, self.theta, *carried, key, self.eta, self.p, self.reached
             )
         self.looked += 1
         self.ahead = stable_stride(self.local.eigenvalues, self.eta, most)

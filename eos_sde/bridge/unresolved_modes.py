@@ -13,12 +13,11 @@ with a rate for each weight does so in the coordinates w/shape, where all share 
 
 The density comes by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017, doi 10.1137/16M1104974) from random sums
 of per-example gradients, whose covariance is C: each is one gradient. They also drive linear runs of the rule outside
-the carried modes, whose ends are draws of the fluctuation; the push E[grad L(w + delta)] - grad L(w) is its running
-mean over both signs of them. A draw either goes along with the flow, or is made anew: then the sums come again and
-again with random signs, a series for each draw, so that its covariance is ``p sum_t phi_t(H) C phi_t(H)`` with the
-responses phi_t of the weights to a kick t steps ago, between unlike curvatures too. New draws are independent of the
-last, so that a running mean of few has little scatter; the scatter of one that goes along would, under momentum, take
-the path off.
+the carried modes, whose ends are draws of the fluctuation: there the sums come again and again with random signs, a
+series for each draw, so that its covariance is ``p sum_t phi_t(H) C phi_t(H)`` with the responses phi_t of the weights
+to a kick t steps ago, between unlike curvatures too. The push E[grad L(w + delta)] - grad L(w) is its running mean over
+both signs of the draws. They are made anew at every measurement, so that this mean has little scatter; that of a draw
+which goes along with the flow would, under momentum, take the path off.
 """
 
 from functools import partial
@@ -84,7 +83,7 @@ def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> 
     rule : LinearRule
         Its step.
     draws : int
-        How many are taken along.
+        How many are made at a time.
 
     Returns
     -------
@@ -99,7 +98,7 @@ def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> 
     return Unresolved(grid, empty, empty[:, 0, 0], drawn[0], drawn, jnp.zeros((), int))
 
 
-@partial(jax.jit, static_argnames=("task", "rule", "fresh"))
+@partial(jax.jit, static_argnames=("task", "rule"))
 def measured(
     state: Unresolved,
     task: Task,
@@ -113,10 +112,8 @@ def measured(
     steps: int,
     rule: LinearRule = _PLAIN,
     shape=1.0,
-    *,
-    fresh: bool = False,
 ) -> Unresolved:
-    """Measure the spectrum of the noise at an iterate, and take the draw along or make new ones.
+    """Measure the spectrum of the noise at an iterate, and make new draws.
 
     Parameters
     ----------
@@ -133,13 +130,11 @@ def measured(
     rate, p : float
         Learning rate; variance of a batch mean relative to one example.
     steps : int
-        Since the last measurement; of fresh draws, since the checkpoint.
+        Since the checkpoint.
     rule : LinearRule
         Its step.
     shape : float or Array
         Root of each weight's learning rate over `rate`, shape (d,).
-    fresh : bool
-        Whether draws are made anew. Else each goes along.
 
     Returns
     -------
@@ -184,21 +179,13 @@ def measured(
     found = jax.vmap(_spread, (None, 0, 0))(state.curvatures, flat(at), parts**2).mean(axis=0)
     share = 1.0 / jnp.minimum(state.measured + 1, _MEMORY)
     power = state.power + share * (found - state.power)
-    if fresh:
-        # each draw from all sums, brought to their mean size: a single large one would take the path off for good
-        sizes = jnp.sum(parts**2, axis=-1, keepdims=True)
-        parts *= jnp.sqrt(power.sum() / jnp.where(sizes > 0, sizes, 1.0))
-        shuffled = jax.random.fold_in(key, count)
-        series = jax.random.rademacher(shuffled, (_HISTORY, count, count, 1), theta.dtype)
-        left = _driven(rule, rate, jnp.abs(at), series, steps) * jnp.sqrt(p / count)
-        drawn = jnp.einsum("mjo,jo,jod->md", left, parts, basis)
-    else:
-        fed = _over(rule, rate, flat(at), steps, FORGETS)[1][..., 0, 0]
-        kicks = jnp.einsum("jo,jod->jd", jnp.sqrt(p * fed) * parts, basis)
-        at, parts, basis = jax.vmap(seen)(jax.vmap(off)(state.draw / shape))
-        kept = _over(rule, rate, flat(at), steps, FORGETS)[0][..., 0, 0]
-        drawn = jnp.einsum("jo,jod->jd", kept * parts, basis) + kicks
-    draw = shape * drawn
+    # each draw from all sums, brought to their mean size: a single large one would take the path off for good
+    sizes = jnp.sum(parts**2, axis=-1, keepdims=True)
+    parts *= jnp.sqrt(power.sum() / jnp.where(sizes > 0, sizes, 1.0))
+    shuffled = jax.random.fold_in(key, count)
+    series = jax.random.rademacher(shuffled, (_HISTORY, count, count, 1), theta.dtype)
+    left = _driven(rule, rate, jnp.abs(at), series, steps) * jnp.sqrt(p / count)
+    draw = shape * jnp.einsum("mjo,jo,jod->md", left, parts, basis)
     around = jax.vmap(lambda one: (slope(theta + one) + slope(theta - one)) / 2)(draw).mean(axis=0)
     return state._replace(
         power=power,
@@ -208,15 +195,9 @@ def measured(
     )
 
 
-def _forgetful_step(rule: LinearRule, rate, curvatures: jax.Array, forgets: float):
-    """Step on (w, v) of a rule that loses so much of w in each, and the kick of a unit of gradient."""
-    step, kick = rule.step(rate, curvatures, jnp)
-    return jnp.array([[1.0 - forgets], [1.0]]) * step, kick
-
-
-def _over(rule: LinearRule, rate, curvatures: jax.Array, steps, forgets: float = 0.0):
+def _over(rule: LinearRule, rate, curvatures: jax.Array, steps):
     """Matrix of some steps on (w, v), and the covariance that noise of unit variance leaves; shapes (..., 2, 2)."""
-    step, kick = _forgetful_step(rule, rate, curvatures, forgets)
+    step, kick = rule.step(rate, curvatures, jnp)
 
     def once(_, found):
         power, fed = found
@@ -228,7 +209,8 @@ def _over(rule: LinearRule, rate, curvatures: jax.Array, steps, forgets: float =
 
 def _driven(rule: LinearRule, rate, curvatures: jax.Array, series: jax.Array, steps) -> jax.Array:
     """What is left in w of the last kicks of a series along the first axis, of which there were so many."""
-    step, kick = _forgetful_step(rule, rate, curvatures, FORGETS)
+    step, kick = rule.step(rate, curvatures, jnp)
+    step = jnp.array([[1.0 - FORGETS], [1.0]]) * step
     number = len(series)
     came = jnp.arange(number).reshape(-1, *(1,) * (series.ndim - 1)) >= number - steps
 
