@@ -93,11 +93,10 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
     -------
     Dataset
         ``eigenvalue(mode)`` largest first with ``eigenvalue_residual(mode)`` (a bound on its error),
-        ``eigenvector(mode, weight)`` and the quantities above. Each has a ``*_stderr``: the sampling error
-        over the examples as draws from their population; from per-example values where the quantity is a
-        mean over examples, else by a jackknife over ten groups (over the examples if fewer than twenty; NaN if
-        there is one). For the given training set itself the
-        quantities are exact to rounding.
+        ``eigenvector(mode, weight)``, ``params(weight)`` and the quantities above. Each of these has a ``*_stderr``:
+        the sampling error over the examples as draws from their population; from per-example values where the quantity
+        is a mean over examples, else by a jackknife over ten groups (over the examples if fewer than twenty; NaN if
+        there is one). For the given training set itself the quantities are exact to rounding.
 
     Raises
     ------
@@ -121,6 +120,7 @@ def calibrate(task: Task, params: jax.Array, *, batch_size: int, k: int = 8, see
     p = noise_fraction(n, batch_size)
     square, across = ("mode", "mode2"), "of the batch gradient in the eigenvectors"
     values: dict[str, tuple] = {
+        "params": ("weight", np.asarray(theta), "1", "weights at which all is measured"),
         "eigenvalue": ("mode", np.asarray(eigenvalues), "1/time", "Hessian eigenvalue, largest first"),
         "eigenvalue_residual": ("mode", np.asarray(residuals), "1/time", "residual of the eigenpair"),
         "eigenvalue_stderr": ("mode", curvatures.std(axis=0) / n**0.5, "1/time", "standard error"),

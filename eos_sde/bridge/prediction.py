@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy.optimize import root_scalar
 
-from eos_sde import thresholds
+from eos_sde.bridge.plateau_prediction import Predicted, flow_rows, law_rows, trust
+from eos_sde.bridge.task_library import Task
 from eos_sde.models import flip_coefficients, flip_normal_form, matched_linear
 from eos_sde.models.maps import caeo_map
 from eos_sde.optimizers import rule as caeo_rule
@@ -254,8 +255,21 @@ def _rate(sharpness: float, eta: float, delta: float) -> float:
     return float(caeo_rule.learning_rate(eta, sharpness, delta))
 
 
-def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) -> xr.Dataset:
-    """Local predictions of the reduced models for a rule at a learning rate and batch size.
+def predict(
+    calibration: xr.Dataset,
+    *,
+    rule: str,
+    eta: float,
+    batch_size: int,
+    task: Task | None = None,
+    steps: int | None = None,
+    progress: Callable[[float], None] | None = None,
+    **settings: Any,
+) -> xr.Dataset:
+    """Predictions for a rule at a learning rate and batch size, from a calibration and nothing else.
+
+    Of the reduced models at once; with ``steps`` also of the flow, which follows the weights from the calibrated ones
+    and takes as long as a forecast of so many steps.
 
     Parameters
     ----------
@@ -267,18 +281,32 @@ def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) 
         Learning rate.
     batch_size : int
         B.
+    task : Task, optional
+        The problem that was calibrated: the flow needs its loss.
+    steps : int, optional
+        How far the flow goes; the plateau is its last third.
+    progress : callable, optional
+        Called with the fraction of the flow that is done.
+    **settings
+        More of `forecast_plateau`: ``repeats``, ``seed``, ``modes``, options of the rule.
 
     Returns
     -------
     Dataset
         Over ``quantity``: ``predicted``, ``predicted_stderr`` (the sampling error of the calibration over the
-        examples), ``units`` and ``model``; NaN with the reason in ``model`` where a law has no answer.
+        examples; of the flow what `forecast_plateau` tells), ``units``, ``model`` and ``caution`` (what speaks against
+        it); NaN with the reason in ``model`` where a law has no answer. ``attrs["trusted_plateau"]`` names the plateau
+        to trust, ``attrs["trust"]`` says why.
 
     Raises
     ------
     InvalidInput
-        For an unknown rule or bad numbers.
+        For an unknown rule, bad numbers, or ``steps`` without the task that was calibrated.
     """
+    if (task is None) != (steps is None):
+        raise InvalidInput("task and steps belong together: give both for the flow, or neither")
+    if settings and steps is None:
+        raise InvalidInput(f"{next(iter(settings))!r} is for the flow: give steps and task, or leave it out")
     if rule not in RULES:
         raise InvalidInput(f"rule={rule!r} has no reduced model here: choose one of {', '.join(RULES)}")
     if not isinstance(calibration, xr.Dataset) or "examples" not in calibration.attrs:
@@ -291,15 +319,14 @@ def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) 
     if not 1 <= batch_size <= n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {n}")
     h, error = (float(calibration[name][0]) for name in ("eigenvalue", "eigenvalue_stderr"))
-    rows: list[tuple[str, float, float, str, str]] = [
-        ("edge", 2 / h, 2 * error / h**2, "time", "2/sharpness (gradient descent)")
-    ]
+    rows = [Predicted("edge", 2 / h, 2 * error / h**2, "time", "2/sharpness (gradient descent)")]
 
     def attempt(name: str, units: str, compute: Callable[[], Mapping[str, tuple[float, float]]]) -> None:
         try:
-            rows.extend((f"{name} ({model})", *pair, units, model) for model, pair in compute().items())
+            found = compute().items()
+            rows.extend(Predicted(f"{name} ({model})", *pair, units, model) for model, pair in found)
         except InvalidInput as reason:
-            rows.append((name, math.nan, math.nan, units, str(reason)))
+            rows.append(Predicted(name, math.nan, math.nan, units, str(reason)))
 
     if rule != "gd" and batch_size < n:
         attempt(
@@ -308,18 +335,22 @@ def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) 
             lambda: stationary_variances(calibration, eta=eta, batch_size=batch_size),
         )
 
-        def plateau() -> dict[str, tuple[float, float]]:
-            law = thresholds.sharpness_plateau(calibration, eta=eta, batch_size=batch_size)
-            return {law.method: (law.value, law.stderr)}
-
-        attempt("sharpness plateau", "1/time", plateau)
+        rows += law_rows(calibration, eta=eta, batch_size=batch_size)
         attempt("metastability", "1/step", lambda: _calibrated_rate(calibration, batch_size))
-    names, predicted, stderr, units, models = zip(*rows, strict=True)
+    if task is not None and steps is not None:
+        given = {"rule": rule, "eta": eta, "batch_size": batch_size, "steps": steps, "progress": progress}
+        rows += flow_rows(calibration, task, **given, **settings)
+    trusted, reason = trust(rows)
+    names, predicted, stderr, units, models, cautions = zip(*rows, strict=True)
     columns = {
         "predicted": (np.array(predicted), "predicted value"),
-        "predicted_stderr": (np.array(stderr), "its error: the sampling error of the calibration"),
+        "predicted_stderr": (
+            np.array(stderr),
+            "its error: the sampling error of the calibration, or the flow's",
+        ),
         "units": (list(units), "units of both"),
         "model": (list(models), "model or reason"),
+        "caution": (list(cautions), "what speaks against it"),
     }
     return xr.Dataset(
         {
@@ -327,7 +358,14 @@ def predict(calibration: xr.Dataset, *, rule: str, eta: float, batch_size: int) 
             for i, (name, (values, text)) in enumerate(columns.items())
         },
         coords={"quantity": list(names)},
-        attrs=provenance(rule=rule, eta=eta, batch_size=batch_size, task=calibration.attrs["task"]),
+        attrs=provenance(
+            rule=rule,
+            eta=eta,
+            batch_size=batch_size,
+            task=calibration.attrs["task"],
+            trusted_plateau=trusted,
+            trust=reason,
+        ),
     )
 
 

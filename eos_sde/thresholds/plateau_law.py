@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from eos_sde.models.arguments import count, non_negative, positive
 from eos_sde.models.maps import self_stabilization_map
 from eos_sde.thresholds.curvature_factors import noise_fraction
@@ -55,8 +57,8 @@ def sharpness_plateau(
     ------
     InvalidInput
         If something is missing or out of range, alpha is not positive (no progressive sharpening, so no
-        plateau), or the noise is so large that the law has no solution; of the map also if it is so small that
-        nothing stops its bursts.
+        plateau), or the noise is so large that the law has no solution; of the map also if its swings leave the model,
+        as they do without noise.
     """
     if method not in ("law", "map"):
         raise InvalidInput(f"method={method!r} must be 'law' or 'map'")
@@ -113,22 +115,27 @@ def _of_map(rate: float, alpha: float, q: float, errors: dict[str, float], seed:
         run = self_stabilization_map(fast, 2 * fast, 1.0, math.sqrt(q)).iterate(
             (1.0, 0.0), steps=_STEPS, paths=_PATHS, seed=seed, save_every=10
         )
-        means = run["state"].values[:, _SETTLED // 10 :, 1].mean(axis=1)
+        levels = run["state"].values[:, _SETTLED // 10 :, 1]
+        if not np.all(np.isfinite(levels)):
+            return math.nan, math.nan
+        means = levels.mean(axis=1)
         return float(means.mean()), float(means.std(ddof=1) / math.sqrt(_PATHS))
 
     value, error = settled(alpha, q) if q > 0 else (math.nan, 0.0)
     if not math.isfinite(value):
         raise InvalidInput(
-            f"eta^2 beta sigma^2/(2 alpha) = {q:.3g} is too small a noise for the reduced map, whose bursts then grow "
-            "without bound; use the law or a smaller batch"
+            f"the reduced map does not come to rest at eta^2 beta sigma^2/(2 alpha) = {q:.3g}, eta^2 alpha = "
+            f"{rate**2 * alpha:.3g}: without noise it spirals out, and with much its swings leave the model; use the "
+            "law or the stochastic central flow"
         )
     powers = {"alpha": (1, -1), "beta": (0, 1), "per_example_variance": (0, 1)}  # of alpha and of q
     variance = error**2
     for name, relative in errors.items():
         of_alpha, of_q = powers[name]
         less = max(1 - relative, 0.1)  # towards smaller noise there is always a solution
-        moved = settled(alpha * less**of_alpha, min(q * less**of_q, (1 + q) / 2))[0]
-        variance += (moved - value) ** 2 if relative > 0 else 0.0
+        if relative > 0:
+            moved = settled(alpha * less**of_alpha, min(q * less**of_q, (1 + q) / 2))[0]
+            variance += (moved - value) ** 2 if math.isfinite(moved) else math.inf
     return Threshold(
         (2 + value) / rate,
         math.sqrt(variance) / rate,

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.testing import assert_allclose
 from scipy.integrate import cumulative_simpson, simpson
 
-from eos_sde.bridge import predict
+from eos_sde.bridge import calibrate, forecast_plateau, load_task, predict
 from eos_sde.bridge.prediction import caeo_path, phases, stationary_variances
 from eos_sde.models import flip_rate_kramers
 from solvers.errors import InvalidInput
@@ -241,9 +241,11 @@ def test_predictions_of_each_rule():
     assert math.isclose(edge["predicted"][0], 0.2)
     assert math.isclose(edge["predicted_stderr"][0], 2 * 0.1 / 100)
     noisy = predict(calibration(), rule="sgd", eta=0.15, batch_size=BATCH)
-    assert noisy.sizes["quantity"] == 8
-    assert np.all(np.isfinite(noisy["predicted"]))
-    assert np.all(noisy["predicted_stderr"] > 0)
+    assert noisy.sizes["quantity"] == 9
+    lost = ~np.isfinite(noisy["predicted"].values)  # the reduced map alone, whose swings are too large here
+    assert noisy["quantity"].values[lost].tolist() == ["sharpness plateau (reduced map)"]
+    assert "does not come to rest" in str(noisy["model"].values[lost][0])
+    assert np.all(noisy["predicted_stderr"][~lost] > 0)
     names = [str(name) for name in noisy["quantity"].values]
     plateau = float(noisy["predicted"][[name.startswith("sharpness plateau") for name in names].index(True)])
     assert 0 < plateau < 2 / 0.15
@@ -260,8 +262,69 @@ def test_a_law_without_an_answer_says_why():
     table = {str(q): (float(v), str(m)) for q, v, m in zip(*columns, strict=True)}
     assert math.isnan(table["top variance"][0])
     assert "not in (0, 2)" in table["top variance"][1]
-    assert math.isnan(table["sharpness plateau"][0])
-    assert "alpha=-1.0 is not positive" in table["sharpness plateau"][1]
+    for model in ("refined small-noise law", "reduced map"):
+        assert math.isnan(table[f"sharpness plateau ({model})"][0])
+        assert "alpha=-1.0 is not positive" in table[f"sharpness plateau ({model})"][1]
+    assert found.attrs["trusted_plateau"] == ""
+    assert found.attrs["trust"] == "no model has an answer"
+
+
+def test_each_plateau_says_what_speaks_against_it():
+    """Every reason alone, in a calibration where nothing else does."""
+    fast = 0.0005 / 0.15**2  # eta^2 alpha = 5e-4: swings of 2e-3, and a gap of 0.05
+    q = 1 - (1 - 0.05) ** 2
+    beta = 2 * fast * q / (0.15**2 * P * 2.0)
+    calm = {"alpha": fast, "beta": beta, "curvature_variance": 1.0}
+    calm["eigenvalue"] = ("mode", [(2 - 0.05) / 0.15, 3.0])
+
+    def told(**changes):
+        found = predict(calibration(**(calm | changes)), rule="sgd", eta=0.15, batch_size=BATCH)
+        rows = {
+            "law" if "law" in str(name) else "map": str(caution)
+            for name, caution in zip(found["quantity"].values, found["caution"].values, strict=True)
+            if str(name).startswith("sharpness plateau")
+        }
+        return rows, found.attrs
+
+    rows, attrs = told()
+    assert rows == {"law": "", "map": ""}
+    assert "reduced map" in attrs["trusted_plateau"]
+    rows, attrs = told(eigenvalue=("mode", [13.0, 12.0]))
+    assert all("it knows one mode, and the second is at 92 %" in caution for caution in rows.values())
+    assert "it knows most of them" in attrs["trust"]
+    rows, _ = told(curvature_variance=40.0)
+    assert all("curvature noise" in caution for caution in rows.values())
+    rows, attrs = told(alpha=20 * fast, beta=20 * beta)
+    assert "swings of the curvature" in rows["law"]
+    assert "swings" not in rows["map"]
+    rows, _ = told(beta=8 * beta)
+    assert "no small noise" in rows["law"]
+    rows, _ = told(eigenvalue=("mode", [6.0, 3.0]))
+    assert all("whether training gets there" in caution for caution in rows.values())
+
+
+def test_the_flow_starts_from_the_calibration(small_task, small_start):
+    """Its rows are those of a forecast from the same weights, and it refuses another problem."""
+    known = calibrate(small_task, small_start, batch_size=8, k=2)
+    given = {"rule": "sgd", "eta": 0.1, "batch_size": 8}
+    flow = {"steps": 40, "repeats": 1, "seed": 3, "modes": 4}
+    found = predict(known, **given, task=small_task, **flow)
+    expected = forecast_plateau(small_task, small_start, **given, **flow)
+    names = [f"{what} (stochastic central flow)" for what in ("sharpness plateau", "mean loss")]
+    rows = found.sel(quantity=names)
+    np.testing.assert_array_equal(rows["predicted"], expected["predicted"])
+    np.testing.assert_array_equal(rows["predicted_stderr"], expected["predicted_stderr"])
+    other = load_task("digits-mlp", examples=60, hidden=(4,), pool=2)
+    for changes, message in (
+        ({"task": other}, "is not the problem that was calibrated"),
+        ({"calibration": known.drop_vars("params")}, "calibration holds no weights 'params'"),
+        ({"task": None}, "task and steps belong together"),
+    ):
+        asked = {"calibration": known, "task": small_task} | given | flow | changes
+        with pytest.raises(InvalidInput, match=message):
+            predict(asked.pop("calibration"), **asked)
+    with pytest.raises(InvalidInput, match="'seed' is for the flow"):
+        predict(known, **given, seed=1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""The late sharpness and loss of a run, forecast: parts of the error, limits, and whether the error covers."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from eos_sde.bridge import central_flow, forecast_plateau, stochastic_central_flow
+from eos_sde.bridge.plateau_forecast import _scatter
+from solvers.errors import InvalidInput
+
+GIVEN = {"eta": 0.1, "steps": 60, "modes": 4}
+
+
+def test_it_is_the_late_mean_of_flows(small_task, small_start):
+    found = forecast_plateau(small_task, small_start, batch_size=8, repeats=2, seed=5, **GIVEN)
+    flows = [
+        stochastic_central_flow(
+            small_task, small_start, batch_size=8, seed=seed, save_every=3, stride=3, **GIVEN
+        ).sel(step=slice(40, None))
+        for seed in (5, 1005)
+    ]
+    for name, variable in (("sharpness", "iterate_sharpness"), ("loss", "mean_loss")):
+        row = found.sel(quantity=name)
+        means = [float(flow[variable].mean()) for flow in flows]
+        assert_allclose(row["predicted"], np.mean(means), rtol=1e-12)
+        assert float(row["sampling_stderr"]) >= np.std(means, ddof=1) / 2**0.5 * (1 - 1e-9)
+        assert float(row["model_stderr"]) >= 0.005 * float(row["predicted"])
+        assert_allclose(
+            row["predicted_stderr"], np.hypot(row["sampling_stderr"], row["model_stderr"]), rtol=1e-12
+        )
+    again = forecast_plateau(small_task, small_start, batch_size=8, repeats=2, seed=5, **GIVEN)
+    assert np.array_equal(found["sharpness_path"], again["sharpness_path"])
+
+
+def test_full_batches_need_one_flow(small_task, small_start):
+    found = forecast_plateau(small_task, small_start, batch_size=small_task.n, rule="gd", repeats=3, **GIVEN)
+    flow = central_flow(small_task, small_start, save_every=3, stride=3, **GIVEN).sel(step=slice(40, None))
+    assert found.sizes["repeat"] == 1
+    assert_allclose(found["predicted"].sel(quantity="loss"), flow["mean_loss"].mean(), rtol=1e-12)
+
+
+def test_a_flow_that_ends_early_forecasts_nothing(small_task):
+    found = forecast_plateau(
+        small_task, small_task.init(0), batch_size=1, eta=3.0, steps=100, modes=4, repeats=1
+    )
+    assert found.attrs["stopped"]
+    assert np.all(np.isnan(found["predicted"]))
+
+
+def test_scatter_about_a_line_is_the_error_of_the_mean():
+    """Of white noise on a slope: the root mean square of 4000 estimates is sigma/sqrt(n), to 2 % at 4 of its errors."""
+    rng = np.random.default_rng(0)
+    x = np.arange(8)
+    found = [_scatter(3.0 + 0.7 * x + 0.2 * rng.standard_normal(8)) for _ in range(4000)]
+    assert_allclose(np.sqrt(np.mean(np.square(found))), 0.2 / 8**0.5, rtol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 10}, "steps=10 must be an integer of at least 20"),
+        ({"repeats": 0}, "repeats=0 must be"),
+        ({"batch_size": 64}, "batch_size=64 must be from 1 to 63"),
+        ({"rule": "l4"}, "l4"),
+    ],
+)
+def test_refusals(changes, message, small_task, small_start):
+    with pytest.raises(InvalidInput, match=message):
+        forecast_plateau(small_task, small_start, **({"batch_size": 4} | GIVEN | changes))
