@@ -303,6 +303,7 @@ def test_each_plateau_says_what_speaks_against_it():
     assert all("whether training gets there" in caution for caution in rows.values())
 
 
+@pytest.mark.slow
 def test_the_flow_starts_from_the_calibration(small_task, small_start):
     """Its rows are those of a forecast from the same weights, and it refuses another problem."""
     known = calibrate(small_task, small_start, batch_size=8, k=2)
