@@ -7,6 +7,7 @@ _SECOND_ORDER = (
 )
 _MOST_OUTSIDE = 0.5  # share of the excess from outside the carried modes
 _MOMENTUM = ("sgdm", "nesterov")
+_DESCENT = ("gd", "sgd")  # of these the swings of the curvature are known (`reduced_map`)
 
 
 def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool, stopped: str) -> str:
@@ -73,4 +74,6 @@ def _of_oscillation(rows: Sequence[Mapping[str, float]], rule: str) -> list[str]
         ]
     if rule == "adam":
         return ["full-batch Adam bursts at its edge, where the flow rests"]
+    if rule in _DESCENT:
+        return []
     return ["the curvature of a run swings about its edge, some 5 % beyond it in the largest eigenvalue"]

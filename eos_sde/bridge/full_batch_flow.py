@@ -8,9 +8,10 @@ moves by (Cohen, Damian, Talwalkar, Kolter and Lee, arXiv:2410.24206), in units 
 with the one covariance Sigma >= 0 that holds the curvature at the edge and vanishes below it: H <= 2/eta on the
 critical modes and <Sigma, 2/eta - H> = 0. A step of the flow solves these conditions for the gap 2/eta - U'HU at its
 end, to first order in the step; so an error of one step is taken back by the next. Below the edge this is gradient
-flow; what the discreteness of descent does there, of first order in eta, is left out. So are the delay at the edge
-(descent that starts without oscillation overshoots it, as the oscillation must first grow) and the swings of the
-curvature about 2/eta, which keep the largest eigenvalue of a run above it where several modes are critical.
+flow; what the discreteness of descent does there, of first order in eta, is left out. So is the delay at the edge
+(descent that starts without oscillation overshoots it, as the oscillation must first grow). The swings of the curvature
+about 2/eta, which keep the largest eigenvalue of a run above it where several modes are critical, come from the reduced
+map of these modes (`reduced_map`).
 """
 
 from collections.abc import Callable

@@ -11,7 +11,8 @@ The second line is exact for SGD on the quadratic model (Mulayoff and Michaeli, 
 in the top modes and starts from zero, since a checkpoint is one point. The average over delta is taken by
 three-point Gauss-Hermite quadrature along each principal axis of Sigma, which is (1/2) grad <Sigma, H> to leading
 order: the term of the central flow of Cohen et al. (arXiv:2410.24206). Outside the top modes the fluctuation is known
-by its spectrum and one draw (`unresolved_modes`), which give its loss, and its push on the path.
+by its spectrum and a few draws (`unresolved_modes`), which give its loss, its push on the path, and its curvature noise
+in the modes. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
 
 The oscillations of full-batch training are
 not noise: `central_flow` carries them, and takes over at B = n. The flow ends, and says so, where the fluctuations
