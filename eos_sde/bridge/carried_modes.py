@@ -78,14 +78,11 @@ def enough_modes(
     Array
         The modes, shape (d, k), fewer than 8 where the weights allow no more.
     """
-    most = most_modes(task.size)
-    choices = sorted({min(choice, most) for choice in _CHOICES})
+    *choices, last = sorted({min(choice, most_modes(task.size)) for choice in _CHOICES})
     for count in choices:
         values, modes, _ = top_modes(task, theta, count, tol=1e-3)
-        if count in (choices[-1], task.size):
-            break
         within, outside = _excess(task, theta, values, modes, jax.random.key(seed), eta, p, horizon)
         small = outside <= _OUTSIDE * (within + outside) and 2 * count_critical(values, eta) <= count
         if small and stable_stride(values, eta, stride) == stride:
-            break
-    return modes
+            return modes
+    return top_modes(task, theta, last, tol=1e-3)[1]
