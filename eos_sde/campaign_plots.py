@@ -88,7 +88,13 @@ def campaign_figure(table: xr.Dataset) -> Figure:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
-    right.legend(fontsize=7.5, frameon=False)
+    named = dict(
+        zip(*reversed(right.get_legend_handles_labels()), strict=True)
+    )  # gd and sgd with all examples: one entry
+    right.legend(
+        list(named.values()), list(named), fontsize=7.5, frameon=False, title="open: other rules than gd, sgd",
+        title_fontsize=7.5,
+    )  # fmt: skip
     done = int(np.isfinite(table["sharpness_ratio"]).sum())
     figure.suptitle(f"Forecast from a checkpoint against the run from it: {done} cells", fontsize=11)
     return figure
