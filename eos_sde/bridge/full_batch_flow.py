@@ -41,14 +41,12 @@ from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
 from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, reduced_map, sharp_modes, swings
+from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, sharp_modes
 from eos_sde.bridge.rule_central_flow import RuleCentralFlow
 from eos_sde.bridge.spectrum import curvature_gradients, top_modes
 from eos_sde.bridge.task_library import Task
-from eos_sde.training.linear_rules import linear_rule
 from solvers.errors import ConvergenceFailure, InvalidInput
 
-_DESCENT = linear_rule("gd")
 _BEYOND = 1.25  # times 2/eta: descent at the edge was seen up to 1.15; from further beyond it is catapulted
 
 
@@ -131,18 +129,17 @@ class _DescentFlow:
 
     def _beside(self, key) -> tuple[float, float]:
         """Sharpness of single iterates, and its error."""
-        held, eta = self.covariance.shape[0], self.eta
         if not self.covariance.any():
             return float(self.eigenvalues[0]), 0.0
         m = sharp_modes(self.task.size, self.eigenvalues.size)
-        inside = min(held, m)
-        known = jnp.asarray(self.covariance[:inside, :inside] / eta)
-        state = jnp.zeros((m, 2, m, 2)).at[:inside, 0, :inside, 0].set(known)
-        scale, sharp = jnp.full(self.task.size, eta**0.5), self.vectors[:, :m]
-        around = reduced_map(self.task, self.theta, eta * self.eigenvalues[:m], sharp, scale)
-        found = swings(around, _DESCENT, (jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0), state, key)
-        still = jnp.zeros((2 * PAIRS, self.task.size))
-        return iterates_sharpness(self.task, self.theta, around, found, sharp, eta**0.5, still)
+        inside = min(len(self.covariance), m)
+        known = jnp.asarray(self.covariance[:inside, :inside])
+        return iterates_sharpness(
+            self.task, self.theta, self.eigenvalues[:m], self.vectors[:, :m], eta=self.eta, key=key,
+            noise=(jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0),
+            covariance=jnp.zeros((m, m)).at[:inside, :inside].set(known),
+            others=jnp.zeros((2 * PAIRS, self.task.size)),
+        )  # fmt: skip
 
     def advance(self) -> int:
         self.theta, self.block = self.theta + self.move, self.following

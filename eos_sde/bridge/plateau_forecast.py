@@ -140,7 +140,7 @@ def _row(name: str, tails: list[xr.Dataset], stopped: str) -> tuple[float, float
     values = [tail[QUANTITIES[name]].values for tail in tails]
     means = np.array([value.mean() for value in values])
     prediction = float(means.mean())
-    within = float(np.mean([_scatter(value) ** 2 for value in values]))
+    within = float(np.mean([np.nan_to_num(error_of_mean(value)) ** 2 for value in values]))
     between = float(means.var(ddof=1)) if len(means) > 1 else 0.0
     sampling = math.sqrt(max(within, between) / len(means))
     shares = [1.0 - float(tail["loss"].mean() / tail["mean_loss"].mean()) for tail in tails]
@@ -149,10 +149,21 @@ def _row(name: str, tails: list[xr.Dataset], stopped: str) -> tuple[float, float
     return prediction, math.hypot(sampling, model), sampling, model
 
 
-def _scatter(values: NDArray) -> float:
-    """Error of the mean of points whose slow part is shared: from their scatter about a straight line."""
+def error_of_mean(values: NDArray) -> float:
+    """Error of the mean of points along a path, whose slow part is shared: from their scatter about a straight line.
+
+    Parameters
+    ----------
+    values : ndarray
+        One after the other, at equal distances.
+
+    Returns
+    -------
+    float
+        NaN of fewer than four.
+    """
     if values.size < 4:
-        return 0.0
+        return math.nan
     x = np.arange(values.size)
     residual = values - np.polyval(np.polyfit(x, values, 1), x)
     return float(np.sqrt(np.sum(residual**2) / (values.size - 2) / values.size))

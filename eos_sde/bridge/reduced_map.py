@@ -24,9 +24,10 @@ from eos_sde.bridge.averaged_path import sharpness_beside
 from eos_sde.bridge.spectrum import curvature_gradients, hessian_products
 from eos_sde.bridge.state_covariance import state_recursion
 from eos_sde.bridge.task_library import Task
-from eos_sde.training.linear_rules import LinearRule
+from eos_sde.training.linear_rules import LinearRule, linear_rule
 
 _SHARP = 6  # modes at most; those well below the edge change little
+_DESCENT = linear_rule("gd")
 _RUNS, _STEPS, _SETTLING = 16, 300, 100
 PAIRS = 4  # of opposite points at which the network's own curvature is read
 # The map's own fluctuation may differ a little from that of the path, which drives flat directions far; after so many
@@ -196,9 +197,9 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key, forgets
 
 
 def iterates_sharpness(
-    task: Task, theta, around: ReducedMap, found: Swings, modes, scale, others
+    task: Task, theta, eigenvalues, modes, *, eta: float, noise, covariance, others, key, forgets: float = 0.0
 ) -> tuple[float, float]:
-    """Top eigenvalue of the Hessian at single iterates, in the mean, of a rule with one rate.
+    """Top eigenvalue of the Hessian at single iterates of (stochastic) gradient descent, in the mean.
 
     The long mean over the map's runs, corrected by what the network's own Hessian has more at a few of its points.
 
@@ -208,21 +209,31 @@ def iterates_sharpness(
         The training problem.
     theta : Array
         Averaged weights, shape (d,).
-    around, found : ReducedMap, Swings
-        The map and what it does.
-    modes : Array
-        Of the sharpest curvatures, shape (d, m).
-    scale : float
-        r, the square root of the rate.
+    eigenvalues, modes : Array
+        The sharpest of the Hessian, shapes (m,) and (d, m).
+    eta : float
+        Learning rate.
+    noise : tuple
+        Per-example gradients (n, m) and curvatures (n, m, m) along the modes, and p, as for `swings`.
+    covariance : Array
+        Of the weights along the modes on the averaged path, shape (m, m).
     others : Array
         Opposite pairs of what fluctuates beside the map, in the weights, shape (2 pairs, d), first all of one sign.
+    key : Array
+        Random key.
+    forgets : float
+        As for `swings`.
 
     Returns
     -------
     value, stderr : float
-        In units of curvature; the error of so few runs and points.
+        In units of curvature; the error of so few runs and points. NaN where most runs left the cubic model.
     """
-    pairs = others.shape[0] // 2
+    pairs, m, scale = others.shape[0] // 2, modes.shape[1], eta**0.5
+    around = reduced_map(task, theta, eta * eigenvalues, modes, jnp.full(task.size, scale))
+    gradients, curvatures, p = noise
+    state = jnp.zeros((m, 2, m, 2)).at[:, 0, :, 0].set(covariance / eta)
+    found = swings(around, _DESCENT, (scale * gradients, eta * curvatures, p), state, key, forgets)
     known = jnp.flatnonzero(jnp.isfinite(found.mean_tops))
     if known.size < max(2, _RUNS // 2):
         return float("nan"), float("nan")

@@ -49,19 +49,17 @@ from eos_sde.bridge.flow_rules import FlowRule, flow_rule, initial_memory
 from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, reduced_map, sharp_modes, swings
+from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, sharp_modes
 from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.bridge.unresolved_modes import FORGETS, after, excess_loss, measured, quiet
 from eos_sde.optimizers.rule import learning_rate
 from eos_sde.thresholds.curvature_factors import noise_fraction
-from eos_sde.training.linear_rules import linear_rule
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 INGREDIENTS = ("unresolved modes", "curvature noise", "feedback")
-_DESCENT = linear_rule("sgd")
 _LOOK = 2  # steps of the flow between measurements outside the carried modes
 
 
@@ -170,19 +168,18 @@ class _SgdFlow:
 
     def _beside(self, key) -> tuple[float, float]:
         """Sharpness of single iterates, and its error."""
-        task, theta, eta = self.task, self.theta, self.eta
+        task, theta = self.task, self.theta
         if not self.covariance.any():  # at the checkpoint, which is one point
             return float(self.local.eigenvalues[0]), 0.0
         m = sharp_modes(task.size, self.block.shape[1])
-        sharp, scale = self.block[:, :m], jnp.full(task.size, eta**0.5)
-        around = reduced_map(task, theta, eta * self.local.eigenvalues[:m], sharp, scale)
-        gradients, curvatures = per_example_modes(task, theta, eta**0.5 * sharp)
-        state = jnp.zeros((m, 2, m, 2)).at[:, 0, :, 0].set(self.covariance[:m, :m] / eta)
+        sharp = self.block[:, :m]
         map_key, rest_key = jax.random.split(key)
-        found = swings(around, _DESCENT, (gradients, curvatures, self.p), state, map_key, FORGETS)
         rest = fluctuation_draws(self.block[:, m:], self.covariance[m:, m:], rest_key, PAIRS)
-        rest += jnp.concatenate([self.outside.draw, -self.outside.draw])
-        return iterates_sharpness(task, theta, around, found, sharp, eta**0.5, rest)
+        return iterates_sharpness(
+            task, theta, self.local.eigenvalues[:m], sharp, eta=self.eta, key=map_key, forgets=FORGETS,
+            noise=(*per_example_modes(task, theta, sharp), self.p), covariance=self.covariance[:m, :m],
+            others=rest + jnp.concatenate([self.outside.draw, -self.outside.draw]),
+        )  # fmt: skip
 
     def advance(self) -> int:
         local, ahead, block = self.local, self.ahead, self.block

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from eos_sde.bridge import central_flow, forecast_plateau, stochastic_central_flow
-from eos_sde.bridge.plateau_forecast import _scatter
+from eos_sde.bridge.plateau_forecast import error_of_mean
 from solvers.errors import InvalidInput
 
 GIVEN = {"eta": 0.1, "steps": 60, "modes": 4}
@@ -51,7 +51,7 @@ def test_scatter_about_a_line_is_the_error_of_the_mean():
     """Of white noise on a slope: the root mean square of 4000 estimates is sigma/sqrt(n), to 2 % at 4 of its errors."""
     rng = np.random.default_rng(0)
     x = np.arange(8)
-    found = [_scatter(3.0 + 0.7 * x + 0.2 * rng.standard_normal(8)) for _ in range(4000)]
+    found = [error_of_mean(3.0 + 0.7 * x + 0.2 * rng.standard_normal(8)) for _ in range(4000)]
     assert_allclose(np.sqrt(np.mean(np.square(found))), 0.2 / 8**0.5, rtol=0.04)
 
 

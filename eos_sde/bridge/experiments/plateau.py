@@ -8,6 +8,7 @@ import xarray as xr
 
 from eos_sde import thresholds
 from eos_sde.bridge.experiments.comparison import Outcome, Row, mean_and_stderr, variable
+from eos_sde.bridge.plateau_forecast import error_of_mean
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.stochastic_flow import stochastic_central_flow
 from eos_sde.bridge.task_library import Task
@@ -91,7 +92,7 @@ def run(
         tail = eta * flow["iterate_sharpness"].sel(step=late)
         forecast = math.nan if stopped else float(tail.mean())
         # neighbouring points share their slow part: their scatter about a straight line is the sampling error
-        scatter = math.nan if stopped else _scatter(tail.values)
+        scatter = math.nan if stopped else error_of_mean(tail.values)
         name = stopped or "stochastic central flow"
         rows += [
             Row("plateau", f"eta * sharpness, {what}", name, forecast, scatter, value, error),
@@ -101,7 +102,7 @@ def run(
                 f"mean training loss, {what}",
                 name,
                 math.nan if stopped else float(flow["mean_loss"].sel(step=late).mean()),
-                math.nan if stopped else _scatter(flow["mean_loss"].sel(step=late).values),
+                math.nan if stopped else error_of_mean(flow["mean_loss"].sel(step=late).values),
                 loss,
                 loss_error,
             ),
@@ -137,14 +138,6 @@ def run(
         attrs={"plateau_eta": eta},
     )
     return Outcome(rows, paths)
-
-
-def _scatter(tail: np.ndarray) -> float:
-    if tail.size < 4:
-        return math.nan
-    x = np.arange(tail.size)
-    residual = tail - np.polyval(np.polyfit(x, tail, 1), x)
-    return float(np.sqrt(np.sum(residual**2) / (tail.size - 2) / tail.size))
 
 
 def _published(calibration: xr.Dataset, eta: float, batch_size: int, value: float, error: float) -> Row:
