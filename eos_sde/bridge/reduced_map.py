@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eos_sde.bridge.averaged_path import sharpness_beside
+from eos_sde.bridge.averaged_path import fluctuation_draws, sharpness_beside
 from eos_sde.bridge.spectrum import curvature_gradients, hessian_products
 from eos_sde.bridge.state_covariance import state_recursion
 from eos_sde.bridge.task_library import Task
@@ -227,7 +227,8 @@ def iterates_sharpness(
     Returns
     -------
     value, stderr : float
-        In units of curvature; the error of so few runs and points. NaN where most runs left the cubic model.
+        In units of curvature; the error of so few runs and points. Where most runs left the cubic model it is that of
+        Gaussian fluctuations with the covariance of the path.
     """
     pairs, m, scale = others.shape[0] // 2, modes.shape[1], eta**0.5
     around = reduced_map(task, theta, eta * eigenvalues, modes, jnp.full(task.size, scale))
@@ -235,8 +236,10 @@ def iterates_sharpness(
     state = jnp.zeros((m, 2, m, 2)).at[:, 0, :, 0].set(covariance / eta)
     found = swings(around, _DESCENT, (scale * gradients, eta * curvatures, p), state, key, forgets)
     known = jnp.flatnonzero(jnp.isfinite(found.mean_tops))
-    if known.size < max(2, _RUNS // 2):
-        return float("nan"), float("nan")
+    if known.size < _RUNS // 2:
+        points = fluctuation_draws(modes, covariance, key, pairs) + others
+        seen = sharpness_beside(task, theta, modes, points).reshape(2, pairs).mean(axis=0)
+        return float(seen.mean()), float(seen.std(ddof=1) / pairs**0.5)
     used = known[jnp.arange(pairs) % known.size]
     along, beside = found.along[used] @ modes.T, found.beside[used] @ around.basis.T
     points = jnp.concatenate([beside + along, beside - along]) * scale + others

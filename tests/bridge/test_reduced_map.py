@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from eos_sde.bridge import central_flow, checkpoint, load_task, record, stochastic_central_flow
-from eos_sde.bridge.reduced_map import ReducedMap, reduced_map, sharp_modes, swings
+from eos_sde.bridge.averaged_path import fluctuation_draws, sharpness_beside
+from eos_sde.bridge.reduced_map import ReducedMap, iterates_sharpness, reduced_map, sharp_modes, swings
 from eos_sde.bridge.spectrum import top_modes
 from eos_sde.training.linear_rules import linear_rule
 
@@ -133,6 +134,19 @@ def test_a_run_that_leaves_the_cubic_model_is_told():
     runs = swings(found, linear_rule("gd"), noise, state, jax.random.key(0))
     assert np.all(np.isnan(runs.mean_tops))
     assert np.all(np.isfinite(runs.along))
+
+
+def test_where_the_cubic_model_is_left_the_fluctuation_is_gaussian(small_task, small_start):
+    """Kicks of the size of the weights: read at the draws themselves."""
+    theta = jnp.asarray(small_start)
+    values, modes, _ = top_modes(small_task, theta, 2)
+    spread, key, still = 4.0 * jnp.eye(2), jax.random.key(0), jnp.zeros((8, small_task.size))
+    noise = jnp.zeros((1, 2)), jnp.zeros((1, 2, 2)), 0.0
+    given = {"eta": 1.9 / float(values[0]), "noise": noise, "covariance": spread, "others": still, "key": key}
+    found, error = iterates_sharpness(small_task, theta, values, modes, **given)
+    points = fluctuation_draws(modes, spread, key, 4)
+    assert_allclose(found, sharpness_beside(small_task, theta, modes, points).mean(), rtol=1e-9)
+    assert error > 0
 
 
 def test_there_is_room_beside_the_modes():
