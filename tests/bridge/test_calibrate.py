@@ -162,7 +162,7 @@ def test_full_batches_make_no_noise_and_everything_is_described(case):
         assert variable.attrs["units"], name
         assert variable.attrs["long_name"], name
         assert np.all(np.isfinite(variable)), name
-        assert name.endswith(("_stderr", "_residual", "vector")) or f"{name}_stderr" in case.found
+        assert name.endswith(("params", "_stderr", "_residual", "vector")) or f"{name}_stderr" in case.found
     assert case.found.attrs["examples"] == 63
     assert case.found.attrs["seed"] == 3
     assert np.isclose(case.found.attrs["loss"], case.task.loss(case.theta))
