@@ -200,7 +200,8 @@ def central_flow(
     Returns
     -------
     Dataset
-        Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the oscillation),
+        Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the oscillation, of
+        descent with ``iterate_sharpness_stderr``),
         ``loss``, ``mean_loss`` (L + tr(H Sigma)/2, which is L + tr(Sigma)/eta at the edge), ``top_variance`` (along
         the top eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the
         second-moment recursion, the largest (1 - eta h)^2: 1 at the edge), ``effective_sharpness`` (top eigenvalue of

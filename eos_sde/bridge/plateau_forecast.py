@@ -3,8 +3,8 @@
 The error has two parts. That of sampling is seen in the forecast itself: flows that differ in their random numbers, and
 the scatter of one about a straight line. That of the model is what the flow leaves out, of second order in the share e
 of the fluctuation in the mean loss (`flow_validity`), beside a floor: its size was set by runs on `digits-mlp` and no
-other task, where forecasts of the sharpness at batch 4 were off by 2 to 4 %. The per-example gradients are those of all
-examples, so there is no error from a sample of them.
+other task, where forecasts of the sharpness at batch 4 were off by up to 4 %. The per-example gradients are those of
+all examples, so there is no error from a sample of them.
 """
 
 import math
@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from eos_sde.bridge.cells import check_counts
 from eos_sde.bridge.stochastic_flow import stochastic_central_flow
 from eos_sde.bridge.task_library import Task
-from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
 QUANTITIES = {"sharpness": "iterate_sharpness", "loss": "mean_loss"}
@@ -79,9 +79,7 @@ def forecast_plateau(
     InvalidInput
         As `stochastic_central_flow` does, and for too few steps or repeats.
     """
-    for name, value, least in (("steps", steps, 20), ("repeats", repeats, 1)):
-        if isinstance(value, bool) or int(value) != value or value < least:
-            raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}")
+    check_counts(steps=(steps, 20), repeats=(repeats, 1))
     stride = max(k for k in range(1, 6) if k * _POINTS <= steps or k == 1)
     save_every = stride * max(1, steps // (_POINTS * stride))
     flows = []
