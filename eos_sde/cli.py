@@ -130,7 +130,7 @@ def onsets(
 @app.command()
 def campaign(
     task: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; digits-mlp and fashion-mlp by default.")
+        list[str] | None, typer.Option(help="May be repeated. [all that are small; quick: the two mlp]")
     ] = None,
     rule: Annotated[
         list[str] | None, typer.Option(help="May be repeated. [gd, sgd, sgdm, caeo; quick: sgd]")

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def solve(cell: Cell, plan: Plan) -> dict[str, Any]:
     axis = plan.axis
     numbers = {"eta": cell.eta, "examples": cell.batch_size}
     if cell.rule == "gd" and not cell.full:
-        return _filled(axis, numbers, status="left out", reason="gradient descent takes all examples")
+        return left_out(plan, "gradient descent takes all examples", numbers)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # of runs that diverge
             known, stopped = _compared(cell, plan)
@@ -73,6 +74,26 @@ def solve(cell: Cell, plan: Plan) -> dict[str, Any]:
     lost = known["diverged"]
     reason = stopped or (f"{lost} runs diverged" if lost else "")
     return _filled(axis, numbers | known, status="does not apply" if stopped else "done", reason=reason)
+
+
+def left_out(plan: Plan, reason: str, known: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """A cell that does not exist.
+
+    Parameters
+    ----------
+    plan : Plan
+        With its length.
+    reason : str
+        Why.
+    known : mapping
+        Numbers that are known in any case.
+
+    Returns
+    -------
+    dict
+        As from `solve`.
+    """
+    return _filled(plan.axis, known, status="left out", reason=reason)
 
 
 def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], str]:

@@ -149,7 +149,7 @@ def checkpoint(
     eta : float
         Final learning rate.
     steps, batch_size : int
-        How many, and B.
+        How many, and B; one example fewer than the task has, if that is less, and never none.
     seed : int
         Of the initial weights and the batches.
     progress : callable
@@ -172,7 +172,7 @@ def checkpoint(
         steps=steps,
         seed=seed,
         eta=eta,
-        batch_size=min(batch_size, task.n - 1),
+        batch_size=min(batch_size, max(1, task.n - 1)),
         every=max(1, steps // 2),
         curvature=False,
         progress=lambda k: progress(k / steps),

@@ -55,6 +55,16 @@ def test_full_batches_below_the_edge(tmp_path, rule):
     assert np.allclose(cell["forecast_loss"], cell["measured_loss"], rtol=0.02)
 
 
+def test_batches_that_a_task_has_not_are_left_out(tmp_path):
+    tasks = TINY | {"chebyshev": {"width": 4, "examples": 6}}
+    given = {"tasks": tasks, "rules": ("sgd",), "batch_sizes": (4, 8)}
+    table = run_campaign(tmp_path / "a.zarr", **(CHOICE | given)).squeeze()
+    assert table["status"].values.tolist() == [["done", "done"], ["done", "left out"]]
+    assert table["reason"].values[1, 1] == "chebyshev has 6 examples"
+    assert np.isnan(table["examples"][1, 1])
+    assert len(list(tmp_path.glob("a.cells/*.json"))) == 3
+
+
 def test_the_store_holds_the_table(store, table):
     with xr.open_zarr(store, consolidated=False) as kept:
         assert json.loads((store / "zarr.json").read_text())["zarr_format"] == 3
