@@ -36,7 +36,7 @@ _DESCRIBED = {
 _LEARNING_RATE = {"learning_rate": ("time", "mean learning rate of the next steps")}
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def averaged(task: Task, theta, modes, covariance):
     """L, E[L] and E[grad L] over the fluctuation, by quadrature along each of its principal axes."""
     variances, rotation = jnp.linalg.eigh(covariance)
@@ -76,7 +76,7 @@ def stable_stride(eigenvalues: jax.Array, eta: float, most: int) -> int:
     return most if outside * most <= _EXPLICIT else max(1, int(_EXPLICIT / outside))
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def loss_and_modes(task: Task, theta, block):
     """Full-batch loss and gradient, and what `follow_modes` returns."""
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block)
@@ -98,7 +98,7 @@ def balanced_kicks(critical: jax.Array, covariance: NDArray) -> list[jax.Array]:
     return [jnp.stack([axis, -axis]) for axis in axes.T]
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def sharpness_beside(task: Task, theta, modes, kicks):
     """Sharpness at w + kick for each row of kicks, started from w's modes."""
 

@@ -4,8 +4,6 @@ Within the modes the fluctuation is known by its whole covariance, outside by it
 outside is found from that spectrum, so the choice needs no trial run.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +37,7 @@ def usual_modes(task: Task, modes: int | None) -> int:
     return min(USUAL, most_modes(task.size)) if modes is None else modes
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def _excess(task: Task, theta, values, modes, key, eta, p, horizon):
     """What the fluctuation adds to the loss after some steps, within modes and outside."""
     k = values.size

@@ -160,14 +160,14 @@ def follow_modes(task: Task, theta: jax.Array, block: jax.Array, scale: jax.Arra
     return values[::-1], block @ rotation, jnp.linalg.qr(products @ rotation)[0]
 
 
-@partial(jax.jit, static_argnames=("task", "iterations"))
+@partial(jax.jit, static_argnames="iterations")
 def _improve(task: Task, theta: jax.Array, block: jax.Array, iterations: int):
     values, vectors = improve_modes(task, theta, block, iterations)
     residuals = hessian_products(task, theta, vectors) - vectors * values
     return values, vectors, jnp.linalg.norm(residuals, axis=0)
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def _whole_spectrum(task: Task, theta: jax.Array):
     hessian = hessian_products(task, theta, jnp.eye(task.size))
     hessian = (hessian + hessian.T) / 2
