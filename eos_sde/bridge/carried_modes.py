@@ -38,15 +38,21 @@ def usual_modes(task: Task, modes: int | None) -> int:
 
 
 @jax.jit
-def _excess(task: Task, theta, values, modes, key, eta, p, horizon):
-    """What the fluctuation adds to the loss after some steps, within modes and outside."""
-    k = values.size
+def _within(task: Task, theta, values, modes, eta, p, horizon):
+    """Covariance in modes after some steps, and what it adds to the loss."""
     gradients, curvatures = per_example_modes(task, theta, modes)
     recursion = covariance_recursion(values, gradients, curvatures, eta=eta, p=p)
-    covariance = recursion.after(jnp.zeros((k, k)), horizon)
+    covariance = recursion.after(jnp.zeros((values.size, values.size)), horizon)
+    return covariance, 0.5 * values @ jnp.diag(covariance)
+
+
+def _excess(task: Task, theta, values, modes, key, eta, p, horizon):
+    """What the fluctuation adds to the loss after some steps, within modes and outside."""
+    covariance, within = _within(task, theta, values, modes, eta, p, horizon)
     outside = quiet(task.size, eta, draws=_LOOKS)
-    outside = measured(outside, task, theta, modes, values, covariance, key, eta, p, 0)
-    return 0.5 * values @ jnp.diag(covariance), excess_loss(after(outside, eta, p, horizon))
+    # as the flow calls it, which then has it compiled
+    outside = measured(outside, task, theta, modes, values, covariance, key, eta, p, 0, sums=task)
+    return within, excess_loss(after(outside, eta, p, horizon))
 
 
 def enough_modes(

@@ -35,7 +35,7 @@ from eos_sde.bridge.spectrum import hessian_products
 from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 
-ALL, USUAL = 2000, 1000
+ALL, USUAL = 1000, 500
 """If not told: up to so many examples are all used, of more a sample."""
 _LEAST = 2  # examples of a sample: one has no covariance
 _ANCHORED = 10  # steps of the flow between corrections of the curvature
@@ -215,7 +215,7 @@ class Sampler:
     task : Task
         The training problem.
     examples : int, optional
-        m, from 2; all if there are no more. If left out, all up to 2000, and 1000 of more.
+        m, from 2; all if there are no more. If left out, all up to 1000, and 500 of more.
     precision : {"double", "single"}
         Of the network.
     seed : int

@@ -280,7 +280,7 @@ def stochastic_central_flow(
         For plain SGD: how many of the n are evaluated for the push of the fluctuation, the covariances of the
         per-example gradients and curvatures, and the readings of the sharpness; the samples change along the path and
         are corrected to the loss, the gradient and, every tenth step of the flow, the curvature of all
-        (`sampled_task`). If left out, all up to 2000, and 1000 of more.
+        (`sampled_task`). If left out, all up to 1000, and 500 of more.
     precision : {"double", "single"}
         For plain SGD: of the network and its derivatives. What stays double, and why, is in `sampled_task`.
     progress : callable, optional
