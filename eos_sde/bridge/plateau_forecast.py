@@ -3,8 +3,8 @@
 The error has two parts. That of sampling is seen in the forecast itself: flows that differ in their random numbers, and
 the scatter of one about a straight line. That of the model is what the flow leaves out, of second order in the share e
 of the fluctuation in the mean loss (`flow_validity`), beside a floor: its size was set by runs on `digits-mlp` and no
-other task, where forecasts of the sharpness at batch 4 were off by up to 4 %. The per-example gradients are those of
-all examples, so there is no error from a sample of them.
+other task, where forecasts of the sharpness at batch 4 were off by up to 4 %. Where the flows evaluate a sample of the
+examples, each draws its own, so that the error from that is in the scatter between them.
 """
 
 import math
@@ -40,6 +40,8 @@ def forecast_plateau(
     modes: int | None = None,
     repeats: int = 2,
     seed: int = 0,
+    examples: int | None = None,
+    precision: str = "double",
     progress: Callable[[float], None] | None = None,
     **options: Any,
 ) -> xr.Dataset:
@@ -55,7 +57,7 @@ def forecast_plateau(
         B <= n, without replacement.
     steps : int
         Of the rule; at least 20.
-    rule, eta, state, modes
+    rule, eta, state, modes, examples, precision
         As for `stochastic_central_flow`.
     repeats : int
         Flows that differ in their random numbers; one is enough at B = n, which has none.
@@ -88,6 +90,7 @@ def forecast_plateau(
         flow = stochastic_central_flow(
             task, start, batch_size=batch_size, rule=rule, eta=eta, steps=steps, state=state, modes=modes,
             stride=stride, save_every=save_every, seed=seed + 1000 * i,
+            examples=examples, precision=precision,
             progress=None if progress is None else lambda k, i=i: progress((i + k / steps) / count), **options,
         )  # fmt: skip
         flows.append(flow)

@@ -134,6 +134,25 @@ def all_examples(task: Task, *, precision: str = "double") -> SampledTask:
     return _unflattened((task, single), (task.x.astype(jnp.float32) if narrow else task.x, task.y, None))
 
 
+def in_precision(task: Task, precision: str) -> Task:
+    """The task itself, or with a network that computes in single precision.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    precision : {"double", "single"}
+        Of the network.
+
+    Returns
+    -------
+    Task
+        With all examples.
+    """
+    found = all_examples(task, precision=precision)
+    return found if found.single else task
+
+
 @jax.jit
 def _taken(everything: SampledTask, rows: jax.Array) -> SampledTask:
     return dataclasses.replace(everything, x=everything.x[rows], y=everything.y[rows])

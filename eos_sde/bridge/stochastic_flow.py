@@ -50,7 +50,7 @@ from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, sharp_modes
 from eos_sde.bridge.rule_flow import RuleFlow
-from eos_sde.bridge.sampled_task import Sampler
+from eos_sde.bridge.sampled_task import Sampler, in_precision
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
 from eos_sde.bridge.unresolved_modes import FORGETS, ORDER, after, excess_loss, measured, quiet
@@ -277,12 +277,12 @@ def stochastic_central_flow(
         What to leave out, to see what it is worth: "unresolved modes" (the noise outside the carried modes),
         "curvature noise", "feedback" (of the fluctuation on the path). The last two for plain SGD.
     examples : int, optional
-        For plain SGD: how many of the n are evaluated for the push of the fluctuation, the covariances of the
-        per-example gradients and curvatures, and the readings of the sharpness; the samples change along the path and
-        are corrected to the loss, the gradient and, every tenth step of the flow, the curvature of all
+        For plain SGD with B < n: how many of the n are evaluated for the push of the fluctuation, the covariances of
+        the per-example gradients and curvatures, and the readings of the sharpness; the samples change along the path
+        and are corrected to the loss, the gradient and, every tenth step of the flow, the curvature of all
         (`sampled_task`). If left out, all up to 1000, and 500 of more.
     precision : {"double", "single"}
-        For plain SGD: of the network and its derivatives. What stays double, and why, is in `sampled_task`.
+        Of the network and its derivatives. What stays double, and why, is in `sampled_task`.
     progress : callable, optional
         Called with the step reached.
     **options
@@ -311,28 +311,37 @@ def stochastic_central_flow(
     ------
     InvalidInput
         For a batch larger than the examples, an unknown rule or option, weights or a state that are not finite or do
-        not fit, or a bad number.
+        not fit, a sample of other rules than SGD, an unknown precision, or a bad number.
     """
     eta = task.eta if eta is None else float(eta)
     if not 1 <= batch_size <= task.n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {task.n}, the number of examples")
     described = flow_rule(rule, eta=eta, **options)
     _check_left_out(without, described, batches=batch_size < task.n)
+    if examples is not None and not (described.plain and batch_size < task.n):
+        raise InvalidInput(
+            f"examples={examples!r} is for plain SGD with batches of fewer than all examples: leave it out"
+        )
     if batch_size == task.n:
         flow = partial(central_flow, modes=modes, stride=stride, save_every=save_every, direction=direction)
-        return flow(task, start, rule=rule, eta=eta, steps=steps, state=state, progress=progress, **options)
+        given = {"state": state, "precision": precision, "progress": progress}
+        return flow(task, start, rule=rule, eta=eta, steps=steps, **given, **options)
     check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
     theta = checked_weights(task, start)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
     given = {"batch_size": batch_size, "seed": seed, "direction": along, "without": without}
-    details: dict[str, Any] = {"eta": eta, "batch_size": batch_size, "stride": stride}
+    details: dict[str, Any] = {
+        "eta": eta, "batch_size": batch_size, "stride": stride, "precision": precision,
+    }  # fmt: skip
     if described.plain:
         evaluated = {"examples": examples, "precision": precision}
         flow = _SgdFlow(task, theta, eta=eta, modes=modes, steps=steps, stride=stride, **given, **evaluated)
-        details |= {"examples": flow.sampler.size, "precision": precision}
+        details["examples"] = flow.sampler.size
     else:
         memory = initial_memory(described, task.size, state)
-        flow = RuleFlow(task, theta, described, memory, modes=usual_modes(task, modes), **given)
+        flow = RuleFlow(
+            in_precision(task, precision), theta, described, memory, modes=usual_modes(task, modes), **given
+        )
         details |= described.attributes
     rows, stopped = follow(flow, steps=steps, stride=stride, save_every=save_every, progress=progress)
     if isinstance(flow, _SgdFlow):
