@@ -1,9 +1,9 @@
 """What a stochastic central flow costs beside SGD itself: CPU seconds per step of the rule, and memory.
 
-OMP_NUM_THREADS=1 python benchmarks/flow_cost.py [--large] [--examples M ...] [--precision double single]
+OMP_NUM_THREADS=1 python benchmarks/flow_cost.py [--task digits-mlp] [--size 1000] [--examples M ...]
+                                                  [--precision double single] [--large]
 
-Without --large: digits-mlp with 1000 examples and fashion-mlp with 5000, for every sample size and precision. A flow is
-run twice; the second run, of another seed, compiles nothing and is timed, with a saved row every 50 steps. SGD is timed
+Without --large: a task, for every size of the sample and precision. A flow is run twice; the second run, of another seed, compiles nothing and is timed, with a saved row every 50 steps. SGD is timed
 alone and as the six replicas that a standard error of its late means takes, without measuring anything.
 
 With --large: a network of 1e6 weights on 1e4 images (5000 of Fashion-MNIST and their mirror images), where the
@@ -123,6 +123,8 @@ def peak():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="digits-mlp", choices=bridge.tasks())
+    parser.add_argument("--size", type=int, default=1000, help="training examples")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--examples", type=int, nargs="+", help="sizes of the sample")
     parser.add_argument("--precision", nargs="+", default=["double"], choices=("double", "single"))
@@ -135,9 +137,8 @@ def main() -> None:
     if options.large:
         large(options)
         return
-    for name, n in (("digits-mlp", 1000), ("fashion-mlp", 5000)):
-        task = bridge.load_task(name, examples=n, test_examples=100)
-        compared(task, options.batch, options.examples or [None], options.precision, options.modes)
+    task = bridge.load_task(options.task, examples=options.size, test_examples=100)
+    compared(task, options.batch, options.examples or [None], options.precision, options.modes)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,11 @@ def test_single_precision_agrees_to_its_rounding():
 
 @pytest.mark.parametrize(
     ("rule", "batch"),
-    [("gd", 63), *(pytest.param(r, b, marks=pytest.mark.slow) for r, b in (("adam", 8), ("sgdm", 63)))],
+    [
+        ("gd", 63),
+        pytest.param("adam", 8, marks=pytest.mark.slow),
+        pytest.param("sgdm", 63, marks=pytest.mark.slow),
+    ],
 )
 def test_single_precision_of_other_flows(small_task, small_start, rule, batch):
     settings = {"eta": 0.002 if rule == "adam" else 0.05, "steps": 20, "modes": 4, "save_every": 20}
