@@ -3,8 +3,9 @@
 OMP_NUM_THREADS=1 python benchmarks/flow_cost.py [--task digits-mlp] [--size 1000] [--examples M ...]
                                                   [--precision double single] [--large]
 
-Without --large: a task, for every size of the sample and precision. A flow is run twice; the second run, of another seed, compiles nothing and is timed, with a saved row every 50 steps. SGD is timed
-alone and as the six replicas that a standard error of its late means takes, without measuring anything.
+Without --large: a task, for every size of the sample and precision. A flow is run twice; the second run, of another
+seed, compiles nothing and is timed, with a saved row every 50 steps. SGD is timed alone and as the six replicas that a
+standard error of its late means takes, without measuring anything.
 
 With --large: a network of 1e6 weights on 1e4 images (5000 of Fashion-MNIST and their mirror images), where the
 seconds between saved points and the peak of memory are told.
