@@ -74,7 +74,7 @@ def forecast_plateau(
         Over ``quantity`` ("sharpness", of single iterates, in 1/time; "loss"): ``predicted``,
         ``predicted_stderr``, and its parts ``sampling_stderr`` and ``model_stderr``. Over ``repeat`` and ``step``:
         ``sharpness_path``, ``loss_path``. ``attrs["stopped"]`` and ``attrs["caution"]`` are those of the flows; where
-        one ended early the prediction is NaN.
+        one ended early the prediction is NaN. ``attrs["gradients_per_step"]`` is that of all flows together.
 
     Raises
     ------
@@ -123,7 +123,10 @@ def forecast_plateau(
     }
     words = {"units": ("quantity", list(_UNITS.values()), {"units": "1", "long_name": "units of all"})}
     cautions = dict.fromkeys(flow.attrs["caution"] for flow in flows if flow.attrs["caution"])
-    kept = {name: flows[0].attrs[name] for name in ("task", "method", "eta", "batch_size", "modes")}
+    names = ("task", "method", "eta", "batch_size", "modes", "precision", "examples")
+    kept = {name: flows[0].attrs[name] for name in names if name in flows[0].attrs}
+    if "gradients_per_step" in flows[0].attrs:
+        kept["gradients_per_step"] = sum(flow.attrs["gradients_per_step"] for flow in flows)
     return xr.Dataset(
         table | words | paths,
         coords={
