@@ -36,7 +36,12 @@ from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 
 ALL, USUAL = 1000, 500
-"""If not told: up to so many examples are all used, of more a sample."""
+"""If not told: up to so many examples are all used, of more a sample.
+
+On `digits-mlp` (1000 examples, batch 8, 300 steps, four flows each) the late sharpness came out 0.9 % higher than with
+all examples from samples of 125 and 0.4 % from 250, the late mean loss 0.3 % and 0.1 % lower: as 1/m, and below the
+other errors from 500 on. The loss of one flow scattered by 0.2 % with all examples, 0.4 % from 250 and 0.6 % from 125.
+"""
 _LEAST = 2  # examples of a sample: one has no covariance
 _ANCHORED = 10  # steps of the flow between corrections of the curvature
 _POLISHED = 3  # iterations of all examples on the first block
