@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 _SECOND_ORDER = (
     0.1  # relative error of the mean loss from which on the excess is too large for the second order
 )
 _MOST_OUTSIDE = 0.5  # share of the excess from outside the carried modes
+_OVERSHOT = 0.05  # beyond the edge: by more than this the swings after it matter
 _MOMENTUM = ("sgdm", "nesterov")
 _DESCENT = ("gd", "sgd")  # of these the swings of the curvature are known (`reduced_map`)
 
@@ -20,7 +24,8 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     Parameters
     ----------
     rows : sequence of mappings
-        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` of batches.
+        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` of batches,
+        ``effective_sharpness`` of full ones.
     rule : str
         As for `make_rule`.
     full_batch : bool
@@ -63,6 +68,24 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     return "; ".join(found)
 
 
+def swing_after_overshoot(effective_sharpness: ArrayLike) -> float:
+    """How far a run of descent swings about its edge after it went beyond it without oscillation.
+
+    Parameters
+    ----------
+    effective_sharpness : array
+        Along the averaged path of full batches, 1 at the edge.
+
+    Returns
+    -------
+    float
+        As far as it went beyond, relative to the edge; 0 as long as the overshoot has not ended.
+    """
+    over = np.asarray(effective_sharpness) - 1.0
+    most = max(0.0, float(np.max(over)))
+    return most if over[-1] < most / 2 else 0.0
+
+
 def _of_oscillation(rows: Sequence[Mapping[str, float]], rule: str) -> list[str]:
     """What is missing where modes are at the edge of a full-batch rule."""
     if not any(row["critical_modes"] for row in rows):
@@ -75,5 +98,11 @@ def _of_oscillation(rows: Sequence[Mapping[str, float]], rule: str) -> list[str]
     if rule == "adam":
         return ["full-batch Adam bursts at its edge, where the flow rests"]
     if rule in _DESCENT:
-        return []
+        beyond = swing_after_overshoot([row["effective_sharpness"] for row in rows])
+        if beyond <= _OVERSHOT:
+            return []
+        return [
+            f"descent comes to its edge without oscillation and overshoots it by {100 * beyond:.0f} %; after the burst "
+            "that ends this a run swings about the edge by as much, and the flow rests there"
+        ]
     return ["the curvature of a run swings about its edge, some 5 % beyond it in the largest eigenvalue"]

@@ -8,10 +8,16 @@ moves by (Cohen, Damian, Talwalkar, Kolter and Lee, arXiv:2410.24206), in units 
 with the one covariance Sigma >= 0 that holds the curvature at the edge and vanishes below it: H <= 2/eta on the
 critical modes and <Sigma, 2/eta - H> = 0. A step of the flow solves these conditions for the gap 2/eta - U'HU at its
 end, to first order in the step; so an error of one step is taken back by the next. Below the edge this is gradient
-flow; what the discreteness of descent does there, of first order in eta, is left out. So is the delay at the edge
-(descent that starts without oscillation overshoots it, as the oscillation must first grow). The swings of the curvature
+flow; what the discreteness of descent does there, of first order in eta, is left out. The swings of the curvature
 about 2/eta, which keep the largest eigenvalue of a run above it where several modes are critical, come from the reduced
 map of these modes (`reduced_map`).
+
+An oscillation cannot grow from nothing. Below the edge that of the checkpoint, x = U'(grad L)/h along the modes with
+eta h > 1, fades by 1 - eta h a step, down to the rounding of the weights; beyond the edge it grows at that rate, and
+until it has reached the covariance that holds the curvature, this goes on rising: the run overshoots the edge, often by
+a tenth and more. So x is carried, as one alternation of covariance x x', until it is large enough. The burst by which
+an overshoot ends takes a run below the edge, whence it may come back quiet and overshoot again, by less; the flow stays
+at the edge from there.
 """
 
 from collections.abc import Callable
@@ -33,6 +39,7 @@ from eos_sde.bridge.averaged_path import (
     flow_dataset,
     loss_and_modes,
     outgrown,
+    sharpness_beside,
     stable_stride,
 )
 from eos_sde.bridge.carried_modes import usual_modes
@@ -62,24 +69,23 @@ def _linearised(task: Task, theta, held: int, gradient, eigenvalues, modes, eta,
     return free, per_unit, gap, -jnp.einsum("ija,kla->ijkl", turning, per_unit)
 
 
-def _step(task: Task, theta, gradient, eigenvalues, vectors, eta: float, ahead: int):
-    """The covariance in the critical modes over the next steps, and how far the weights move."""
-    critical = count_critical(eigenvalues, eta)
-    if critical == 0:
-        return np.zeros((0, 0)), displacement(-gradient, eigenvalues, vectors, eta, ahead)
-    # a power of two, for fewer compilations: modes below the edge change nothing
-    held = min(1 << (critical - 1).bit_length(), eigenvalues.size)
-    free, per_unit, gap, response = _linearised(task, theta, held, gradient, eigenvalues, vectors, eta, ahead)
-    covariance = complementary_covariance(np.asarray(gap), np.asarray(response))
-    return covariance, free + jnp.einsum("ij,ija->a", covariance, per_unit)
-
-
 class _DescentFlow:
-    """Averaged path of plain gradient descent; see `flow_loop.Flow`."""
+    """Averaged path of plain gradient descent; see `flow_loop.Flow`.
+
+    Attributes
+    ----------
+    swing : Array
+        Amplitude of the alternation in the coordinates of `block`, shape (k,), as long as the edge is not held.
+    """
 
     def __init__(self, task: Task, theta, *, eta: float, modes: int, direction) -> None:
-        self.task, self.theta, self.eta, self.direction = task, theta, eta, direction
-        self.block = top_modes(task, theta, modes, tol=1e-3)[1]
+        self.task, self.eta, self.direction = task, eta, direction
+        eigenvalues, self.block, _ = top_modes(task, theta, modes, tol=1e-3)
+        along = self.block.T @ jax.grad(task.loss)(theta)
+        self.swing = jnp.where(eta * eigenvalues > 1.0, along / eigenvalues, 0.0)
+        self.theta = theta - self.block @ self.swing
+        self.rounding = float(jnp.finfo(theta.dtype).epsneg * jnp.linalg.norm(theta))
+        self.held = False  # whether the oscillation has grown to hold the edge
         self.first_loss: float | None = None
 
     def settle(self, most: int, *, save: bool) -> str:  # noqa: ARG002
@@ -87,19 +93,18 @@ class _DescentFlow:
         loss, gradient, self.eigenvalues, self.vectors, self.following = loss_and_modes(
             task, self.theta, self.block
         )
+        self.swing = self.vectors.T @ (self.block @ self.swing)
         self.ahead = stable_stride(self.eigenvalues, eta, most)
         if not eta * float(self.eigenvalues[0]) < 2.0 * _BEYOND:
             return f"eta * sharpness = {eta * float(self.eigenvalues[0]):.3g} is far beyond 2: a catapult"
         try:
-            self.covariance, self.move = _step(
-                task, self.theta, gradient, self.eigenvalues, self.vectors, eta, self.ahead
-            )
+            self._find_step(gradient)
         except ConvergenceFailure as reason:
             return str(reason)
-        self.critical, held = count_critical(self.eigenvalues, eta), self.covariance.shape[0]
+        inside = self.covariance.shape[0]
         self.loss = float(loss)
         self.mean_loss = self.loss + 0.5 * float(
-            np.diag(self.covariance) @ np.asarray(self.eigenvalues[:held])
+            np.diag(self.covariance) @ np.asarray(self.eigenvalues[:inside])
         )
         self.first_loss = self.loss if self.first_loss is None else self.first_loss
         if self.critical == self.eigenvalues.size:
@@ -107,6 +112,27 @@ class _DescentFlow:
         if outgrown(self.mean_loss, self.loss, self.first_loss):
             return f"the oscillation outgrows the quadratic model (mean loss {self.mean_loss:.3g})"
         return ""
+
+    def _find_step(self, gradient) -> None:
+        """The covariance along the modes over the next steps, and how far the weights move."""
+        eta, eigenvalues, vectors, ahead = self.eta, self.eigenvalues, self.vectors, self.ahead
+        x = np.asarray(self.swing)
+        self.covariance = np.zeros((0, 0)) if self.held else np.outer(x, x)
+        self.critical = count_critical(eigenvalues, eta)
+        if self.critical == 0:
+            self.move = displacement(-gradient, eigenvalues, vectors, eta, ahead)
+            return
+        # a power of two, for fewer compilations: modes below the edge change nothing
+        inside = min(1 << (self.critical - 1).bit_length(), eigenvalues.size)
+        free, per_unit, gap, response = _linearised(
+            self.task, self.theta, inside, gradient, eigenvalues, vectors, eta, ahead
+        )
+        holding = complementary_covariance(np.asarray(gap), np.asarray(response))
+        beyond = eta * float(eigenvalues[0]) > 2.0
+        self.held |= beyond and x[:inside] @ x[:inside] >= np.trace(holding) > 0.0
+        if self.held:
+            self.covariance = holding
+        self.move = free + jnp.einsum("ij,ija->a", self.covariance[:inside, :inside], per_unit)
 
     def row(self, reached: int) -> dict[str, float]:
         eigenvalues, vectors, covariance = self.eigenvalues, self.vectors, self.covariance
@@ -121,7 +147,7 @@ class _DescentFlow:
             "effective_sharpness": 0.5 * self.eta * float(eigenvalues[0]),
             "loss": self.loss,
             "mean_loss": self.mean_loss,
-            "top_variance": float(covariance[0, 0]) if self.critical else 0.0,
+            "top_variance": float(covariance[0, 0]) if held else 0.0,
             "direction_variance": np.nan if unknown else float(seen @ covariance @ seen),
             "radius": float(jnp.max((1.0 - self.eta * eigenvalues) ** 2)),
             "critical_modes": self.critical,
@@ -130,6 +156,10 @@ class _DescentFlow:
 
     def _beside(self, key) -> tuple[float, float]:
         """Sharpness of single iterates, and its error."""
+        if not self.held and self.swing.any():
+            kick = self.vectors @ self.swing
+            found = sharpness_beside(self.task, self.theta, self.vectors, jnp.stack([kick, -kick]))
+            return float(found.mean()), 0.0
         if not self.covariance.any():
             return float(self.eigenvalues[0]), 0.0
         m = sharp_modes(self.task.size, self.eigenvalues.size)
@@ -143,6 +173,12 @@ class _DescentFlow:
         )  # fmt: skip
 
     def advance(self) -> int:
+        z = self.eta * self.eigenvalues
+        swing = self.swing * (1.0 - z) ** self.ahead
+        least = jnp.where(z > 1.0, self.rounding, 0.0)
+        swing = jnp.where(jnp.abs(swing) > least, swing, least)
+        # in the coordinates of the modes, which the next block improves
+        self.swing = self.following.T @ (self.vectors @ swing)
         self.theta, self.block = self.theta + self.move, self.following
         return self.ahead
 

@@ -3,8 +3,9 @@
 The error has two parts. That of sampling is seen in the forecast itself: flows that differ in their random numbers, and
 the scatter of one about a straight line. That of the model is what the flow leaves out, of second order in the share e
 of the fluctuation in the mean loss (`flow_validity`), beside a floor: its size was set by runs on `digits-mlp` and no
-other task, where forecasts of the sharpness at batch 4 were off by up to 4 %. Where the flows evaluate a sample of the
-examples, each draws its own, so that the error from that is in the scatter between them.
+other task, where forecasts of the sharpness at batch 4 were off by up to 4 %. With full batches the sharpness of a run
+that overshot the edge by o swings about it, anywhere from -o to o. Where the flows evaluate a sample of the examples,
+each draws its own, so that the error from that is in the scatter between them.
 """
 
 import math
@@ -16,6 +17,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from eos_sde.bridge.cells import check_counts
+from eos_sde.bridge.flow_validity import swing_after_overshoot
 from eos_sde.bridge.stochastic_flow import stochastic_central_flow
 from eos_sde.bridge.task_library import Task
 from solvers.provenance import provenance
@@ -97,7 +99,10 @@ def forecast_plateau(
     stopped = next((flow.attrs["stopped"] for flow in flows if flow.attrs["stopped"]), "")
     late = slice(2 * steps // 3, None)
     tails = [flow.sel(step=late) for flow in flows]
-    rows = {name: _row(name, tails, stopped) for name in QUANTITIES}
+    more = dict.fromkeys(QUANTITIES, 0.0)
+    if batch_size == task.n and not stopped:
+        more["sharpness"] = swing_after_overshoot(flows[0]["effective_sharpness"]) / math.sqrt(3.0)
+    rows = {name: _row(name, tails, stopped, more[name]) for name in QUANTITIES}
     columns = {
         "predicted": "late mean, forecast",
         "predicted_stderr": "its error",
@@ -137,8 +142,8 @@ def forecast_plateau(
     )
 
 
-def _row(name: str, tails: list[xr.Dataset], stopped: str) -> tuple[float, float, float, float]:
-    """Prediction, its error, and the parts of sampling and of the model."""
+def _row(name: str, tails: list[xr.Dataset], stopped: str, more: float) -> tuple[float, float, float, float]:
+    """Prediction, its error, and the parts of sampling and of the model, which has a relative error more."""
     if stopped:
         return math.nan, math.nan, math.nan, math.nan
     values = [tail[QUANTITIES[name]].values for tail in tails]
@@ -149,7 +154,7 @@ def _row(name: str, tails: list[xr.Dataset], stopped: str) -> tuple[float, float
     sampling = math.sqrt(max(within, between) / len(means))
     shares = [1.0 - float(tail["loss"].mean() / tail["mean_loss"].mean()) for tail in tails]
     floor, slope = _MODEL[name]
-    model = abs(prediction) * math.hypot(floor, slope * float(np.mean(shares)) ** 2)
+    model = abs(prediction) * math.hypot(floor, slope * float(np.mean(shares)) ** 2, more)
     return prediction, math.hypot(sampling, model), sampling, model
 
 

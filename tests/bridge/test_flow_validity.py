@@ -4,9 +4,12 @@ import jax.numpy as jnp
 import pytest
 
 from eos_sde.bridge import central_flow, stochastic_central_flow
-from eos_sde.bridge.flow_validity import cautions
+from eos_sde.bridge.flow_validity import cautions, swing_after_overshoot
 
-SOUND = {"loss": 0.8, "mean_loss": 1.0, "radius": 0.7, "critical_modes": 0, "unresolved_loss": 0.05}
+SOUND = {
+    "loss": 0.8, "mean_loss": 1.0, "radius": 0.7, "critical_modes": 0, "unresolved_loss": 0.05,
+    "effective_sharpness": 0.9,
+}  # fmt: skip
 
 
 def of(*changes, rule="sgd", full_batch=False, stopped=""):
@@ -44,6 +47,12 @@ def test_each_reason(change, settings, told):
 
 def test_descent_at_the_edge_is_known():
     assert of({}, {"critical_modes": 2}, full_batch=True) == ""
+    rising = [{"critical_modes": 1, "effective_sharpness": level} for level in (0.98, 1.04, 1.08)]
+    held = {"critical_modes": 1, "effective_sharpness": 1.0}
+    assert of(*rising, full_batch=True) == ""  # still before the burst, which the flow knows how to reach
+    assert of(*rising[:2], held, full_batch=True) == ""
+    assert "overshoots it by 8 %" in of(*rising, held, full_batch=True)
+    assert swing_after_overshoot([0.98, 1.04, 1.08, 1.0]) == pytest.approx(0.08)
 
 
 def test_no_point_at_all():

@@ -47,7 +47,8 @@ def test_it_holds_the_edge(small_task, small_start, edge):
     flow = flow_of(small_task, small_start, eta=edge, steps=400, direction=np.eye(small_task.size)[3])
     assert flow.attrs["stopped"] == ""
     at_edge = flow.isel(step=slice(-8, None))
-    assert float(flow["top_variance"][0]) == 0.0  # below the edge
+    quiet = float(flow["top_variance"][0])  # below the edge: that of the checkpoint, which fades
+    assert quiet < 0.01 * float(at_edge["top_variance"].min())
     assert np.all(at_edge["critical_modes"] >= 1)
     assert np.all(at_edge["top_variance"] > 0)
     # what the step leaves of the gap is of second order in it
@@ -61,6 +62,33 @@ def test_it_holds_the_edge(small_task, small_start, edge):
     free = flow_of(small_task, small_start, eta=edge / 8, steps=3200, stride=20)  # the same time, no edge
     assert float(free["sharpness"][-1]) > 1.02 * 2.0 / edge
     assert all(v.attrs["units"] and v.attrs["long_name"] for v in flow.variables.values())
+
+
+def test_an_oscillation_must_grow_before_it_holds_the_edge(
+    small_task, small_gradient, small_hessian, small_start, edge
+):
+    """Descent from the same weights, step by step: it overshoots the edge by 10 %, then bursts and falls below it.
+
+    Before the burst descent lags its continuous path by a part of first order in eta, 1e-3 of the sharpness or less.
+    The burst comes when growth by some 1e6 is done, at 1.2 a step in the end: an amplitude that is wrong by a factor
+    2 at its start, or that is carried through the last step of the flow at its old rate, shifts it by 4 or 5 steps.
+    """
+    flow = flow_of(small_task, small_start, eta=edge, save_every=5)
+    theta, seen = jnp.asarray(small_start), []
+    for _ in range(201):
+        seen.append(edge * float(jnp.linalg.eigvalsh(small_hessian(theta))[-1]))
+        theta = theta - edge * small_gradient(theta)
+    seen, forecast = np.array(seen), edge * flow["iterate_sharpness"].values
+    assert seen.max() > 2.15
+    highest = int(np.argmax(seen))
+    burst = highest + int(np.argmax(seen[highest:] < 2.05))
+    quiet = flow["step"].values < burst - 15
+    assert quiet.sum() > 25
+    assert_allclose(forecast[quiet], seen[flow["step"].values[quiet]], rtol=1e-3)
+    highest = int(np.argmax(forecast))
+    ended = 5 * (highest + int(np.argmax(forecast[highest:] < 2.05)))
+    assert abs(ended - burst) <= 10
+    assert "overshoots it by 10 %" in flow.attrs["caution"]
 
 
 def test_step_is_of_first_order(small_task, small_start, edge):
@@ -98,7 +126,12 @@ def test_descent_on_a_quadratic_has_nothing_to_hold_it():
     beyond = central_flow(task, task.init(0), eta=2.2 / top, **given)
     assert beyond.attrs["stopped"].startswith("step 0: no oscillation opens the gap")
     assert beyond.sizes["step"] == 0
-    assert np.array_equal(beyond["final_params"], task.init(0))
+    # the start without its alternation: on a quadratic, the bottom of the valley along modes with eta h > 1
+    final = jnp.asarray(beyond["final_params"].values)
+    values, modes, _ = top_modes(task, final, 12, tol=1e-3)
+    steep = modes[:, 2.2 / top * values > 1.0]
+    slopes = [np.asarray(steep.T @ jax.grad(task.loss)(jnp.asarray(w))) for w in (final, task.init(0))]
+    assert np.all(np.abs(slopes[0]) < 2e-3 * np.linalg.norm(slopes[1]))  # the tolerance of the modes
     assert set(beyond.variables) == set(below.variables)
 
 
@@ -109,14 +142,20 @@ def test_it_says_where_it_ceases_to_apply(small_task, small_start, edge):
     )
     far = flow_of(small_task, small_start, eta=1.5 * edge)
     assert far.attrs["stopped"] == "step 0: eta * sharpness = 2.88 is far beyond 2: a catapult"
-    near = flow_of(small_task, small_start, eta=1.1 * edge)  # as descent itself may be met, oscillating
+    near = flow_of(small_task, small_start, eta=1.1 * edge)  # as descent itself may be met
     assert near.attrs["stopped"] == ""
-    assert_allclose(1.1 * edge * near["sharpness"][1:], 2.0, rtol=5e-3)
+    assert_allclose(1.1 * edge * near["sharpness"][-5:], 2.0, rtol=5e-3)
 
 
 def test_it_stops_where_the_oscillation_outgrows_the_model(small_task, small_start, edge, monkeypatch):
-    """An oscillation of variance 100 in each mode, which no problem of this network has, is given in place of X."""
-    monkeypatch.setattr(full_batch_flow, "complementary_covariance", lambda gap, _: 100.0 * np.eye(len(gap)))
+    """An alternation of 10 along the sharpest mode, which no checkpoint of this network has, is put in."""
+
+    class Swinging(full_batch_flow._DescentFlow):
+        def __init__(self, *given, **settings):
+            super().__init__(*given, **settings)
+            self.swing = self.swing.at[0].set(10.0)
+
+    monkeypatch.setattr(full_batch_flow, "_DescentFlow", Swinging)
     flow = flow_of(small_task, small_start, eta=edge)
     assert flow.attrs["stopped"].startswith("step 0: the oscillation outgrows the quadratic model (mean loss")
 
