@@ -3,6 +3,7 @@
 from eos_sde.bridge.applicability import Applicable, applicable_criterion
 from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.campaign import run_campaign
+from eos_sde.bridge.capped_flow import caeo_flow
 from eos_sde.bridge.datasets import load_dataset
 from eos_sde.bridge.escape import measure_escape
 from eos_sde.bridge.escape_prediction import EscapePrediction, predict_escape
@@ -19,7 +20,7 @@ from eos_sde.bridge.plateau_forecast import forecast_plateau
 from eos_sde.bridge.prediction import predict
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
-from eos_sde.bridge.stochastic_flow import caeo_flow, stochastic_central_flow
+from eos_sde.bridge.stochastic_flow import stochastic_central_flow
 from eos_sde.bridge.task_library import (
     Task,
     describe_task,

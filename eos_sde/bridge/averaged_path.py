@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from eos_sde.bridge.spectrum import follow_modes
+from eos_sde.bridge.spectrum import follow_modes, in_groups
 from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
@@ -36,7 +36,7 @@ _DESCRIBED = {
 _LEARNING_RATE = {"learning_rate": ("time", "mean learning rate of the next steps")}
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def averaged(task: Task, theta, modes, covariance):
     """L, E[L] and E[grad L] over the fluctuation, by quadrature along each of its principal axes."""
     variances, rotation = jnp.linalg.eigh(covariance)
@@ -44,7 +44,7 @@ def averaged(task: Task, theta, modes, covariance):
     value_and_grad = jax.value_and_grad(task.loss)
     loss, gradient = value_and_grad(theta)
     steps = (axes * jnp.sqrt(3.0 * variances)).T
-    losses, gradients = jax.vmap(value_and_grad)(theta + jnp.concatenate([steps, -steps]))
+    losses, gradients = in_groups(value_and_grad, theta + jnp.concatenate([steps, -steps]), task.n)
     pairs = 2 * axes.shape[1]
     mean_loss = loss + (losses.sum() - pairs * loss) / 6
     return loss, mean_loss, gradient + (gradients.sum(axis=0) - pairs * gradient) / 6
@@ -76,7 +76,7 @@ def stable_stride(eigenvalues: jax.Array, eta: float, most: int) -> int:
     return most if outside * most <= _EXPLICIT else max(1, int(_EXPLICIT / outside))
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def loss_and_modes(task: Task, theta, block):
     """Full-batch loss and gradient, and what `follow_modes` returns."""
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block)
@@ -98,7 +98,7 @@ def balanced_kicks(critical: jax.Array, covariance: NDArray) -> list[jax.Array]:
     return [jnp.stack([axis, -axis]) for axis in axes.T]
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def sharpness_beside(task: Task, theta, modes, kicks):
     """Sharpness at w + kick for each row of kicks, started from w's modes."""
 

@@ -4,8 +4,6 @@ Within the modes the fluctuation is known by its whole covariance, outside by it
 outside is found from that spectrum, so the choice needs no trial run.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -39,16 +37,22 @@ def usual_modes(task: Task, modes: int | None) -> int:
     return min(USUAL, most_modes(task.size)) if modes is None else modes
 
 
-@partial(jax.jit, static_argnames="task")
-def _excess(task: Task, theta, values, modes, key, eta, p, horizon):
-    """What the fluctuation adds to the loss after some steps, within modes and outside."""
-    k = values.size
+@jax.jit
+def _within(task: Task, theta, values, modes, eta, p, horizon):
+    """Covariance in modes after some steps, and what it adds to the loss."""
     gradients, curvatures = per_example_modes(task, theta, modes)
     recursion = covariance_recursion(values, gradients, curvatures, eta=eta, p=p)
-    covariance = recursion.after(jnp.zeros((k, k)), horizon)
+    covariance = recursion.after(jnp.zeros((values.size, values.size)), horizon)
+    return covariance, 0.5 * values @ jnp.diag(covariance)
+
+
+def _excess(task: Task, theta, values, modes, key, eta, p, horizon):
+    """What the fluctuation adds to the loss after some steps, within modes and outside."""
+    covariance, within = _within(task, theta, values, modes, eta, p, horizon)
     outside = quiet(task.size, eta, draws=_LOOKS)
-    outside = measured(outside, task, theta, modes, values, covariance, key, eta, p, 0)
-    return 0.5 * values @ jnp.diag(covariance), excess_loss(after(outside, eta, p, horizon))
+    # as the flow calls it, which then has it compiled
+    outside = measured(outside, task, theta, modes, values, covariance, key, eta, p, 0, sums=task)
+    return within, excess_loss(after(outside, eta, p, horizon))
 
 
 def enough_modes(

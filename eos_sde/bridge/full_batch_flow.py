@@ -50,6 +50,7 @@ from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, sharp_modes
 from eos_sde.bridge.rule_central_flow import RuleCentralFlow
+from eos_sde.bridge.sampled_task import in_precision
 from eos_sde.bridge.spectrum import curvature_gradients, top_modes
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
@@ -57,7 +58,7 @@ from solvers.errors import ConvergenceFailure, InvalidInput
 _BEYOND = 1.25  # times 2/eta: descent at the edge was seen up to 1.15; from further beyond it is catapulted
 
 
-@partial(jax.jit, static_argnames=("task", "held"))
+@partial(jax.jit, static_argnames="held")
 def _linearised(task: Task, theta, held: int, gradient, eigenvalues, modes, eta, ahead):
     """The move as an affine function of X, free + per_unit[X], and the gap at its end, gap + response[X]."""
     turning = curvature_gradients(task.loss, theta, modes[:, :held])
@@ -196,6 +197,7 @@ def central_flow(
     stride: int = 5,
     save_every: int = 50,
     direction: ArrayLike | None = None,
+    precision: str = "double",
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> xr.Dataset:
@@ -227,6 +229,8 @@ def central_flow(
         Steps between saved points; a multiple of `stride`.
     direction : array, optional
         Unit vector (d,): the variance of the oscillation along it is saved.
+    precision : {"double", "single"}
+        Of the network and its derivatives. What stays double, and why, is in `sampled_task`.
     progress : callable, optional
         Called with the step reached.
     **options
@@ -263,13 +267,14 @@ def central_flow(
         )
     theta, modes = checked_weights(task, start), usual_modes(task, modes)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
-    details = {"eta": eta, "batch_size": task.n, "modes": modes, "stride": stride}
+    details = {"eta": eta, "batch_size": task.n, "modes": modes, "stride": stride, "precision": precision}
+    seen = in_precision(task, precision)
     plain = described.plain or (described.delta is not None and described.delta < 0)
     if plain:
-        flow = _DescentFlow(task, theta, eta=eta, modes=modes, direction=along)
+        flow = _DescentFlow(seen, theta, eta=eta, modes=modes, direction=along)
     else:
         memory = initial_memory(described, task.size, state)
-        flow = RuleCentralFlow(task, theta, described, memory, modes=modes, direction=along)
+        flow = RuleCentralFlow(seen, theta, described, memory, modes=modes, direction=along)
     if not described.plain:
         details |= described.attributes
     rows, stopped = follow(flow, steps=steps, stride=stride, save_every=save_every, progress=progress)

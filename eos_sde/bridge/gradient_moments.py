@@ -1,7 +1,5 @@
 """Mean and mean square of the batch gradient of each weight, over the batches and the fluctuation of the weights."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from eos_sde.bridge.task_library import Task
 _CHUNK = 128  # examples whose whole gradients are held at a time
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def averaged_moments(task: Task, theta, axes, covariance):
     """L, E[L], E[grad L] and E[(grad L)^2] over the fluctuation, by quadrature along each of its principal axes.
 
@@ -46,7 +44,7 @@ def averaged_moments(task: Task, theta, axes, covariance):
     return loss, mean(losses, loss), mean(gradients, gradient), squares
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def example_squares(task: Task, points):
     """Mean over some weights and all examples of the squared gradient of one example.
 

@@ -4,8 +4,8 @@ The error has two parts. That of sampling is seen in the forecast itself: flows 
 the scatter of one about a straight line. That of the model is what the flow leaves out, of second order in the share e
 of the fluctuation in the mean loss (`flow_validity`), beside a floor: its size was set by runs on `digits-mlp` and no
 other task, where forecasts of the sharpness at batch 4 were off by up to 4 %. With full batches the sharpness of a run
-that overshot the edge by o swings about it, anywhere from -o to o. The per-example gradients are those of all examples,
-so there is no error from a sample of them.
+that overshot the edge by o swings about it, anywhere from -o to o. Where the flows evaluate a sample of the examples,
+each draws its own, so that the error from that is in the scatter between them.
 """
 
 import math
@@ -42,6 +42,8 @@ def forecast_plateau(
     modes: int | None = None,
     repeats: int = 2,
     seed: int = 0,
+    examples: int | None = None,
+    precision: str = "double",
     progress: Callable[[float], None] | None = None,
     **options: Any,
 ) -> xr.Dataset:
@@ -57,7 +59,7 @@ def forecast_plateau(
         B <= n, without replacement.
     steps : int
         Of the rule; at least 20.
-    rule, eta, state, modes
+    rule, eta, state, modes, examples, precision
         As for `stochastic_central_flow`.
     repeats : int
         Flows that differ in their random numbers; one is enough at B = n, which has none.
@@ -74,7 +76,7 @@ def forecast_plateau(
         Over ``quantity`` ("sharpness", of single iterates, in 1/time; "loss"): ``predicted``,
         ``predicted_stderr``, and its parts ``sampling_stderr`` and ``model_stderr``. Over ``repeat`` and ``step``:
         ``sharpness_path``, ``loss_path``. ``attrs["stopped"]`` and ``attrs["caution"]`` are those of the flows; where
-        one ended early the prediction is NaN.
+        one ended early the prediction is NaN. ``attrs["gradients_per_step"]`` is that of all flows together.
 
     Raises
     ------
@@ -90,6 +92,7 @@ def forecast_plateau(
         flow = stochastic_central_flow(
             task, start, batch_size=batch_size, rule=rule, eta=eta, steps=steps, state=state, modes=modes,
             stride=stride, save_every=save_every, seed=seed + 1000 * i,
+            examples=examples, precision=precision,
             progress=None if progress is None else lambda k, i=i: progress((i + k / steps) / count), **options,
         )  # fmt: skip
         flows.append(flow)
@@ -125,7 +128,10 @@ def forecast_plateau(
     }
     words = {"units": ("quantity", list(_UNITS.values()), {"units": "1", "long_name": "units of all"})}
     cautions = dict.fromkeys(flow.attrs["caution"] for flow in flows if flow.attrs["caution"])
-    kept = {name: flows[0].attrs[name] for name in ("task", "method", "eta", "batch_size", "modes")}
+    names = ("task", "method", "eta", "batch_size", "modes", "precision", "examples")
+    kept = {name: flows[0].attrs[name] for name in names if name in flows[0].attrs}
+    if "gradients_per_step" in flows[0].attrs:
+        kept["gradients_per_step"] = sum(flow.attrs["gradients_per_step"] for flow in flows)
     return xr.Dataset(
         table | words | paths,
         coords={

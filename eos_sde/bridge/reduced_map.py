@@ -92,7 +92,7 @@ class Swings(NamedTuple):
     mean_tops: jax.Array
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def reduced_map(task: Task, theta, eigenvalues, modes, scale) -> ReducedMap:
     """The map about a point.
 

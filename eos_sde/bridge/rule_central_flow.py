@@ -39,12 +39,12 @@ _BEYOND = 1.25  # times the edge: from further beyond the weights are catapulted
 _BEYOND_ADAPTIVE = 2.0  # where the rates give way: runs of RMSProp at the edge were met at 1.45
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def _local(task: Task, theta, block, scale):
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block, scale)
 
 
-@partial(jax.jit, static_argnames=("task", "rule", "held"))
+@partial(jax.jit, static_argnames=("rule", "held"))
 def _linearised(
     task: Task, rule: FlowRule, held: int, theta, gradient, memory, scale, eigenvalues, modes, eta, ahead
 ):

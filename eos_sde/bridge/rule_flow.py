@@ -56,14 +56,14 @@ class _Local(NamedTuple):
     recursion: StateRecursion
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def iterated(task: Task, theta, block, scale, iterations):
     """Eigenvalues and modes of r H r, by orthogonal iteration from a block; the leading ones converge first."""
     block = jax.lax.fori_loop(0, iterations, lambda _, b: follow_modes(task, theta, b, scale)[2], block)
     return follow_modes(task, theta, block, scale)[:2]
 
 
-@partial(jax.jit, static_argnames=("task", "rule"))
+@partial(jax.jit, static_argnames="rule")
 def _local(task: Task, rule: LinearRule, theta, block, scale, carried, p, draws) -> _Local:
     old_modes, old_scale, covariance = carried
     eigenvalues, modes, following = follow_modes(task, theta, block, scale)

@@ -11,7 +11,34 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
+_TOGETHER = (
+    1 << 16
+)  # examples times directions that are evaluated at once: 0.5 GB for every 1000 units of a network
 _DENSE = 100  # weights, up to which the whole Hessian costs less than an iteration
+
+
+def in_groups(function: Callable, rows: jax.Array, examples: int):
+    """A function of every row, of so many rows at a time as all examples leave memory for; traceable.
+
+    Parameters
+    ----------
+    function : callable
+        Of a vector.
+    rows : Array
+        Shape (k, d).
+    examples : int
+        That the function evaluates.
+
+    Returns
+    -------
+    pytree
+        What `jax.vmap` would give.
+    """
+    count = len(rows)
+    most = max(1, _TOGETHER // examples)
+    if most >= count:
+        return jax.vmap(function)(rows)
+    return jax.lax.map(function, rows, batch_size=max(g for g in range(1, most + 1) if count % g == 0))
 
 
 def hessian_products(
@@ -37,8 +64,8 @@ def hessian_products(
     """
     _, products = jax.linearize(jax.grad(task.loss), theta)
     if scale is None:
-        return jax.vmap(products, 1, 1)(directions)
-    return scale[:, None] * jax.vmap(products, 1, 1)(scale[:, None] * directions)
+        return in_groups(products, directions.T, task.n).T
+    return scale[:, None] * in_groups(products, (scale[:, None] * directions).T, task.n).T
 
 
 def curvature_along(loss: Callable[[jax.Array], jax.Array], direction: jax.Array) -> Callable:
@@ -160,14 +187,14 @@ def follow_modes(task: Task, theta: jax.Array, block: jax.Array, scale: jax.Arra
     return values[::-1], block @ rotation, jnp.linalg.qr(products @ rotation)[0]
 
 
-@partial(jax.jit, static_argnames=("task", "iterations"))
+@partial(jax.jit, static_argnames="iterations")
 def _improve(task: Task, theta: jax.Array, block: jax.Array, iterations: int):
     values, vectors = improve_modes(task, theta, block, iterations)
     residuals = hessian_products(task, theta, vectors) - vectors * values
     return values, vectors, jnp.linalg.norm(residuals, axis=0)
 
 
-@partial(jax.jit, static_argnames="task")
+@jax.jit
 def _whole_spectrum(task: Task, theta: jax.Array):
     hessian = hessian_products(task, theta, jnp.eye(task.size))
     hessian = (hessian + hessian.T) / 2

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
+from eos_sde.bridge import flow_cost
 from eos_sde.bridge.averaged_path import (
     advance,
     averaged,
@@ -38,7 +38,6 @@ from eos_sde.bridge.averaged_path import (
     count_critical,
     flow_dataset,
     fluctuation_draws,
-    loss_and_modes,
     outgrown,
     stable_stride,
 )
@@ -51,13 +50,12 @@ from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, sharp_modes
 from eos_sde.bridge.rule_flow import RuleFlow
+from eos_sde.bridge.sampled_task import Sampler, in_precision
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import FORGETS, after, excess_loss, measured, quiet
-from eos_sde.optimizers.rule import learning_rate
+from eos_sde.bridge.unresolved_modes import FORGETS, ORDER, after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
-from solvers.provenance import provenance
 
 INGREDIENTS = ("unresolved modes", "curvature noise", "feedback")
 _LOOK = 2  # steps of the flow between measurements outside the carried modes
@@ -73,11 +71,13 @@ class _Local(NamedTuple):
     recursion: Recursion
 
 
-@partial(jax.jit, static_argnames=("task", "curvature_noise"))
-def _local(task: Task, theta, block, covariance, beside, eta, p, *, curvature_noise: bool) -> _Local:
+@partial(jax.jit, static_argnames="curvature_noise")
+def _local(
+    task: Task, sample: Task, theta, block, covariance, beside, eta, p, *, curvature_noise: bool
+) -> _Local:
     eigenvalues, modes, following = follow_modes(task, theta, block)
     turned = modes.T @ block  # the covariance comes in the coordinates of the block
-    gradients, curvatures = per_example_modes(task, theta + beside, modes)
+    gradients, curvatures = per_example_modes(sample, theta + beside, modes)
     if not curvature_noise:
         curvatures = jnp.broadcast_to(curvatures.mean(axis=0), curvatures.shape)
     recursion = covariance_recursion(eigenvalues, gradients, curvatures, eta=eta, p=p)
@@ -89,15 +89,18 @@ class _SgdFlow:
 
     def __init__(
         self, task: Task, theta, *, eta: float, batch_size: int, modes: int | None, seed: int, direction,
-        steps: int = 1, stride: int = 1, without: Collection[str] = (),
+        steps: int = 1, stride: int = 1, without: Collection[str] = (), examples: int | None, precision: str,
     ) -> None:  # fmt: skip
         self.task, self.theta, self.eta, self.direction = task, theta, eta, direction
-        self.p = noise_fraction(task.n, batch_size)
+        self.sampler = Sampler(task, examples=examples, precision=precision, seed=seed)
+        self.spent = 0.0  # gradients of one example
+        self.p = self.sampler.factor * noise_fraction(task.n, batch_size)
         if modes is None:
             given = {"horizon": steps, "stride": stride, "seed": seed}
-            self.block = enough_modes(task, theta, eta=eta, p=self.p, **given)
+            self.block = enough_modes(self.sampler.mean, theta, eta=eta, p=self.p, **given)
         else:
-            self.block = top_modes(task, theta, modes, tol=1e-3)[1]
+            self.block = top_modes(self.sampler.mean, theta, modes, tol=1e-3)[1]
+        self.block = self.sampler.improved(theta, self.block)
         carried = self.block.shape[1]
         self.covariance = jnp.zeros((carried, carried))
         self.looks = "unresolved modes" not in without and carried < task.size
@@ -108,8 +111,10 @@ class _SgdFlow:
         self.looked = self.reached = 0
 
     def settle(self, most: int, *, save: bool) -> str:
+        self.sampler.renew(self.theta, self.block)
         self.local = _local(
-            self.task,
+            self.sampler.mean,
+            self.sampler.noise,
             self.theta,
             self.block,
             self.covariance,
@@ -121,17 +126,23 @@ class _SgdFlow:
         if not jnp.isfinite(self.local.eigenvalues).all():
             return "the averaged path runs away"
         self.covariance, self.block = self.local.covariance, self.local.modes
+        k = self.block.shape[1]
+        self._spend(flow_cost.settled(k) + flow_cost.noise(k))
         if self.looks and self.looked % _LOOK == 0:
             carried = self.block, self.local.eigenvalues, self.covariance
             key = jax.random.fold_in(self.outside_key, self.looked)
             self.outside = measured(
-                self.outside, self.task, self.theta, *carried, key, self.eta, self.p, self.reached
-            )
+                self.outside, self.sampler.mean, self.theta, *carried, key, self.eta, self.p, self.reached,
+                sums=self.sampler.noise,
+            )  # fmt: skip
+            self._spend(flow_cost.outside(PAIRS, min(ORDER, self.task.size - k)) + PAIRS)
         self.looked += 1
         self.ahead = stable_stride(self.local.eigenvalues, self.eta, most)
         if not save:
             return ""
-        loss, mean_loss = (float(v) for v in averaged(self.task, self.theta, self.block, self.covariance)[:2])
+        seen = averaged(self.sampler.mean, self.theta, self.block, self.covariance)
+        self._spend(flow_cost.averaged(k))
+        loss, mean_loss = float(seen[0]), float(seen[1])
         beyond = float(excess_loss(self.outside))
         mean_loss += beyond
         self.losses = loss, mean_loss, beyond
@@ -139,6 +150,14 @@ class _SgdFlow:
         if outgrown(mean_loss, loss, self.first_loss):
             return f"the fluctuations outgrow the quadratic model (mean loss {mean_loss:.3g})"
         return ""
+
+    @property
+    def gradients(self) -> float:
+        """Evaluated so far, of one example; without the modes at the checkpoint."""
+        return self.spent + self.sampler.gradients
+
+    def _spend(self, each: float) -> None:
+        self.spent += each * self.sampler.size
 
     def _kick(self) -> jax.Array:
         """Where the noise of the examples is found: at either sign of the draws in turn."""
@@ -168,16 +187,17 @@ class _SgdFlow:
 
     def _beside(self, key) -> tuple[float, float]:
         """Sharpness of single iterates, and its error."""
-        task, theta = self.task, self.theta
+        task, theta = self.sampler.mean, self.theta
         if not self.covariance.any():  # at the checkpoint, which is one point
             return float(self.local.eigenvalues[0]), 0.0
         m = sharp_modes(task.size, self.block.shape[1])
         sharp = self.block[:, :m]
         map_key, rest_key = jax.random.split(key)
+        self._spend(flow_cost.noise(m) + flow_cost.reading(m, task.size, PAIRS))
         rest = fluctuation_draws(self.block[:, m:], self.covariance[m:, m:], rest_key, PAIRS)
         return iterates_sharpness(
             task, theta, self.local.eigenvalues[:m], sharp, eta=self.eta, key=map_key, forgets=FORGETS,
-            noise=(*per_example_modes(task, theta, sharp), self.p), covariance=self.covariance[:m, :m],
+            noise=(*per_example_modes(self.sampler.noise, theta, sharp), self.p), covariance=self.covariance[:m, :m],
             others=rest + jnp.concatenate([self.outside.draw, -self.outside.draw]),
         )  # fmt: skip
 
@@ -185,7 +205,8 @@ class _SgdFlow:
         local, ahead, block = self.local, self.ahead, self.block
         midway = local.recursion.after(self.covariance, (ahead + 1) // 2)
         felt = jnp.zeros_like(midway) if "feedback" in self.without else midway
-        gradient = averaged(self.task, self.theta, block, felt)[2]
+        gradient = averaged(self.sampler.mean, self.theta, block, felt)[2]
+        self._spend(flow_cost.averaged(block.shape[1]))
         if "feedback" not in self.without:
             gradient += self.outside.push
         self.outside = after(self.outside, self.eta, self.p, ahead)
@@ -215,6 +236,8 @@ def stochastic_central_flow(
     seed: int = 0,
     direction: ArrayLike | None = None,
     without: Collection[str] = (),
+    examples: int | None = None,
+    precision: str = "double",
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> xr.Dataset:
@@ -253,6 +276,13 @@ def stochastic_central_flow(
     without : collection of str
         What to leave out, to see what it is worth: "unresolved modes" (the noise outside the carried modes),
         "curvature noise", "feedback" (of the fluctuation on the path). The last two for plain SGD.
+    examples : int, optional
+        For plain SGD with B < n: how many of the n are evaluated for the push of the fluctuation, the covariances of
+        the per-example gradients and curvatures, and the readings of the sharpness; the samples change along the path
+        and are corrected to the loss, the gradient and, every tenth step of the flow, the curvature of all
+        (`sampled_task`). If left out, all up to 1000, and 500 of more.
+    precision : {"double", "single"}
+        Of the network and its derivatives. What stays double, and why, is in `sampled_task`.
     progress : callable, optional
         Called with the step reached.
     **options
@@ -273,34 +303,49 @@ def stochastic_central_flow(
         ``learning_rate`` (of rules with one for all weights). ``final_params(weight)``, and ``final_momentum``,
         ``final_second_moments`` of rules that keep them;
         ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply.
-        ``attrs["caution"]`` is empty or says what speaks against the forecast (`flow_validity`).
+        ``attrs["caution"]`` is empty or says what speaks against the forecast (`flow_validity`). Of plain SGD
+        ``attrs["gradients_per_step"]`` is how many gradients of one example the flow evaluated per step of the rule,
+        which itself takes B (`flow_cost`); the modes at the checkpoint, found once, are not in it.
 
     Raises
     ------
     InvalidInput
         For a batch larger than the examples, an unknown rule or option, weights or a state that are not finite or do
-        not fit, or a bad number.
+        not fit, a sample of other rules than SGD, an unknown precision, or a bad number.
     """
     eta = task.eta if eta is None else float(eta)
     if not 1 <= batch_size <= task.n:
         raise InvalidInput(f"batch_size={batch_size} must be from 1 to {task.n}, the number of examples")
     described = flow_rule(rule, eta=eta, **options)
     _check_left_out(without, described, batches=batch_size < task.n)
+    if examples is not None and not (described.plain and batch_size < task.n):
+        raise InvalidInput(
+            f"examples={examples!r} is for plain SGD with batches of fewer than all examples: leave it out"
+        )
     if batch_size == task.n:
         flow = partial(central_flow, modes=modes, stride=stride, save_every=save_every, direction=direction)
-        return flow(task, start, rule=rule, eta=eta, steps=steps, state=state, progress=progress, **options)
+        given = {"state": state, "precision": precision, "progress": progress}
+        return flow(task, start, rule=rule, eta=eta, steps=steps, **given, **options)
     check_flow(eta=eta, steps=steps, stride=stride, save_every=save_every)
     theta = checked_weights(task, start)
     along = None if direction is None else jnp.asarray(direction, dtype=jnp.float64)
     given = {"batch_size": batch_size, "seed": seed, "direction": along, "without": without}
-    details = {"eta": eta, "batch_size": batch_size, "stride": stride}
+    details: dict[str, Any] = {
+        "eta": eta, "batch_size": batch_size, "stride": stride, "precision": precision,
+    }  # fmt: skip
     if described.plain:
-        flow = _SgdFlow(task, theta, eta=eta, modes=modes, steps=steps, stride=stride, **given)
+        evaluated = {"examples": examples, "precision": precision}
+        flow = _SgdFlow(task, theta, eta=eta, modes=modes, steps=steps, stride=stride, **given, **evaluated)
+        details["examples"] = flow.sampler.size
     else:
         memory = initial_memory(described, task.size, state)
-        flow = RuleFlow(task, theta, described, memory, modes=usual_modes(task, modes), **given)
+        flow = RuleFlow(
+            in_precision(task, precision), theta, described, memory, modes=usual_modes(task, modes), **given
+        )
         details |= described.attributes
     rows, stopped = follow(flow, steps=steps, stride=stride, save_every=save_every, progress=progress)
+    if isinstance(flow, _SgdFlow):
+        details["gradients_per_step"] = flow.gradients / max(flow.reached, 1)
     return flow_dataset(
         task,
         rows,
@@ -336,79 +381,3 @@ def _check_left_out(without: Collection[str], rule: FlowRule, *, batches: bool) 
         raise InvalidInput(
             f"without={tuple(without)!r} is for plain SGD: for rule={rule.name!r} give only {INGREDIENTS[0]!r}"
         )
-
-
-@threadpool_limits.wrap(1, "blas")
-@double_precision
-def caeo_flow(
-    task: Task, start: ArrayLike, *, eta: float, delta: float, steps: int, modes: int = 16, stride: int = 5
-) -> xr.Dataset:
-    """Forecast full-batch CAEO from a checkpoint: gradient flow at the capped rate.
-
-    With delta > 0 the iterate does not oscillate, so no fluctuation acts on the averaged path:
-    ``dw/dk = -eta_k grad L``, ``eta_k = min(eta, (2 - delta)/sharpness)``.
-
-    Parameters
-    ----------
-    task : Task
-        The training problem.
-    start : Array
-        Weights of the checkpoint, shape (d,).
-    eta, delta : float
-        Base learning rate, and margin above 0.
-    steps : int
-        Steps to forecast, a multiple of `stride`.
-    modes, stride : int
-        Hessian modes that are relaxed exactly, and steps of the rule between saved points (and at most per step
-        of the flow).
-
-    Returns
-    -------
-    Dataset
-        ``sharpness`` and ``learning_rate`` over ``step``.
-
-    Raises
-    ------
-    InvalidInput
-        If delta is not positive (the iterate then oscillates), steps is no multiple of stride, or eta or the
-        weights are no usable numbers.
-    """
-    if not (eta > 0 and np.isfinite(eta)):
-        raise InvalidInput(f"eta={eta} must be a positive learning rate")
-    if not 0 < delta < 2:
-        raise InvalidInput(f"delta={delta} must lie between 0 and 2: without a margin the iterate oscillates")
-    if steps < 1 or steps % stride:
-        raise InvalidInput(f"steps={steps} must be a positive multiple of stride={stride}")
-    theta = checked_weights(task, start)
-    block = top_modes(task, theta, modes, tol=1e-3)[1]
-    rows = []
-    reached = 0
-    while True:
-        _, gradient, eigenvalues, vectors, block = loss_and_modes(task, theta, block)
-        rate = float(learning_rate(eta, float(eigenvalues[0]), delta))
-        rows.append((reached, float(eigenvalues[0]), rate))
-        if reached == steps:
-            break
-        target = reached + stride
-        while reached < target:
-            ahead = stable_stride(eigenvalues, rate, target - reached)
-            theta = advance(theta, -gradient, eigenvalues, vectors, rate, ahead)
-            reached += ahead
-            if reached < target:
-                _, gradient, eigenvalues, vectors, block = loss_and_modes(task, theta, block)
-                rate = float(learning_rate(eta, float(eigenvalues[0]), delta))
-    step, sharpness, rates = np.array(rows).T
-    return xr.Dataset(
-        {
-            "sharpness": ("step", sharpness, {"units": "1/time", "long_name": "sharpness"}),
-            "learning_rate": (
-                "step",
-                rates,
-                {"units": "time", "long_name": "learning rate of the next step"},
-            ),
-        },
-        coords={
-            "step": ("step", step.astype(int), {"units": "1", "long_name": "steps since the checkpoint"})
-        },
-        attrs=provenance(task=task.name, method="gradient flow at the capped rate", eta=eta, delta=delta),
-    )

@@ -29,6 +29,7 @@ _RECIPES: dict[str, Recipe] = {
 }
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Task:
     """A training problem: loss(theta) = mean over examples of per_example_loss.
@@ -152,8 +153,7 @@ class Task:
         Array
             Shape (m,); of a sequence, the mean over its positions.
         """
-        outputs = self.network.apply(theta, self.x if x is None else x)
-        return LOSSES[self.loss_name](outputs, self.y if y is None else y)
+        return LOSSES[self.loss_name](self.apply(theta, x), self.y if y is None else y)
 
     @double_precision
     def loss(self, theta: jax.Array, x: jax.Array | None = None, y: jax.Array | None = None) -> jax.Array:

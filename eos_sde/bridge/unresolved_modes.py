@@ -31,7 +31,7 @@ from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers.curvature.krylov import krylov_space
 from eos_sde.training.linear_rules import LinearRule
 
-_ORDER = 8  # of the quadrature
+ORDER = 8  # of the quadrature
 _MEMORY = 10  # measurements in a running mean, at most
 # A draw forgets within 1/0.02 steps what its curvature does not take back: replicas of a run part for good along flat
 # directions, further than the quadratic model reaches, and that is no fluctuation about one path.
@@ -98,7 +98,7 @@ def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> 
     return Unresolved(grid, empty, empty[:, 0, 0], drawn[0], drawn, jnp.zeros((), int))
 
 
-@partial(jax.jit, static_argnames=("task", "rule"))
+@partial(jax.jit, static_argnames="rule")
 def measured(
     state: Unresolved,
     task: Task,
@@ -112,6 +112,7 @@ def measured(
     steps: int,
     rule: LinearRule = _PLAIN,
     shape=1.0,
+    sums: Task | None = None,
 ) -> Unresolved:
     """Measure the spectrum of the noise at an iterate, and make new draws.
 
@@ -135,15 +136,19 @@ def measured(
         Its step.
     shape : float or Array
         Root of each weight's learning rate over `rate`, shape (d,).
+    sums : Task, optional
+        Another sample of the examples, for the sums of their gradients: what a sample knows of its own is more than
+        it knows of the others. `task` if left out.
 
     Returns
     -------
     Unresolved
         With the power, push and draw of now in it.
     """
+    sums = task if sums is None else sums
     slope = jax.grad(task.loss)
     gradient, product = jax.linearize(slope, theta)
-    order = min(_ORDER, task.size - modes.shape[1])
+    order = min(ORDER, task.size - modes.shape[1])
     highest = jnp.clip(eigenvalues[-1], 0.0, state.curvatures[-1])
     variances, rotation = jnp.linalg.eigh(covariance)
     spread = rotation * jnp.sqrt(jnp.maximum(variances, 0.0))
@@ -166,9 +171,9 @@ def measured(
         kick_key, sum_key, side_key = jax.random.split(key, 3)
         kick = spread @ jax.random.normal(kick_key, variances.shape)
         iterate = theta + shape * (modes @ kick) + jax.random.rademacher(side_key, (), theta.dtype) * last
-        signs = jax.random.rademacher(sum_key, (task.n,), theta.dtype)
-        signs = (signs - signs.mean()) / task.n**0.5
-        return seen(off(shape * jax.grad(lambda w: signs @ task.per_example_loss(w))(iterate)))
+        signs = jax.random.rademacher(sum_key, (sums.n,), theta.dtype)
+        signs = (signs - signs.mean()) / sums.n**0.5
+        return seen(off(shape * jax.grad(lambda w: signs @ sums.per_example_loss(w))(iterate)))
 
     def flat(at: jax.Array) -> jax.Array:
         return jnp.maximum(at, 0.0)

@@ -32,6 +32,20 @@ def test_it_is_the_late_mean_of_flows(small_task, small_start):
     assert np.array_equal(found["sharpness_path"], again["sharpness_path"])
 
 
+def test_samples_differ_between_the_flows_and_their_scatter_is_in_the_error(small_task, small_start):
+    """Without what is drawn outside the modes the flows of all examples have one path; those of samples do not."""
+    alone = {"batch_size": 8, "without": ["unresolved modes"], "repeats": 2} | GIVEN
+    of_all = forecast_plateau(small_task, small_start, **alone).sel(quantity="loss")
+    sampled = forecast_plateau(small_task, small_start, examples=20, precision="single", **alone)
+    assert np.ptp(of_all["loss_path"].values, axis=0).max() < 1e-12
+    first, second = sampled["loss_path"].values[:, -7:].mean(axis=1)
+    loss = sampled.sel(quantity="loss")
+    assert float(loss["sampling_stderr"]) >= abs(first - second) / 2 * (1 - 1e-9) > 1e-6
+    assert abs(float(loss["predicted"]) / float(of_all["predicted"]) - 1) < 0.05
+    assert (sampled.attrs["examples"], sampled.attrs["precision"]) == (20, "single")
+    assert sampled.attrs["gradients_per_step"] < of_all.attrs["gradients_per_step"]
+
+
 def test_full_batches_need_one_flow(small_task, small_start):
     found = forecast_plateau(small_task, small_start, batch_size=small_task.n, rule="gd", repeats=3, **GIVEN)
     flow = central_flow(small_task, small_start, save_every=3, stride=3, **GIVEN).sel(step=slice(40, None))

@@ -27,6 +27,7 @@ def double():
         yield
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Tilted:
     """Examples of one quadratic form, each with a tilt, and a cubic term: first weight times sixth squared."""

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from eos_sde.bridge.capped_flow import caeo_flow
 from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
 from eos_sde.bridge.prediction import caeo_path
 from eos_sde.bridge.recorder import record
-from eos_sde.bridge.stochastic_flow import caeo_flow
 from eos_sde.bridge.task_library import Task
 
 
