@@ -14,9 +14,13 @@ order: the term of the central flow of Cohen et al. (arXiv:2410.24206). Outside 
 by its spectrum and a few draws (`unresolved_modes`), which give its loss, its push on the path, and its curvature noise
 in the modes. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
 
-The oscillations of full-batch training are
-not noise: `central_flow` carries them, and takes over at B = n. The flow ends, and says so, where the fluctuations
-outgrow the quadratic model (a catapult, divergence).
+The stepper is one of our own and not diffrax's. The covariance obeys a recursion in whole steps, which is taken exactly;
+the modes relax by up to twice their distance a step, exactly too (`displacement`), so that no stability limit is left
+but that of the modes outside; the block of modes is improved from step to step, which is no function of the state; and
+what is measured outside the modes is random, so that an embedded error estimate would see noise.
+
+The oscillations of full-batch training are not noise: `central_flow` carries them, and takes over at B = n. The flow
+ends, and says so, where the fluctuations outgrow the quadratic model (a catapult, divergence).
 """
 
 from collections.abc import Callable, Collection
