@@ -32,10 +32,11 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.covariance import per_example_modes
 from eos_sde.bridge.flow_rules import FlowRule, Memory
 from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, opposite_points, sign_rows
+from eos_sde.bridge.reduced_map import PAIRS, sharp_modes, sharpness_of_iterates
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import FORGETS, after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
@@ -197,8 +198,7 @@ class RuleFlow:
             sharpness, vectors = float(values[0]), self.raw
         else:
             sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
-        draws = fluctuation_draws(self.axes, self.sigma, jax.random.fold_in(self.key, reached))
-        draws += jnp.concatenate([self.outside.draw[:2], -self.outside.draw[:2]])
+        beside, stderr = self._beside(sharpness, vectors, jax.random.fold_in(self.key, reached))
         top = vectors[:, 0] @ self.axes
         seen = jnp.full_like(top, jnp.nan) if self.direction is None else self.direction @ self.axes
         outside = (
@@ -206,7 +206,8 @@ class RuleFlow:
         )
         saved = {
             "sharpness": sharpness,
-            "iterate_sharpness": float(sharpness_beside(self.task, self.theta, vectors, draws).mean()),
+            "iterate_sharpness": beside,
+            "iterate_sharpness_stderr": stderr,
             "effective_sharpness": float(z[0]) / self.rule.edge,
             "loss": self.losses[0],
             "mean_loss": self.losses[1],
@@ -219,6 +220,21 @@ class RuleFlow:
         if not self.rule.adaptive:
             saved["learning_rate"] = float(self.scale[0] ** 2)
         return saved
+
+    def _beside(self, sharpness: float, vectors: jax.Array, key) -> tuple[float, float]:
+        """Sharpness of single iterates, and its error."""
+        if not self.covariance.any():  # at the checkpoint, which is one point
+            return sharpness, 0.0
+        m = sharp_modes(self.task.size, self.modes.shape[1])
+        map_key, rest_key = jax.random.split(key)
+        rest = fluctuation_draws(self.axes[:, m:], self.sigma[m:, m:], rest_key, PAIRS)
+        outside = self.outside.draw[:PAIRS]
+        return sharpness_of_iterates(
+            self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], self.rule.linear,
+            scale=self.scale, top=sharpness, vectors=vectors, key=map_key, forgets=FORGETS,
+            noise=(*per_example_modes(self.task, self.theta, self.axes[:, :m]), self.p),
+            covariance=self.covariance[:m, :, :m], others=rest + jnp.concatenate([outside, -outside]),
+        )  # fmt: skip
 
     def advance(self) -> int:
         """Move on; the steps made."""
