@@ -9,8 +9,8 @@ Sigma = U X U' >= 0, U the critical generalised eigenvectors (U'PU = I), for whi
 (Cohen, Damian, Talwalkar, Kolter and Lee, arXiv:2410.24206, for RMSProp). An oscillation opens this gap in two ways: it
 pushes the weights to flatter ones, and it adds diag(H Sigma H) to the second moments, which lowers the rates. With
 momentum the weights trail their force; so X is chosen for the gap that it would leave a few b/(1 - b) steps ahead, and
-again at the next step of the flow: it then neither chatters nor lags. Runs with momentum 0.9 do not rest at the edge as
-this flow does: they overshoot, burst and fall below it.
+again at the next step of the flow: it then neither chatters nor lags. Runs with momentum 0.9 seldom rest at the edge as
+this flow does: they overshoot, burst and fall below it; how fast they leave is told (`edge_rest`).
 """
 
 from dataclasses import replace
@@ -28,9 +28,16 @@ from eos_sde.bridge.averaged_path import (
     stable_stride,
 )
 from eos_sde.bridge.critical_modes import complementary_covariance
+from eos_sde.bridge.edge_rest import resting_growth
 from eos_sde.bridge.flow_rules import FlowRule, Memory
 from eos_sde.bridge.rule_flow import FEW, START, iterated
-from eos_sde.bridge.spectrum import curvature_gradients, follow_modes, random_block, top_modes
+from eos_sde.bridge.spectrum import (
+    curvature_gradients,
+    follow_modes,
+    hessian_products,
+    random_block,
+    top_modes,
+)
 from eos_sde.bridge.state_covariance import averaged_steps
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure
@@ -42,6 +49,11 @@ _BEYOND_ADAPTIVE = 2.0  # where the rates give way: runs of RMSProp at the edge 
 @partial(jax.jit, static_argnames="task")
 def _local(task: Task, theta, block, scale):
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block, scale)
+
+
+@partial(jax.jit, static_argnames="task")
+def _product(task: Task, theta, direction, scale):
+    return hessian_products(task, theta, direction[:, None], scale=scale)[:, 0]
 
 
 @partial(jax.jit, static_argnames=("task", "rule", "held"))
@@ -140,7 +152,7 @@ class RuleCentralFlow:
 
     def _balance(self) -> None:
         """Find the oscillation, and the mean force and squared gradient under it."""
-        self.covariance, self.force = np.zeros((0, 0)), self.gradient
+        self.covariance, self.force, self.turning = np.zeros((0, 0)), self.gradient, None
         rule, held = self.rule, 0
         # a capped rate keeps the weights from oscillating
         if self.critical and rule.delta is None:
@@ -149,6 +161,7 @@ class RuleCentralFlow:
                 self.task, replace(rule, eta=1.0), held, self.theta, self.gradient, self.memory, self.scale,
                 self.eigenvalues, self.modes, rule.eta, self.ahead + rule.lag,
             )  # fmt: skip
+            self.turning = turning
             self.covariance = complementary_covariance(np.asarray(gap), np.asarray(response))
             self.force = self.gradient + 0.5 * jnp.einsum("ij,ija->a", self.covariance, turning)
         self.critical_axes = self.scale[:, None] * self.modes[:, :held]
@@ -181,7 +194,20 @@ class RuleCentralFlow:
         }
         if not rule.adaptive:
             saved["learning_rate"] = float(self.scale[0] ** 2)
+            saved["resting_growth"] = self._growth()
         return saved
+
+    def _growth(self) -> float:
+        """Growth of a disturbance of the largest oscillation; nan where there is none."""
+        if self.turning is None or not self.covariance.any():
+            return np.nan
+        variances, rotation = np.linalg.eigh(self.covariance)
+        modes = self.modes[:, : len(variances)]
+        turning = self.scale * jnp.einsum("ija,i,j->a", self.turning, rotation[:, -1], rotation[:, -1])
+        turning -= modes @ (modes.T @ turning)
+        square = turning @ turning
+        bent = _product(self.task, self.theta, turning, self.scale)
+        return resting_growth(self.rule.linear, float(square * variances[-1]), float(turning @ bent / square))
 
     def advance(self) -> int:
         """Move on; the steps made."""
