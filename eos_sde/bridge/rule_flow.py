@@ -182,7 +182,7 @@ class RuleFlow:
         rate, key = self.rate, jax.random.fold_in(self.outside_key, self.strides)
         self.outside = measured(
             self.outside, self.task, self.theta, self.modes, self.local.eigenvalues / rate, self.sigma * rate, key,
-            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate),
+            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate), held=True,
         )  # fmt: skip
 
     def _opposite(self, covariance: jax.Array) -> jax.Array:
@@ -228,10 +228,13 @@ class RuleFlow:
         m = sharp_modes(self.task.size, self.modes.shape[1])
         map_key, rest_key = jax.random.split(key)
         rest = fluctuation_draws(self.axes[:, m:], self.sigma[m:, m:], rest_key, PAIRS)
-        outside = self.outside.draw[:PAIRS]
+        outside, linear = self.outside.draw[:PAIRS], self.rule.linear
+        # what holds the draws holds the map: a force, of which momentum makes 1/(1 - b) times more
+        forgets = self.outside.pull * self.rate * linear.gain / (1.0 - linear.momentum)
         return sharpness_of_iterates(
-            self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], self.rule.linear,
-            scale=self.scale, top=sharpness, vectors=vectors, key=map_key, forgets=FORGETS,
+            self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], linear,
+            scale=self.scale, top=sharpness, vectors=vectors, key=map_key,
+            forgets=float(forgets) if self.looks else FORGETS,
             noise=(*per_example_modes(self.task, self.theta, self.axes[:, :m]), self.p),
             covariance=self.covariance[:m, :, :m], others=rest + jnp.concatenate([outside, -outside]),
         )  # fmt: skip
