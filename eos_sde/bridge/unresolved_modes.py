@@ -202,7 +202,7 @@ def measured(
 
     def opposite(one):
         up, down = slope(theta + one), slope(theta - one)
-        return (up + down) / 2, one @ ((up - down) / 2 - product(one))
+        return (up + down) / 2, one @ ((up - down) / 2 - product(one)) if held else 0.0
 
     around, more = (part.mean(axis=0) for part in jax.vmap(opposite)(draw))
     size = jnp.mean(jnp.sum((draw / shape) ** 2, axis=1))
