@@ -141,7 +141,7 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key, forgets
     key : Array
         Random key.
     forgets : float
-        Part of q that takes back itself in a step, in flat directions too. Runs under noise part there for good, which is no
+        Part of q that a step takes back, in flat directions too. Runs under noise part there for good, which is no
         fluctuation about one path: as in `unresolved_modes`.
 
     Returns

@@ -30,6 +30,7 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.critical_modes import complementary_covariance
 from eos_sde.bridge.edge_rest import resting_growth
 from eos_sde.bridge.flow_rules import FlowRule, Memory
+from eos_sde.bridge.reduced_map import PAIRS, sharp_modes, sharpness_of_iterates
 from eos_sde.bridge.rule_flow import FEW, START, iterated
 from eos_sde.bridge.spectrum import (
     curvature_gradients,
@@ -169,21 +170,21 @@ class RuleCentralFlow:
             rows = self.modes[:, :held] * self.eigenvalues[:held] / self.scale[:, None]  # HU = PU z
             self.squares = self.force**2 + jnp.einsum("ai,ij,aj->a", rows, self.covariance, rows)
 
-    def row(self, reached: int) -> dict[str, float]:  # noqa: ARG002
+    def row(self, reached: int) -> dict[str, float]:
         """What is saved here."""
         rule, axes, z = self.rule, self.critical_axes, self.eigenvalues
         vectors = self.modes
         if rule.adaptive:
             values, self.raw = iterated(self.task, self.theta, self.raw, None, 10)
             self.sharpness, vectors = float(values[0]), self.raw
-        kicks = balanced_kicks(axes, self.covariance)
-        beside = [float(sharpness_beside(self.task, self.theta, vectors, pair).mean()) for pair in kicks]
+        beside, stderr = self._beside(vectors, jax.random.key(reached))
         top = np.asarray(vectors[:, 0] @ axes)
         seen = np.nan if self.direction is None else np.asarray(self.direction @ axes)
         step = np.asarray(rule.linear.step(1.0, np.asarray(z))[0])
         saved = {
             "sharpness": self.sharpness,
-            "iterate_sharpness": float(np.mean(beside)) if beside else self.sharpness,
+            "iterate_sharpness": beside,
+            "iterate_sharpness_stderr": stderr,
             "effective_sharpness": float(z[0]) / rule.edge,
             "loss": self.loss,
             "mean_loss": self.mean_loss,
@@ -196,6 +197,31 @@ class RuleCentralFlow:
             saved["learning_rate"] = float(self.scale[0] ** 2)
             saved["resting_growth"] = self._growth()
         return saved
+
+    def _beside(self, vectors, key) -> tuple[float, float]:
+        """Sharpness of single iterates, and its error.
+
+        With second moments an oscillation also changes the rates, which the reduced map holds: there the iterates are
+        those of a balanced oscillation.
+        """
+        if not self.covariance.any():
+            return self.sharpness, 0.0
+        if self.rule.adaptive:
+            kicks = balanced_kicks(self.critical_axes, self.covariance)
+            seen = [float(sharpness_beside(self.task, self.theta, vectors, pair).mean()) for pair in kicks]
+            return float(np.mean(seen)), np.nan
+        linear, m = self.rule.linear, sharp_modes(self.task.size, self.eigenvalues.size)
+        inside = min(len(self.covariance), m)
+        known = jnp.zeros((m, m)).at[:inside, :inside].set(self.covariance[:inside, :inside])
+        # of an alternation: v+ = b v + gain z x has the other sign than v
+        alternate = jnp.array([1.0, -linear.gain * self.rule.edge / (1.0 + linear.momentum)])
+        return sharpness_of_iterates(
+            self.task, self.theta, self.eigenvalues[:m], self.modes[:, :m], linear, scale=self.scale,
+            top=self.sharpness, vectors=vectors, key=key,
+            noise=(jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0),
+            covariance=jnp.einsum("ij,a,b->iajb", known, alternate, alternate),
+            others=jnp.zeros((2 * PAIRS, self.task.size)),
+        )  # fmt: skip
 
     def _growth(self) -> float:
         """Growth of a disturbance of the largest oscillation; nan where there is none."""

@@ -263,7 +263,7 @@ def stochastic_central_flow(
     -------
     Dataset
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
-        fluctuation, which is what a run shows; of plain SGD with ``iterate_sharpness_stderr``),
+        fluctuation, which is what a run shows; with ``iterate_sharpness_stderr``),
         ``loss``, ``mean_loss``, ``unresolved_loss`` (the part of it
         from outside the carried modes), ``top_variance`` (along the top eigenvector at the time),
         ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square recursion; from 1

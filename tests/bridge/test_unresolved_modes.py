@@ -29,7 +29,7 @@ def double():
 
 @dataclass(frozen=True, eq=False)
 class Tilted:
-    """Examples of one quadratic form, each with a tilt, a cubic term (first weight times sixth squared), quartic ones."""
+    """Examples of one quadratic form, each with a tilt, a cubic term (w_0 w_5^2) and quartic ones."""
 
     tilts: np.ndarray
     bent: float = 0.0
