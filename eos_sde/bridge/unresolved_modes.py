@@ -204,7 +204,7 @@ def measured(
         up, down = slope(theta + one), slope(theta - one)
         return (up + down) / 2, one @ ((up - down) / 2 - product(one)) if held else 0.0
 
-    around, more = (part.mean(axis=0) for part in jax.vmap(opposite)(draw))
+    around, more = (jnp.mean(part, axis=0) for part in jax.vmap(opposite)(draw))
     size = jnp.mean(jnp.sum((draw / shape) ** 2, axis=1))
     pull = flat(more / jnp.where(size > 0, size, 1.0))
     return state._replace(
