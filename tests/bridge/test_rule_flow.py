@@ -129,6 +129,7 @@ def linear():
     return load_task("digits-mlp", examples=63, hidden=(), pool=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "eta"), [("sgdm", 0.02), ("adam", 0.003)])
 def test_iterates_of_a_quadratic_have_its_sharpness(linear, name, eta):
     """The curvature is the same everywhere: to the tolerance of its eigenvectors, whatever the map does."""
