@@ -9,8 +9,9 @@ carried by its exact recursion on the quadratic model, and the second moments nu
 The velocity is carried and not slaved to the gradient: the averaged path trails its force by b/(1 - b) steps, a
 checkpoint comes with a velocity of its own, and modes of curvature above (1 - b)^2/eta turn about their minimum on
 the way to it. It costs one vector. Outside the carried modes the fluctuation is known by its spectrum and by draws
-(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes. Left
-out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
+(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes; they are
+held where runs are, by the loss. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
+Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
 """
 
 from collections.abc import Collection
