@@ -31,6 +31,10 @@ _DESCRIBED = {
     "direction_variance": ("weight^2", "variance of the fluctuation along the given direction"),
     "radius": ("1", "spectral radius of the mean-square recursion"),
     "critical_modes": ("1", "number of Hessian eigenvalues within 5 % of the rule's edge, or beyond"),
+    "resting_growth": (
+        "1/step",
+        "growth of a disturbance of the oscillation at the edge of a rule with momentum",
+    ),
     "effective_sharpness": ("1", "top (preconditioned) Hessian eigenvalue over the rule's edge"),
 }
 _LEARNING_RATE = {"learning_rate": ("time", "mean learning rate of the next steps")}

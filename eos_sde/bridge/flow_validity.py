@@ -24,8 +24,8 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     Parameters
     ----------
     rows : sequence of mappings
-        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` of batches,
-        ``effective_sharpness`` of full ones.
+        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` of batches;
+        ``effective_sharpness`` of full ones, and ``resting_growth`` of those with momentum.
     rule : str
         As for `make_rule`.
     full_batch : bool
@@ -91,9 +91,12 @@ def _of_oscillation(rows: Sequence[Mapping[str, float]], rule: str) -> list[str]
     if not any(row["critical_modes"] for row in rows):
         return []
     if rule in _MOMENTUM:
+        growth = max((row["resting_growth"] for row in rows if row["resting_growth"] > 0.0), default=0.0)
+        if growth == 0.0:
+            return []
         return [
-            f"full-batch rule={rule!r} does not rest at its edge as the flow does: runs burst and fall below it, and "
-            "paths part by a third of the way"
+            f"full-batch rule={rule!r} does not rest at its edge as the flow does: a disturbance of the oscillation "
+            f"grows e-fold in {1.0 / growth:.2g} steps, so that runs burst and fall below the edge"
         ]
     if rule == "adam":
         return ["full-batch Adam bursts at its edge, where the flow rests"]

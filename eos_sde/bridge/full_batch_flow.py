@@ -240,11 +240,12 @@ def central_flow(
     Returns
     -------
     Dataset
-        Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the oscillation, of
-        descent with ``iterate_sharpness_stderr``),
+        Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the oscillation, with
+        ``iterate_sharpness_stderr`` but for rules with second moments),
         ``loss``, ``mean_loss`` (L + tr(H Sigma)/2, which is L + tr(Sigma)/eta at the edge), ``top_variance`` (along
         the top eigenvector at the time), ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the
-        second-moment recursion, the largest (1 - eta h)^2: 1 at the edge), ``effective_sharpness`` (top eigenvalue of
+        second-moment recursion, the largest (1 - eta h)^2: 1 at the edge), ``resting_growth`` (of a disturbance of the
+        oscillation, with momentum: see `edge_rest`), ``effective_sharpness`` (top eigenvalue of
         the Hessian, preconditioned by the rates, over the rule's edge: 1 at the edge), ``critical_modes`` (such
         eigenvalues within 5 % of the edge, or beyond), ``learning_rate`` (of rules with one for all weights).
         ``final_params(weight)``, and ``final_momentum``, ``final_second_moments`` of rules that keep them;

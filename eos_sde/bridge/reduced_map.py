@@ -141,7 +141,7 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key, forgets
     key : Array
         Random key.
     forgets : float
-        Part of q that a step takes back in flat directions too. Runs under noise part there for good, which is no
+        Part of q that a step takes back, in flat directions too. Runs under noise part there for good, which is no
         fluctuation about one path: as in `unresolved_modes`.
 
     Returns
@@ -158,6 +158,7 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key, forgets
     covariance = linear.after(covariance, _BALANCED)
     balance = jnp.einsum("ijs,ij->s", turning, covariance[:, 0, :, 0]) / 2
     b, limit = rule.momentum, jnp.abs(curvature[0])
+    pull = forgets * (1.0 - b) / rule.gain  # a force acts b/(1 - b) times more
 
     def moved(place, velocity, gradient):
         velocity = b * velocity + rule.gain * gradient
@@ -174,7 +175,7 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key, forgets
             *moved(
                 q,
                 vq,
-                around.hessian @ q + forgets * q + jnp.einsum("ijs,i,j->s", turning, x, x) / 2 - balance,
+                around.hessian @ q + pull * q + jnp.einsum("ijs,i,j->s", turning, x, x) / 2 - balance,
             ),
         )
         # a lost run rests where it was: its numbers would overflow
@@ -201,7 +202,7 @@ def iterates_sharpness(
 ) -> tuple[float, float]:
     """Top eigenvalue of the Hessian at single iterates of (stochastic) gradient descent, in the mean.
 
-    The long mean over the map's runs, corrected by what the network's own Hessian has more at a few of its points.
+    As `sharpness_of_iterates`, all in the coordinates of the weights.
 
     Parameters
     ----------
@@ -227,24 +228,68 @@ def iterates_sharpness(
     Returns
     -------
     value, stderr : float
+        In units of curvature; the error of so few runs and points.
+    """
+    m, scale = modes.shape[1], eta**0.5
+    gradients, curvatures, p = noise
+    return sharpness_of_iterates(
+        task, theta, eta * eigenvalues, modes, _DESCENT, scale=jnp.full(task.size, scale), top=eigenvalues[0],
+        vectors=modes, noise=(scale * gradients, eta * curvatures, p), others=others, key=key, forgets=forgets,
+        covariance=jnp.zeros((m, 2, m, 2)).at[:, 0, :, 0].set(covariance / eta),
+    )  # fmt: skip
+
+
+def sharpness_of_iterates(
+    task: Task, theta, eigenvalues, modes, rule: LinearRule, *, scale, top, vectors, noise, covariance, others,
+    key, forgets: float = 0.0,
+) -> tuple[float, float]:  # fmt: skip
+    """Top eigenvalue of the Hessian at single iterates of a rule, in the mean.
+
+    The long mean over the map's runs, corrected by what the network's own Hessian has more at a few of its points: of
+    the map only how it swings is taken, also where the rates of the weights differ and its eigenvalues are of r H r.
+
+    Parameters
+    ----------
+    task : Task
+        The training problem.
+    theta : Array
+        Averaged weights, shape (d,).
+    eigenvalues, modes : Array
+        Sharpest of r H r, shapes (m,) and (d, m), orthonormal.
+    rule : LinearRule
+        The step, at a learning rate of 1.
+    scale : Array
+        r, square roots of the rates, shape (d,).
+    top, vectors : Array
+        Top eigenvalue of H at the averaged weights, and a block (d, k) with its eigenvector.
+    noise, covariance, forgets
+        As for `swings`.
+    others : Array
+        Opposite pairs of what fluctuates beside the map, in the weights, shape (2 pairs, d), first all of one sign.
+    key : Array
+        Random key.
+
+    Returns
+    -------
+    value, stderr : float
         In units of curvature; the error of so few runs and points. Where most runs left the cubic model it is that of
         Gaussian fluctuations with the covariance of the path.
     """
-    pairs, m, scale = others.shape[0] // 2, modes.shape[1], eta**0.5
-    around = reduced_map(task, theta, eta * eigenvalues, modes, jnp.full(task.size, scale))
-    gradients, curvatures, p = noise
-    state = jnp.zeros((m, 2, m, 2)).at[:, 0, :, 0].set(covariance / eta)
-    found = swings(around, _DESCENT, (scale * gradients, eta * curvatures, p), state, key, forgets)
+    pairs, axes = others.shape[0] // 2, scale[:, None] * modes
+    around = reduced_map(task, theta, eigenvalues, modes, scale)
+    found = swings(around, rule, noise, covariance, key, forgets)
     known = jnp.flatnonzero(jnp.isfinite(found.mean_tops))
     if known.size < _RUNS // 2:
-        points = fluctuation_draws(modes, covariance, key, pairs) + others
-        seen = sharpness_beside(task, theta, modes, points).reshape(2, pairs).mean(axis=0)
+        points = fluctuation_draws(axes, covariance[:, 0, :, 0], key, pairs) + others
+        seen = sharpness_beside(task, theta, vectors, points).reshape(2, pairs).mean(axis=0)
         return float(seen.mean()), float(seen.std(ddof=1) / pairs**0.5)
     used = known[jnp.arange(pairs) % known.size]
-    along, beside = found.along[used] @ modes.T, found.beside[used] @ around.basis.T
-    points = jnp.concatenate([beside + along, beside - along]) * scale + others
-    seen = sharpness_beside(task, theta, modes, points).reshape(2, pairs).mean(axis=0)
-    more = seen - found.tops[used] / scale**2
-    level = found.mean_tops[known] / scale**2
+    along = found.along[used] @ axes.T
+    beside = scale * (found.beside[used] @ around.basis.T)
+    points = jnp.concatenate([beside + along, beside - along]) + others
+    seen = sharpness_beside(task, theta, vectors, points).reshape(2, pairs).mean(axis=0)
+    unit = top / eigenvalues[0]
+    more = seen - unit * found.tops[used]
+    level = unit * found.mean_tops[known]
     error = (level.var(ddof=1) / known.size + more.var(ddof=1) / pairs) ** 0.5
     return float(level.mean() + more.mean()), float(error)

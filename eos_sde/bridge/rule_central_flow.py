@@ -9,8 +9,8 @@ Sigma = U X U' >= 0, U the critical generalised eigenvectors (U'PU = I), for whi
 (Cohen, Damian, Talwalkar, Kolter and Lee, arXiv:2410.24206, for RMSProp). An oscillation opens this gap in two ways: it
 pushes the weights to flatter ones, and it adds diag(H Sigma H) to the second moments, which lowers the rates. With
 momentum the weights trail their force; so X is chosen for the gap that it would leave a few b/(1 - b) steps ahead, and
-again at the next step of the flow: it then neither chatters nor lags. Runs with momentum 0.9 do not rest at the edge as
-this flow does: they overshoot, burst and fall below it.
+again at the next step of the flow: it then neither chatters nor lags. Runs with momentum 0.9 seldom rest at the edge as
+this flow does: they overshoot, burst and fall below it; how fast they leave is told (`edge_rest`).
 """
 
 from dataclasses import replace
@@ -28,9 +28,17 @@ from eos_sde.bridge.averaged_path import (
     stable_stride,
 )
 from eos_sde.bridge.critical_modes import complementary_covariance
+from eos_sde.bridge.edge_rest import resting_growth
 from eos_sde.bridge.flow_rules import FlowRule, Memory
+from eos_sde.bridge.reduced_map import PAIRS, sharp_modes, sharpness_of_iterates
 from eos_sde.bridge.rule_flow import FEW, START, iterated
-from eos_sde.bridge.spectrum import curvature_gradients, follow_modes, random_block, top_modes
+from eos_sde.bridge.spectrum import (
+    curvature_gradients,
+    follow_modes,
+    hessian_products,
+    random_block,
+    top_modes,
+)
 from eos_sde.bridge.state_covariance import averaged_steps
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure
@@ -42,6 +50,11 @@ _BEYOND_ADAPTIVE = 2.0  # where the rates give way: runs of RMSProp at the edge 
 @jax.jit
 def _local(task: Task, theta, block, scale):
     return *jax.value_and_grad(task.loss)(theta), *follow_modes(task, theta, block, scale)
+
+
+@jax.jit
+def _product(task: Task, theta, direction, scale):
+    return hessian_products(task, theta, direction[:, None], scale=scale)[:, 0]
 
 
 @partial(jax.jit, static_argnames=("rule", "held"))
@@ -140,7 +153,7 @@ class RuleCentralFlow:
 
     def _balance(self) -> None:
         """Find the oscillation, and the mean force and squared gradient under it."""
-        self.covariance, self.force = np.zeros((0, 0)), self.gradient
+        self.covariance, self.force, self.turning = np.zeros((0, 0)), self.gradient, None
         rule, held = self.rule, 0
         # a capped rate keeps the weights from oscillating
         if self.critical and rule.delta is None:
@@ -149,6 +162,7 @@ class RuleCentralFlow:
                 self.task, replace(rule, eta=1.0), held, self.theta, self.gradient, self.memory, self.scale,
                 self.eigenvalues, self.modes, rule.eta, self.ahead + rule.lag,
             )  # fmt: skip
+            self.turning = turning
             self.covariance = complementary_covariance(np.asarray(gap), np.asarray(response))
             self.force = self.gradient + 0.5 * jnp.einsum("ij,ija->a", self.covariance, turning)
         self.critical_axes = self.scale[:, None] * self.modes[:, :held]
@@ -156,21 +170,21 @@ class RuleCentralFlow:
             rows = self.modes[:, :held] * self.eigenvalues[:held] / self.scale[:, None]  # HU = PU z
             self.squares = self.force**2 + jnp.einsum("ai,ij,aj->a", rows, self.covariance, rows)
 
-    def row(self, reached: int) -> dict[str, float]:  # noqa: ARG002
+    def row(self, reached: int) -> dict[str, float]:
         """What is saved here."""
         rule, axes, z = self.rule, self.critical_axes, self.eigenvalues
         vectors = self.modes
         if rule.adaptive:
             values, self.raw = iterated(self.task, self.theta, self.raw, None, 10)
             self.sharpness, vectors = float(values[0]), self.raw
-        kicks = balanced_kicks(axes, self.covariance)
-        beside = [float(sharpness_beside(self.task, self.theta, vectors, pair).mean()) for pair in kicks]
+        beside, stderr = self._beside(vectors, jax.random.key(reached))
         top = np.asarray(vectors[:, 0] @ axes)
         seen = np.nan if self.direction is None else np.asarray(self.direction @ axes)
         step = np.asarray(rule.linear.step(1.0, np.asarray(z))[0])
         saved = {
             "sharpness": self.sharpness,
-            "iterate_sharpness": float(np.mean(beside)) if beside else self.sharpness,
+            "iterate_sharpness": beside,
+            "iterate_sharpness_stderr": stderr,
             "effective_sharpness": float(z[0]) / rule.edge,
             "loss": self.loss,
             "mean_loss": self.mean_loss,
@@ -181,7 +195,45 @@ class RuleCentralFlow:
         }
         if not rule.adaptive:
             saved["learning_rate"] = float(self.scale[0] ** 2)
+            saved["resting_growth"] = self._growth()
         return saved
+
+    def _beside(self, vectors, key) -> tuple[float, float]:
+        """Sharpness of single iterates, and its error.
+
+        With second moments an oscillation also changes the rates, which the reduced map holds: there the iterates are
+        those of a balanced oscillation.
+        """
+        if not self.covariance.any():
+            return self.sharpness, 0.0
+        if self.rule.adaptive:
+            kicks = balanced_kicks(self.critical_axes, self.covariance)
+            seen = [float(sharpness_beside(self.task, self.theta, vectors, pair).mean()) for pair in kicks]
+            return float(np.mean(seen)), np.nan
+        linear, m = self.rule.linear, sharp_modes(self.task.size, self.eigenvalues.size)
+        inside = min(len(self.covariance), m)
+        known = jnp.zeros((m, m)).at[:inside, :inside].set(self.covariance[:inside, :inside])
+        # of an alternation: v+ = b v + gain z x has the other sign than v
+        alternate = jnp.array([1.0, -linear.gain * self.rule.edge / (1.0 + linear.momentum)])
+        return sharpness_of_iterates(
+            self.task, self.theta, self.eigenvalues[:m], self.modes[:, :m], linear, scale=self.scale,
+            top=self.sharpness, vectors=vectors, key=key,
+            noise=(jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0),
+            covariance=jnp.einsum("ij,a,b->iajb", known, alternate, alternate),
+            others=jnp.zeros((2 * PAIRS, self.task.size)),
+        )  # fmt: skip
+
+    def _growth(self) -> float:
+        """Growth of a disturbance of the largest oscillation; nan where there is none."""
+        if self.turning is None or not self.covariance.any():
+            return np.nan
+        variances, rotation = np.linalg.eigh(self.covariance)
+        modes = self.modes[:, : len(variances)]
+        turning = self.scale * jnp.einsum("ija,i,j->a", self.turning, rotation[:, -1], rotation[:, -1])
+        turning -= modes @ (modes.T @ turning)
+        square = turning @ turning
+        bent = _product(self.task, self.theta, turning, self.scale)
+        return resting_growth(self.rule.linear, float(square * variances[-1]), float(turning @ bent / square))
 
     def advance(self) -> int:
         """Move on; the steps made."""

@@ -9,8 +9,9 @@ carried by its exact recursion on the quadratic model, and the second moments nu
 The velocity is carried and not slaved to the gradient: the averaged path trails its force by b/(1 - b) steps, a
 checkpoint comes with a velocity of its own, and modes of curvature above (1 - b)^2/eta turn about their minimum on
 the way to it. It costs one vector. Outside the carried modes the fluctuation is known by its spectrum and by draws
-(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes. Left
-out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
+(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes; they are
+held where runs are, by the loss. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
+Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
 """
 
 from collections.abc import Collection
@@ -32,10 +33,11 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.covariance import per_example_modes
 from eos_sde.bridge.flow_rules import FlowRule, Memory
 from eos_sde.bridge.gradient_moments import averaged_moments, example_squares, opposite_points, sign_rows
+from eos_sde.bridge.reduced_map import PAIRS, sharp_modes, sharpness_of_iterates
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import FORGETS, after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
@@ -181,7 +183,7 @@ class RuleFlow:
         rate, key = self.rate, jax.random.fold_in(self.outside_key, self.strides)
         self.outside = measured(
             self.outside, self.task, self.theta, self.modes, self.local.eigenvalues / rate, self.sigma * rate, key,
-            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate),
+            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate), held=True,
         )  # fmt: skip
 
     def _opposite(self, covariance: jax.Array) -> jax.Array:
@@ -197,8 +199,7 @@ class RuleFlow:
             sharpness, vectors = float(values[0]), self.raw
         else:
             sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
-        draws = fluctuation_draws(self.axes, self.sigma, jax.random.fold_in(self.key, reached))
-        draws += jnp.concatenate([self.outside.draw[:2], -self.outside.draw[:2]])
+        beside, stderr = self._beside(sharpness, vectors, jax.random.fold_in(self.key, reached))
         top = vectors[:, 0] @ self.axes
         seen = jnp.full_like(top, jnp.nan) if self.direction is None else self.direction @ self.axes
         outside = (
@@ -206,7 +207,8 @@ class RuleFlow:
         )
         saved = {
             "sharpness": sharpness,
-            "iterate_sharpness": float(sharpness_beside(self.task, self.theta, vectors, draws).mean()),
+            "iterate_sharpness": beside,
+            "iterate_sharpness_stderr": stderr,
             "effective_sharpness": float(z[0]) / self.rule.edge,
             "loss": self.losses[0],
             "mean_loss": self.losses[1],
@@ -219,6 +221,24 @@ class RuleFlow:
         if not self.rule.adaptive:
             saved["learning_rate"] = float(self.scale[0] ** 2)
         return saved
+
+    def _beside(self, sharpness: float, vectors: jax.Array, key) -> tuple[float, float]:
+        """Sharpness of single iterates, and its error."""
+        if not self.covariance.any():  # at the checkpoint, which is one point
+            return sharpness, 0.0
+        m = sharp_modes(self.task.size, self.modes.shape[1])
+        map_key, rest_key = jax.random.split(key)
+        rest = fluctuation_draws(self.axes[:, m:], self.sigma[m:, m:], rest_key, PAIRS)
+        outside, linear = self.outside.draw[:PAIRS], self.rule.linear
+        # what holds the draws holds the map: a force, of which momentum makes 1/(1 - b) times more
+        forgets = self.outside.pull * self.rate * linear.gain / (1.0 - linear.momentum)
+        return sharpness_of_iterates(
+            self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], linear,
+            scale=self.scale, top=sharpness, vectors=vectors, key=map_key,
+            forgets=float(forgets) if self.looks else FORGETS,
+            noise=(*per_example_modes(self.task, self.theta, self.axes[:, :m]), self.p),
+            covariance=self.covariance[:m, :, :m], others=rest + jnp.concatenate([outside, -outside]),
+        )  # fmt: skip
 
     def advance(self) -> int:
         """Move on; the steps made."""

@@ -14,8 +14,8 @@ order: the term of the central flow of Cohen et al. (arXiv:2410.24206). Outside 
 by its spectrum and a few draws (`unresolved_modes`), which give its loss, its push on the path, and its curvature noise
 in the modes. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
 
-The stepper is one of our own and not diffrax's. The covariance obeys a recursion in whole steps, which is taken exactly;
-the modes relax by up to twice their distance a step, exactly too (`displacement`), so that no stability limit is left
+The stepper is our own and not diffrax's. The covariance obeys a recursion in whole steps, which is taken exactly; the
+modes relax by up to twice their distance a step, exactly too (`displacement`), so that no stability limit is left
 but that of the modes outside; the block of modes is improved from step to step, which is no function of the state; and
 what is measured outside the modes is random, so that an embedded error estimate would see noise.
 
@@ -297,7 +297,7 @@ def stochastic_central_flow(
     -------
     Dataset
         Over ``step``: ``sharpness`` (at the averaged weights), ``iterate_sharpness`` (mean over the
-        fluctuation, which is what a run shows; of plain SGD with ``iterate_sharpness_stderr``),
+        fluctuation, which is what a run shows; with ``iterate_sharpness_stderr``),
         ``loss``, ``mean_loss``, ``unresolved_loss`` (the part of it
         from outside the carried modes), ``top_variance`` (along the top eigenvector at the time),
         ``direction_variance`` (along `direction`, or NaN), ``radius`` (of the mean-square recursion; from 1

@@ -18,6 +18,12 @@ series for each draw, so that its covariance is ``p sum_t phi_t(H) C phi_t(H)`` 
 to a kick t steps ago, between unlike curvatures too. The push E[grad L(w + delta)] - grad L(w) is its running mean over
 both signs of the draws. They are made anew at every measurement, so that this mean has little scatter; that of a draw
 which goes along with the flow would, under momentum, take the path off.
+
+Runs part along flat directions, further than the quadratic model reaches, until the loss itself holds them. Under
+momentum, whose steps are long, this is most of the spread. What holds the draws there is measured on them, as a
+curvature that is added to that at w (statistical linearisation): for the draws d of now
+
+    pull = (E[d . (grad L(w + d) - grad L(w - d))/2] - E[d . H d]) / E|d|^2
 """
 
 from functools import partial
@@ -59,6 +65,8 @@ class Unresolved(NamedTuple):
         Running mean of E[grad L(w + delta)] - grad L(w), shape (d,).
     draw : Array
         Independent draws of the fluctuation, shape (draws, d).
+    pull : Array
+        Running mean of the curvature that holds the draws beyond that at w, in the coordinates w/shape; at least 0.
     measured : Array
         Number of measurements.
     """
@@ -68,6 +76,7 @@ class Unresolved(NamedTuple):
     power: jax.Array
     push: jax.Array
     draw: jax.Array
+    pull: jax.Array
     measured: jax.Array
 
 
@@ -95,10 +104,10 @@ def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> 
     points = 1 + round(float(np.log(steepest / flattest) / np.log(_RATIO)))
     grid = jnp.concatenate([jnp.zeros(1), jnp.geomspace(flattest, steepest, points)]) / rate
     empty, drawn = jnp.zeros((grid.size, 2, 2)), jnp.zeros((draws, size))
-    return Unresolved(grid, empty, empty[:, 0, 0], drawn[0], drawn, jnp.zeros((), int))
+    return Unresolved(grid, empty, empty[:, 0, 0], drawn[0], drawn, jnp.zeros(()), jnp.zeros((), int))
 
 
-@partial(jax.jit, static_argnames="rule")
+@partial(jax.jit, static_argnames=("rule", "held"))
 def measured(
     state: Unresolved,
     task: Task,
@@ -113,6 +122,7 @@ def measured(
     rule: LinearRule = _PLAIN,
     shape=1.0,
     sums: Task | None = None,
+    held: bool = False,
 ) -> Unresolved:
     """Measure the spectrum of the noise at an iterate, and make new draws.
 
@@ -139,6 +149,8 @@ def measured(
     sums : Task, optional
         Another sample of the examples, for the sums of their gradients: what a sample knows of its own is more than
         it knows of the others. `task` if left out.
+    held : bool
+        Whether the draws are held by `pull`, and do not forget.
 
     Returns
     -------
@@ -189,12 +201,21 @@ def measured(
     parts *= jnp.sqrt(power.sum() / jnp.where(sizes > 0, sizes, 1.0))
     shuffled = jax.random.fold_in(key, count)
     series = jax.random.rademacher(shuffled, (_HISTORY, count, count, 1), theta.dtype)
-    left = _driven(rule, rate, jnp.abs(at), series, steps) * jnp.sqrt(p / count)
+    stiff, forgets = (jnp.abs(at) + state.pull, 0.0) if held else (jnp.abs(at), FORGETS)
+    left = _driven(rule, rate, stiff, series, steps, forgets) * jnp.sqrt(p / count)
     draw = shape * jnp.einsum("mjo,jo,jod->md", left, parts, basis)
-    around = jax.vmap(lambda one: (slope(theta + one) + slope(theta - one)) / 2)(draw).mean(axis=0)
+
+    def opposite(one):
+        up, down = slope(theta + one), slope(theta - one)
+        return (up + down) / 2, one @ ((up - down) / 2 - product(one)) if held else 0.0
+
+    around, more = (jnp.mean(part, axis=0) for part in jax.vmap(opposite)(draw))
+    size = jnp.mean(jnp.sum((draw / shape) ** 2, axis=1))
+    pull = flat(more / jnp.where(size > 0, size, 1.0))
     return state._replace(
         power=power,
         push=state.push + share * (around - gradient - state.push),
+        pull=state.pull + share * (pull - state.pull),
         draw=draw,
         measured=state.measured + 1,
     )
@@ -212,10 +233,10 @@ def _over(rule: LinearRule, rate, curvatures: jax.Array, steps):
     return jax.lax.fori_loop(0, steps, once, (start, jnp.zeros_like(step)))
 
 
-def _driven(rule: LinearRule, rate, curvatures: jax.Array, series: jax.Array, steps) -> jax.Array:
+def _driven(rule: LinearRule, rate, curvatures: jax.Array, series: jax.Array, steps, forgets) -> jax.Array:
     """What is left in w of the last kicks of a series along the first axis, of which there were so many."""
     step, kick = rule.step(rate, curvatures, jnp)
-    step = jnp.array([[1.0 - FORGETS], [1.0]]) * step
+    step = jnp.array([[1.0 - forgets], [1.0]]) * step
     number = len(series)
     came = jnp.arange(number).reshape(-1, *(1,) * (series.ndim - 1)) >= number - steps
 

@@ -8,7 +8,7 @@ from eos_sde.bridge.flow_validity import cautions, swing_after_overshoot
 
 SOUND = {
     "loss": 0.8, "mean_loss": 1.0, "radius": 0.7, "critical_modes": 0, "unresolved_loss": 0.05,
-    "effective_sharpness": 0.9,
+    "effective_sharpness": 0.9, "resting_growth": float("nan"),
 }  # fmt: skip
 
 
@@ -36,7 +36,11 @@ def test_nothing_speaks_against_a_small_resolved_stable_fluctuation():
             "60 % of the excess loss comes from outside the carried modes, where",
         ),
         ({"critical_modes": 2}, {"full_batch": True, "rule": "rmsprop"}, "swings about its edge"),
-        ({"critical_modes": 1}, {"full_batch": True, "rule": "nesterov"}, "does not rest at its edge"),
+        (
+            {"critical_modes": 1, "resting_growth": 0.05},
+            {"full_batch": True, "rule": "nesterov"},
+            "does not rest at its edge as the flow does: a disturbance of the oscillation grows e-fold in 20 steps",
+        ),
         ({"critical_modes": 1}, {"full_batch": True, "rule": "adam"}, "Adam bursts"),
         ({}, {"stopped": "step 40: the fluctuations outgrow"}, "ended early, at step 40"),
     ],
@@ -53,6 +57,10 @@ def test_descent_at_the_edge_is_known():
     assert of(*rising[:2], held, full_batch=True) == ""
     assert "overshoots it by 8 %" in of(*rising, held, full_batch=True)
     assert swing_after_overshoot([0.98, 1.04, 1.08, 1.0]) == pytest.approx(0.08)
+
+
+def test_momentum_may_rest_at_its_edge():
+    assert of({}, {"critical_modes": 1, "resting_growth": -0.01}, full_batch=True, rule="sgdm") == ""
 
 
 def test_no_point_at_all():

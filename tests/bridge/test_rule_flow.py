@@ -129,6 +129,19 @@ def linear():
     return load_task("digits-mlp", examples=63, hidden=(), pool=2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "eta"), [("sgdm", 0.02), ("adam", 0.003)])
+def test_iterates_of_a_quadratic_have_its_sharpness(linear, name, eta):
+    """The curvature is the same everywhere: to the tolerance of its eigenvectors, whatever the map does."""
+    flow = stochastic_central_flow(
+        linear, linear.init(0), batch_size=8, rule=name, eta=eta, steps=20, modes=MODES, save_every=10
+    )
+    assert np.all(flow["top_variance"][1:] > 0)
+    assert_allclose(flow["iterate_sharpness"], flow["sharpness"], rtol=1e-3)
+    assert_allclose(flow["sharpness"], flow["sharpness"][0], rtol=1e-3)
+    assert np.all(flow["iterate_sharpness_stderr"] < 1e-3 * flow["sharpness"])
+
+
 @double_precision
 def balance(flow):
     """A = z* - r H r and X in the critical modes of a settled flow."""
