@@ -4,8 +4,9 @@ The error has two parts. That of sampling is seen in the forecast itself: flows 
 the scatter of one about a straight line. That of the model is what the flow leaves out, of second order in the share e
 of the fluctuation in the mean loss (`flow_validity`), beside a floor: its size was set by runs on `digits-mlp` and no
 other task, where forecasts of the sharpness at batch 4 were off by up to 4 %. With full batches the sharpness of a run
-that overshot the edge by o swings about it, anywhere from -o to o. Where the flows evaluate a sample of the examples,
-each draws its own, so that the error from that is in the scatter between them.
+that overshot the edge by o swings about it, anywhere from -o to o, and with m critical modes by 1/sqrt(m) of it in the
+mean. Where the flows evaluate a sample of the examples, each draws its own, so that the error from that is in the
+scatter between them.
 """
 
 import math
@@ -101,7 +102,8 @@ def forecast_plateau(
     tails = [flow.sel(step=late) for flow in flows]
     more = dict.fromkeys(QUANTITIES, 0.0)
     if batch_size == task.n and not stopped:
-        more["sharpness"] = swing_after_overshoot(flows[0]["effective_sharpness"]) / math.sqrt(3.0)
+        swinging = max(1.0, float(flows[0]["critical_modes"][-1]))
+        more["sharpness"] = swing_after_overshoot(flows[0]["effective_sharpness"]) / math.sqrt(3.0 * swinging)
     rows = {name: _row(name, tails, stopped, more[name]) for name in QUANTITIES}
     columns = {
         "predicted": "late mean, forecast",

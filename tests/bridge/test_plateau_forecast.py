@@ -54,12 +54,13 @@ def test_full_batches_need_one_flow(small_task, small_start):
 
 
 def test_an_overshoot_that_ended_makes_the_sharpness_uncertain(small_task, small_start):
-    """Even from -o to o the swings have a root mean square of o over the root of 3; the floor is 1 %."""
+    """Even from -o to o the swings of one mode have a root mean square of o over the root of 3; the floor is 1 %."""
     given = {"batch_size": small_task.n, "rule": "gd", "eta": 0.184, "steps": 260, "modes": 6}
     found = forecast_plateau(small_task, small_start, **given)["model_stderr"]
     flow = central_flow(small_task, small_start, eta=0.184, steps=260, modes=6, save_every=10)
     over = float(flow["effective_sharpness"].max()) - 1.0
     assert over > 0.08
+    assert int(flow["critical_modes"][-1]) == 1
     relative = float(found.sel(quantity="sharpness")) * 0.184 / 2.0
     assert_allclose(relative, np.hypot(0.01, over / 3**0.5), rtol=0.05)
 
