@@ -9,8 +9,8 @@ carried by its exact recursion on the quadratic model, and the second moments nu
 The velocity is carried and not slaved to the gradient: the averaged path trails its force by b/(1 - b) steps, a
 checkpoint comes with a velocity of its own, and modes of curvature above (1 - b)^2/eta turn about their minimum on
 the way to it. It costs one vector. Outside the carried modes the fluctuation is known by its spectrum and by draws
-(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes; they are
-held where runs are, by the loss. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
+(`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes; with
+momentum they are held where runs are, by the loss. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
 Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
 """
 
@@ -125,6 +125,7 @@ class RuleFlow:
             self.block = iterated(task, theta, self.block, self.scale, START)[1]
         carried = self.block.shape[1]
         self.looks = "unresolved modes" not in without and carried < task.size
+        self.holds = rule.linear.momentum > 0.0  # else draws forget, as those of plain SGD
         self.signs = sign_rows(carried)
         self.covariance = jnp.zeros((carried, 2, carried, 2))
         self.modes, self.axes = self.block, self.scale[:, None] * self.block
@@ -183,7 +184,8 @@ class RuleFlow:
         rate, key = self.rate, jax.random.fold_in(self.outside_key, self.strides)
         self.outside = measured(
             self.outside, self.task, self.theta, self.modes, self.local.eigenvalues / rate, self.sigma * rate, key,
-            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate), held=True,
+            rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate),
+            held=self.holds,
         )  # fmt: skip
 
     def _opposite(self, covariance: jax.Array) -> jax.Array:
@@ -231,11 +233,11 @@ class RuleFlow:
         rest = fluctuation_draws(self.axes[:, m:], self.sigma[m:, m:], rest_key, PAIRS)
         outside, linear = self.outside.draw[:PAIRS], self.rule.linear
         # what holds the draws holds the map: a force, of which momentum makes 1/(1 - b) times more
-        forgets = self.outside.pull * self.rate * linear.gain / (1.0 - linear.momentum)
+        pulled = float(self.outside.pull * self.rate * linear.gain / (1.0 - linear.momentum))
         return sharpness_of_iterates(
             self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], linear,
             scale=self.scale, top=sharpness, vectors=vectors, key=map_key,
-            forgets=float(forgets) if self.looks else FORGETS,
+            forgets=pulled if self.looks and self.holds else FORGETS,
             noise=(*per_example_modes(self.task, self.theta, self.axes[:, :m]), self.p),
             covariance=self.covariance[:m, :, :m], others=rest + jnp.concatenate([outside, -outside]),
         )  # fmt: skip
