@@ -10,8 +10,8 @@ The velocity is carried and not slaved to the gradient: the averaged path trails
 checkpoint comes with a velocity of its own, and modes of curvature above (1 - b)^2/eta turn about their minimum on
 the way to it. It costs one vector. Outside the carried modes the fluctuation is known by its spectrum and by draws
 (`unresolved_modes`), which give its loss, its push on the path, and its curvature noise in the carried modes; with
-momentum they are held where runs are, by the loss. The sharpness of single iterates is read from the `reduced_map` of the sharpest modes.
-Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
+momentum they are held where runs are, by the loss. The sharpness of single iterates is read from the `reduced_map` of
+the sharpest modes. Left out are the fluctuations of nu (of relative order 1 - b2) and of a capped rate.
 """
 
 from collections.abc import Collection
