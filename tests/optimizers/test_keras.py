@@ -331,6 +331,7 @@ def test_another_optimizer_trains_as_in_keras():
         ({"delta": 2.0}, "delta must be a finite number below 2"),
         ({"delta": None}, "delta must be a number"),
         ({"refresh": 0}, "refresh must be a positive whole number"),
+        ({"refresh": float("inf")}, "refresh must be a positive whole number"),
         ({"refresh": "often"}, "refresh must be a positive whole number"),
         ({"momentum": "heavy"}, "momentum must lie in"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),

@@ -173,7 +173,7 @@ def _top_ritz(operator: Operator, start: tf.Tensor, order: int) -> _Ritz:
     scale = tf.maximum(
         scale, tf.reduce_max(tf.where(tf.math.is_finite(lengths), lengths, 0.0))
     )  # -inf of none
-    negligible = ROUNDING * float(np.finfo(dtype.as_numpy_dtype).eps) * scale
+    negligible = ROUNDING * float(np.finfo(np.dtype(dtype.name)).eps) * scale
     going_on = (lengths > negligible) & tf.math.is_finite(diagonal[1:])
     sound = tf.concat([[True], tf.math.cumprod(tf.cast(going_on, dtype)) > 0], axis=0)
     below = diagonal[0] - tf.where(scale > 0, scale, 1.0)

@@ -362,4 +362,9 @@ class CAEO(keras.optimizers.Optimizer):
 
 
 def _given(value: tf.Tensor) -> Callable[..., tf.Tensor]:
-    return lambda shape, dtype=None: tf.cast(tf.reshape(value, shape), dtype)
+    """Return a Keras initializer of this value."""
+
+    def initializer(shape: Any, dtype: Any = None) -> tf.Tensor:
+        return tf.cast(tf.reshape(value, shape), dtype)
+
+    return initializer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from typing import Any
 
 import keras
+import numpy as np
 
 from eos_sde.optimizers import rule
 from solvers.errors import InvalidInput
@@ -51,9 +51,11 @@ def check_settings(*, delta: Any, refresh: Any, momentum: Any, seed: Any) -> Non
     if delta is None:
         raise InvalidInput("delta must be a number, got None.")
     rule.validate(delta=delta)
-    if not isinstance(refresh, numbers.Real) or refresh < 1 or int(refresh) != refresh:
+    if not isinstance(refresh, float | int | np.integer | np.floating) or refresh < 1 or refresh % 1 != 0:
         raise InvalidInput(f"refresh must be a positive whole number of updates, got {refresh!r}.")
-    if momentum is not None and not (isinstance(momentum, numbers.Real) and 0 <= momentum < 1):
+    if momentum is not None and not (
+        isinstance(momentum, float | int | np.integer | np.floating) and 0 <= momentum < 1
+    ):
         raise InvalidInput(f"momentum must lie in [0, 1), or be None for none, got {momentum!r}.")
     if not hasattr(seed, "__index__"):
         raise InvalidInput(f"seed must be an integer, got {seed!r}.")
