@@ -247,6 +247,7 @@ def test_the_configuration_makes_the_same_optimizer_again():
     assert again.get_config() == made.get_config()
     assert again.curvature == curvature.power(iterations=3)
     assert again.clipnorm == 1.0
+    assert CAEO.from_config({"learning_rate": 0.25}).curvature == curvature.lanczos()
 
 
 def quadratic(variable, curvatures=(0.5, 2.0, 10.0)):

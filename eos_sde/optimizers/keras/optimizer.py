@@ -322,9 +322,11 @@ class CAEO(keras.optimizers.Optimizer):
         CAEO
             Not built.
         """
-        estimator = dict(config["curvature"])
-        made = ESTIMATORS[estimator.pop("name")](**estimator)
-        return super().from_config({**config, "curvature": made}, custom_objects=custom_objects)
+        config = dict(config)
+        if "curvature" in config:
+            estimator = dict(config["curvature"])
+            config["curvature"] = ESTIMATORS[estimator.pop("name")](**estimator)
+        return super().from_config(config, custom_objects=custom_objects)
 
     def _measure(self, product: Product) -> None:
         """Estimate the sharpness if that is due, and set the rate of this update."""
