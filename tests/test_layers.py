@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("jax", "optax", "diffrax", "equinox", "matfree", "sympy", "matplotlib", "typer", "rich")
+HEAVY = (
+    "jax",
+    "optax",
+    "diffrax",
+    "equinox",
+    "matfree",
+    "sympy",
+    "matplotlib",
+    "typer",
+    "rich",
+    "tensorflow",
+    "keras",
+)
 
 
 STAGES = (

@@ -1,6 +1,6 @@
 """CAEO, the curvature-adaptive edge-of-stability optimizer: its rule, its curvature estimators, optax form.
 
-`rule` needs NumPy only; the other names import JAX when first used.
+`rule` needs NumPy only; the other names import JAX when first used, and `keras` TensorFlow too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["CaeoState", "caeo", "curvature", "rule", "scale_by_caeo"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"curvature", "rule"}:
+    if name in {"curvature", "keras", "rule"}:
         return importlib.import_module(f"{__name__}.{name}")
     if name in {"CaeoState", "caeo", "scale_by_caeo"}:
         return getattr(importlib.import_module(f"{__name__}.transformation"), name)

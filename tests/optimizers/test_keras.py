@@ -1,0 +1,388 @@
+"""CAEO for Keras held against the JAX form on shared networks, against dense Hessians, and through Keras's own life."""
+
+import doctest
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eos_sde.optimizers import caeo, curvature, rule
+from solvers.errors import InvalidInput
+
+tf = pytest.importorskip(
+    "tensorflow", reason="TensorFlow is not installed; it comes with the extra 'tensorflow'"
+)
+keras = pytest.importorskip("keras", reason="Keras is not installed; it comes with the extra 'tensorflow'")
+
+from eos_sde.optimizers.keras import CAEO, CurvatureModel, CurvatureTraining, optimizer, threefry, training  # noqa: E402
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture(autouse=True)
+def single_precision_afterwards():
+    """Keras computes losses in its global dtype, which the tests of double precision change."""
+    yield
+    compute_in("float32")
+
+
+def compute_in(dtype):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+
+
+REPEATABLE = curvature.lanczos(
+    mix=0.0
+)  # draws nothing after the start, so an eigenvector's sign does not matter
+PENALTY = 1 / 64  # exact in single precision, where Keras keeps it
+AGREEMENT = 1e-5  # what the two forms promise each other; float64 must do far better
+
+
+class Network(NamedTuple):
+    """A 5-8-3 tanh network with its data: sizes at which the default order of Lanczos (8) is far from exact."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: list
+
+    def loss(self, params, inputs=None, targets=None):
+        """Mean over the batch of the mean square error of the outputs, and a penalty on the first layer, in JAX."""
+        inputs = self.inputs if inputs is None else inputs
+        targets = self.targets if targets is None else targets
+        outputs = jnp.tanh(inputs @ params[0] + params[1]) @ params[2] + params[3]
+        return jnp.mean((outputs - targets) ** 2) + PENALTY * jnp.sum(params[0] ** 2)
+
+    def model(self, dtype):
+        """The same network as a Keras model, with the same weights; `dtype` becomes that of all of Keras."""
+        compute_in(dtype)
+        kernel = keras.regularizers.L2(PENALTY)
+        inputs = keras.Input((5,))
+        hidden = keras.layers.Dense(8, "tanh", kernel_regularizer=kernel)(inputs)
+        model = CurvatureModel(inputs, keras.layers.Dense(3)(hidden))
+        model.set_weights(self.weights)
+        return model
+
+
+def network(dtype):
+    random = np.random.default_rng(0)
+    shapes = [(5, 8), (8,), (8, 3), (3,)]
+    weights = [random.standard_normal(shape) / np.sqrt(shape[0]) for shape in shapes]
+    inputs, targets = random.standard_normal((32, 5)), random.standard_normal((32, 3))
+    return Network(inputs.astype(dtype), targets.astype(dtype), [weight.astype(dtype) for weight in weights])
+
+
+class Path(NamedTuple):
+    """Loss, sharpness and rate at every update, and the last weights."""
+
+    loss: np.ndarray
+    sharpness: np.ndarray
+    rate: np.ndarray
+    weights: list
+
+
+def with_jax(shared, steps, *, batch=None, rate=4.0, **settings):
+    """Train by the JAX form, over the batches in turn."""
+    made, params = caeo(rate, **settings), [jnp.asarray(weight) for weight in shared.weights]
+    state, rows = made.init(params), []
+    size = len(shared.inputs) if batch is None else batch
+
+    @jax.jit
+    def step(params, state, inputs, targets):
+        loss, grads = jax.value_and_grad(shared.loss)(params, inputs, targets)
+        updates, state = made.update(
+            grads, state, params, value_fn=shared.loss, inputs=inputs, targets=targets
+        )
+        return optax.apply_updates(params, updates), state, loss
+
+    for count in range(steps):
+        low = count * size % len(shared.inputs)
+        batch_now = shared.inputs[low : low + size], shared.targets[low : low + size]
+        params, state, loss = step(params, state, *batch_now)
+        inner = state if settings.get("momentum") is None else state[-1]
+        rows.append((loss, inner.sharpness, inner.learning_rate))
+    return Path(*np.array(rows, float).T, [np.asarray(weight) for weight in params])
+
+
+class Log(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def on_train_batch_end(self, _batch, logs=None):
+        made = self.model.optimizer
+        self.rows.append((logs["loss"], float(made.sharpness), float(made.rate)))
+
+
+def with_keras(shared, epochs, *, batch=None, rate=4.0, jit=False, **settings):
+    """Train by ``fit``, batches in their order; the loss is the running mean of the epoch, as Keras logs it."""
+    model, log = shared.model(shared.inputs.dtype.name), Log()
+    model.compile(CAEO(rate, **settings), loss="mse", jit_compile=jit)
+    size = len(shared.inputs) if batch is None else batch
+    data = {"x": shared.inputs, "y": shared.targets, "batch_size": size, "shuffle": False}
+    model.fit(**data, epochs=epochs, verbose=0, callbacks=[log])
+    return Path(*np.array(log.rows, float).T, model.get_weights()), model
+
+
+def agree(ours, theirs, tolerance):
+    np.testing.assert_allclose(ours.sharpness, theirs.sharpness, rtol=tolerance)
+    np.testing.assert_allclose(ours.rate, theirs.rate, rtol=tolerance)
+    for mine, yours in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_allclose(mine, yours, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "jit", "settings"),
+    [
+        ("float64", 1e-11, False, {"curvature": REPEATABLE}),
+        ("float64", AGREEMENT, False, {}),
+        ("float64", 1e-7, True, {"curvature": curvature.power(), "momentum": 0.3}),
+        ("float32", AGREEMENT, True, {}),
+        (
+            "float64",
+            1e-11,
+            False,
+            {
+                "curvature": REPEATABLE,
+                "momentum": 0.3,
+                "nesterov": True,
+                "refresh": 3,
+                "use_error_bound": True,
+                "delta": 0.5,
+            },
+        ),
+    ],
+    ids=["lanczos", "default", "power-momentum-xla", "default-single-xla", "nesterov-refresh-bound"],
+)
+def test_the_numbers_of_jax_on_a_shared_network(dtype, tolerance, jit, settings):
+    """24 updates, full batch. Rounding apart the two differ by the sign of Ritz vectors under ``mix`` alone.
+
+    In double precision rounding (1e-16) has five decades to grow in; XLA decomposes the small matrix by an iteration
+    of its own, to a tolerance between single and double precision. Under ``mix`` the estimates differ by the square
+    of their residual over the gap. Negative control: another start vector is told apart, though it estimates well.
+    """
+    shared = network(dtype)
+    theirs = with_jax(shared, 24, **settings)
+    ours, model = with_keras(shared, 24, jit=jit, **settings)
+    agree(ours, theirs, tolerance)
+    np.testing.assert_allclose(ours.loss, theirs.loss, rtol=tolerance)
+    assert bool(model.optimizer.capped.numpy())  # the cap was at work
+    other = with_jax(shared, 1, **settings, seed=1)
+    assert abs(other.sharpness[0] / theirs.sharpness[0] - 1) > tolerance
+
+
+def test_the_numbers_of_jax_on_batches():
+    """Three passes over four batches: the curvature is that of the batch at hand."""
+    shared = network("float64")
+    theirs = with_jax(shared, 12, batch=8, curvature=REPEATABLE)
+    ours, _ = with_keras(shared, 3, batch=8, curvature=REPEATABLE)
+    agree(ours, theirs, 1e-11)
+    whole = with_jax(shared, 12, curvature=REPEATABLE)
+    assert np.max(np.abs(ours.sharpness / whole.sharpness - 1)) > 0.05  # negative control
+
+
+def test_the_sharpness_is_that_of_the_dense_hessian():
+    """First update, tol 1e-6: the error is at most the square of the residual over the gap, 1e-9 and less."""
+    shared = network("float64")
+    ours, model = with_keras(shared, 1, curvature=curvature.lanczos(tol=1e-6, restarts=40))
+    flat, unravel = jax.flatten_util.ravel_pytree(shared.weights)
+    dense = np.linalg.eigvalsh(jax.hessian(lambda vector: shared.loss(unravel(vector)))(flat))
+    assert ours.sharpness[0] == pytest.approx(dense[-1], rel=1e-9)
+    assert ours.rate[0] == pytest.approx(rule.learning_rate(4.0, dense[-1], 0.1), rel=1e-9)
+    assert float(model.optimizer.residual) <= 1e-6 * dense[-1]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1])
+def test_random_numbers_are_those_of_jax(seed):
+    """The hash is exact. The inverse error functions lose a few roundings of u^2, which is near 1 in the tails.
+
+    An error e of u moves the normal number x by sqrt(pi/2) exp(x^2/2) e.
+    """
+    theirs, ours = jax.random.PRNGKey(seed), tf.constant(threefry.key(seed))
+    for mine, yours in zip(threefry.split(ours), jax.random.split(theirs), strict=True):
+        np.testing.assert_array_equal(mine, yours)
+    for dtype, rounding in (("float32", 6e-8), ("float64", 1.1e-16)):
+        mine = threefry.normal(ours, 4001, tf.as_dtype(dtype)).numpy()
+        yours = np.asarray(jax.random.normal(theirs, (4001,), dtype))
+        errors = 16 * rounding * (np.abs(yours) + np.sqrt(np.pi / 2) * np.exp(yours**2 / 2))
+        assert np.all(np.abs(mine - yours) <= errors)
+        assert len(np.unique(mine)) > 3900
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept:DeprecationWarning"
+)  # Keras's own
+def test_a_saved_model_goes_on_as_if_nothing_had_happened(tmp_path):
+    """Through the .keras file, with a momentum trace, a warm start and an estimate of a certain age."""
+    shared = network("float32")
+    settings = {"momentum": 0.5, "refresh": 3, "delta": 0.4}
+    whole, _ = with_keras(shared, 10, **settings)
+    first, model = with_keras(shared, 5, **settings)
+    model.save(tmp_path / "model.keras")
+    loaded, log = keras.saving.load_model(tmp_path / "model.keras"), Log()
+    assert type(loaded) is CurvatureModel
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert int(loaded.optimizer.staleness.numpy()) == 1
+    for mine, yours in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), yours.numpy())
+    loaded.fit(
+        shared.inputs, shared.targets, batch_size=32, epochs=5, shuffle=False, verbose=0, callbacks=[log]
+    )
+    after = np.array(log.rows, float)
+    np.testing.assert_allclose(after[:, 1], whole.sharpness[5:], rtol=1e-5)
+    np.testing.assert_allclose(after[:, 2], whole.rate[5:], rtol=1e-5)
+    assert len(first.rate) == 5
+
+
+def test_the_configuration_makes_the_same_optimizer_again():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    made = CAEO(
+        schedule, delta=-0.1, curvature=curvature.power(iterations=3), refresh=2, momentum=0.9, nesterov=True,
+        use_error_bound=True, seed=5, name="mine", clipnorm=1.0,
+    )  # fmt: skip
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(made))
+    assert type(again) is CAEO
+    assert again.get_config() == made.get_config()
+    assert again.curvature == curvature.power(iterations=3)
+    assert again.clipnorm == 1.0
+    assert CAEO.from_config({"learning_rate": 0.25}).curvature == curvature.lanczos()
+
+
+def quadratic(variable, curvatures=(0.5, 2.0, 10.0)):
+    return lambda: 0.5 * tf.reduce_sum(tf.constant(curvatures, variable.dtype) * variable**2)
+
+
+def test_schedules_and_changed_rates_are_the_base_rate():
+    """On a flat quadratic the base rate itself is used: that of the schedule at the updates made so far."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.05])
+    variable = keras.Variable([1.0, 1.0, 1.0])
+    made, rates = CAEO(schedule), []
+    for _ in range(4):
+        made.minimize(quadratic(variable), [variable])
+        rates.append(float(made.rate))
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.05], rtol=1e-6)
+    plain = CAEO(0.1)
+    plain.minimize(quadratic(variable), [variable])
+    plain.learning_rate = 7.0
+    plain.minimize(quadratic(variable))
+    assert float(plain.rate) == pytest.approx(1.9 / 10.0, rel=1e-5)
+
+
+def test_a_failed_measurement_is_seen_and_passes():
+    """A NaN curvature gives a NaN rate; with the loss repaired the next measurement is good."""
+    variable, broken = keras.Variable([1.0, 1.0, 1.0]), tf.Variable(1.0)
+    made = CAEO(0.5)
+    made.minimize(lambda: broken * quadratic(variable)(), [variable])
+    broken.assign(float("nan"))
+    made.minimize(lambda: broken * quadratic(variable)())
+    assert np.isnan(float(made.rate))
+    broken.assign(1.0)
+    variable.assign([1.0, 1.0, 1.0])
+    made.minimize(lambda: broken * quadratic(variable)())
+    assert float(made.sharpness) == pytest.approx(10.0, rel=1e-5)
+
+
+def test_embeddings_dropout_and_unused_variables():
+    """Sparse gradients, random masks, and a variable outside the loss, under ``fit`` with XLA as Keras chooses."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,), dtype="int32")
+    hidden = keras.layers.Dropout(0.3)(keras.layers.Flatten()(keras.layers.Embedding(10, 3)(inputs)))
+
+    class Wide(CurvatureTraining, keras.Model):
+        pass
+
+    model = Wide(inputs, keras.layers.Dense(1)(hidden))
+    model.compile(CAEO(0.5), loss="mse", metrics=["mae"])
+    words = np.random.default_rng(2).integers(0, 10, (40, 4))
+    history = model.fit(words, words.mean(axis=1), batch_size=20, epochs=6, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert set(history) == {"loss", "mae"}
+    assert float(model.optimizer.sharpness) > 0
+
+    used, unused = keras.Variable([1.0, 1.0, 1.0]), keras.Variable([3.0])
+    made = CAEO(0.5)
+    made.minimize(quadratic(used), [used, unused])
+    assert float(made.sharpness) == pytest.approx(10.0, rel=1e-5)
+    assert float(unused.value[0]) == 3.0
+
+
+def test_another_optimizer_trains_as_in_keras():
+    shared, weights = network("float32"), []
+    for kind in (CurvatureModel, keras.Model):
+        template = shared.model("float32")
+        model = kind(template.inputs, template.outputs)
+        model.compile(keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
+        model.fit(shared.inputs, shared.targets, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for mine, yours in zip(*weights, strict=True):
+        np.testing.assert_allclose(mine, yours, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"learning_rate": None}, "learning_rate must be a number or a schedule of Keras, got None"),
+        ({"learning_rate": -0.1}, "learning_rate must be positive and finite, got -0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive and finite"),
+        ({"learning_rate": "fast"}, "learning_rate must be a single number, got 'fast'"),
+        ({"learning_rate": [0.1, 0.2]}, "learning_rate must be a single number"),
+        ({"learning_rate": optax.cosine_decay_schedule(0.1, 10)}, "as optax's schedules do"),
+        ({"delta": 2.0}, "delta must be a finite number below 2"),
+        ({"delta": None}, "delta must be a number"),
+        ({"refresh": 0}, "refresh must be a positive whole number"),
+        ({"refresh": float("inf")}, "refresh must be a positive whole number"),
+        ({"refresh": "often"}, "refresh must be a positive whole number"),
+        ({"momentum": "heavy"}, "momentum must lie in"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+        ({"seed": 0.5}, "seed must be an integer"),
+        ({"curvature": curvature.hutchinson()}, "other estimators exist for JAX only"),
+        ({"curvature": "lanczos"}, "curvature must be curvature.lanczos"),
+        ({"weight_decay": 0.1}, "weight_decay=0.1 is no setting of CAEO; add the decay to the loss"),
+        ({"gradient_accumulation_steps": 2}, "use a larger batch"),
+        ({"speed": 1}, "speed=1 is no setting of CAEO; of Keras's own it takes clipnorm"),
+    ],
+)
+def test_refused_settings(settings, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        CAEO(**settings)
+
+
+def test_refused_calls():
+    variable, whole = keras.Variable([1.0, 1.0, 1.0]), keras.Variable([1, 2], dtype="int32")
+    with pytest.raises(InvalidInput, match="variables must be given at the first call"):
+        CAEO(0.1).minimize(quadratic(variable))
+    with pytest.raises(InvalidInput, match="loss must be a function"):
+        CAEO(0.1).minimize(tf.constant(1.0), [variable])
+    with pytest.raises(InvalidInput, match=r"loss must return a scalar, got the shape \(3,\)"):
+        CAEO(0.1).minimize(lambda: variable**2, [variable])
+    with pytest.raises(InvalidInput, match="of dtype int32: curvature is defined for real"):
+        CAEO(0.1).build([whole])
+    with pytest.raises(InvalidInput, match="variables holds no numbers"):
+        CAEO(0.1).build([])
+    made = CAEO(0.1)
+    made.minimize(quadratic(variable), [variable])
+    other = keras.Variable([1.0, 1.0, 1.0])
+    with pytest.raises(InvalidInput, match="make a new optimizer for others"):
+        made.minimize(quadratic(other), [other])
+    with (
+        tf.distribute.OneDeviceStrategy("/cpu:0").scope(),
+        pytest.raises(InvalidInput, match=r"leave the scope of tf\.distribute"),
+    ):
+        made.minimize(quadratic(variable))
+
+
+def test_a_plain_model_is_told_what_to_use():
+    template = network("float32").model("float32")
+    model = keras.Model(template.inputs, template.outputs)
+    model.compile(CAEO(0.1), loss="mse", jit_compile=False)
+    with pytest.raises(InvalidInput, match=r"build the model as eos_sde\.optimizers\.keras\.CurvatureModel"):
+        model.fit(np.zeros((4, 5)), np.zeros((4, 3)), verbose=0)
+
+
+@pytest.mark.parametrize("module", [optimizer, training])
+def test_docstring_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
