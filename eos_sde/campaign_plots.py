@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from eos_sde.plots import COLOURS, GREY
@@ -88,16 +89,30 @@ def campaign_figure(table: xr.Dataset) -> Figure:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
-    named = dict(
-        zip(*reversed(right.get_legend_handles_labels()), strict=True)
-    )  # gd and sgd with all examples: one entry
     right.legend(
-        list(named.values()), list(named), fontsize=7.5, frameon=False, title="open: other rules than gd, sgd",
+        handles=_keys(table),
+        fontsize=7.5,
+        frameon=False,
+        title="open: other rules than gd, sgd",
         title_fontsize=7.5,
-    )  # fmt: skip
+    )
     done = int(np.isfinite(table["sharpness_ratio"]).sum())
     figure.suptitle(f"Forecast from a checkpoint against the run from it: {done} cells", fontsize=11)
     return figure
+
+
+def _keys(table: xr.Dataset) -> list[Line2D]:
+    """A marker for each task and a colour for each batch size."""
+    return [
+        *(
+            Line2D([], [], ls="", ms=5, marker=_MARKERS[i % len(_MARKERS)], color=GREY, label=str(task))
+            for i, task in enumerate(table["task"].values)
+        ),
+        *(
+            Line2D([], [], lw=4, color=COLOURS[j % len(COLOURS)], label=f"batch {batch}")
+            for j, batch in enumerate(table["batch"].values)
+        ),
+    ]
 
 
 def _diagonal(axis: Axes, late: xr.Dataset, quantity: str, scale) -> None:
@@ -120,8 +135,7 @@ def _diagonal(axis: Axes, late: xr.Dataset, quantity: str, scale) -> None:
                 if not np.isfinite(x).any():
                     continue
                 axis.errorbar(x, y, dy, fmt=_MARKERS[i % len(_MARKERS)], ms=5, lw=1, color=colour,
-                              mfc=colour if plain else "white",
-                              label=f"{task}, batch {batch}" if plain else None)  # fmt: skip
+                              mfc=colour if plain else "white")  # fmt: skip
     axis.set(xlim=(low, high), ylim=(low, high))
     axis.spines[["top", "right"]].set_visible(False)
 
