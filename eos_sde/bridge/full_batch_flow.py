@@ -56,6 +56,7 @@ from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 _BEYOND = 1.25  # times 2/eta: descent at the edge was seen up to 1.15; from further beyond it is catapulted
+_QUIET = 1.5  # where it came there without oscillation: seen up to 1.21
 
 
 @partial(jax.jit, static_argnames="held")
@@ -84,7 +85,7 @@ class _DescentFlow:
         along = self.block.T @ jax.grad(task.loss)(theta)
         self.swing = jnp.where(eta * eigenvalues > 1.0, along / eigenvalues, 0.0)
         self.theta = theta - self.block @ self.swing
-        self.rounding = float(jnp.finfo(theta.dtype).epsneg * jnp.linalg.norm(theta))
+        self.rounding = float(jnp.finfo(theta.dtype).epsneg * jnp.linalg.norm(theta))  # of a step
         self.held = False  # whether the oscillation has grown to hold the edge
         self.first_loss: float | None = None
 
@@ -95,7 +96,8 @@ class _DescentFlow:
         )
         self.swing = self.vectors.T @ (self.block @ self.swing)
         self.ahead = stable_stride(self.eigenvalues, eta, most)
-        if not eta * float(self.eigenvalues[0]) < 2.0 * _BEYOND:
+        quiet = self.first_loss is not None and not self.held
+        if not eta * float(self.eigenvalues[0]) < 2.0 * (_QUIET if quiet else _BEYOND):
             return f"eta * sharpness = {eta * float(self.eigenvalues[0]):.3g} is far beyond 2: a catapult"
         try:
             self._find_step(gradient)
