@@ -32,6 +32,7 @@ def test_it_is_the_late_mean_of_flows(small_task, small_start):
     assert np.array_equal(found["sharpness_path"], again["sharpness_path"])
 
 
+@pytest.mark.slow
 def test_samples_differ_between_the_flows_and_their_scatter_is_in_the_error(small_task, small_start):
     """Without what is drawn outside the modes the flows of all examples have one path; those of samples do not."""
     alone = {"batch_size": 8, "without": ["unresolved modes"], "repeats": 2} | GIVEN
@@ -53,6 +54,7 @@ def test_full_batches_need_one_flow(small_task, small_start):
     assert_allclose(found["predicted"].sel(quantity="loss"), flow["mean_loss"].mean(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_overshoot_that_ended_makes_the_sharpness_uncertain(small_task, small_start):
     """Even from -o to o the swings of one mode have a root mean square of o over the root of 3; the floor is 1 %."""
     given = {"batch_size": small_task.n, "rule": "gd", "eta": 0.184, "steps": 260, "modes": 6}

@@ -131,6 +131,7 @@ def of_all(small_task, small_start):
     return stochastic_central_flow(small_task, small_start, without=["unresolved modes"], **SETTINGS)
 
 
+@pytest.mark.slow
 def test_flows_of_samples_scatter_about_that_of_all(small_task, small_start, of_all):
     """Eight flows of 20 of 63 examples: the mean of each quantity is that of the flow of all.
 
@@ -252,6 +253,7 @@ def operations(function, *given):
     return jax.jit(function).lower(*given).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_costs_are_those_that_the_compiler_counts(wide):
     """In gradients, within 25 %: the first layer has no gradient in its inputs, the last is narrow."""
     theta = wide.init(0)
@@ -277,6 +279,7 @@ def test_costs_are_those_that_the_compiler_counts(wide):
         assert abs(found / one / expected - 1) < 0.25, (name, expected, found / one)
 
 
+@pytest.mark.slow
 def test_gradients_per_step_are_reported(small_task, small_start, of_all):
     """By hand: 60 steps in strides of 5, thirteen settled points, twelve moves, rows at 0, 20, 40 and 60."""
     k, n = MODES, small_task.n
