@@ -48,7 +48,7 @@ from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import flow_rule, initial_memory
 from eos_sde.bridge.flow_validity import cautions
 from eos_sde.bridge.precision import double_precision
-from eos_sde.bridge.reduced_map import PAIRS, iterates_sharpness, sharp_modes
+from eos_sde.bridge.reduced_map import iterates_sharpness, leading, sharp_modes, without_noise
 from eos_sde.bridge.rule_central_flow import RuleCentralFlow
 from eos_sde.bridge.sampled_task import in_precision
 from eos_sde.bridge.spectrum import curvature_gradients, top_modes
@@ -165,13 +165,9 @@ class _DescentFlow:
         if not self.covariance.any():
             return float(self.eigenvalues[0]), 0.0
         m = sharp_modes(self.task.size, self.eigenvalues.size)
-        inside = min(len(self.covariance), m)
-        known = jnp.asarray(self.covariance[:inside, :inside])
         return iterates_sharpness(
             self.task, self.theta, self.eigenvalues[:m], self.vectors[:, :m], eta=self.eta, key=key,
-            noise=(jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0),
-            covariance=jnp.zeros((m, m)).at[:inside, :inside].set(known),
-            others=jnp.zeros((2 * PAIRS, self.task.size)),
+            covariance=leading(self.covariance, m), **without_noise(m, self.task.size),
         )  # fmt: skip
 
     def advance(self) -> int:

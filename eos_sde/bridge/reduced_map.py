@@ -15,10 +15,11 @@ of a network do. The noise has the covariance of the batches' gradients and curv
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from eos_sde.bridge.averaged_path import fluctuation_draws, sharpness_beside
 from eos_sde.bridge.spectrum import curvature_gradients, hessian_products
@@ -195,6 +196,31 @@ def swings(around: ReducedMap, rule: LinearRule, noise, covariance, key, forgets
     variances, rotation = jnp.linalg.eigh(covariance.reshape(2 * m, 2 * m))
     starts = jax.random.normal(start_key, (_RUNS, 2 * m)) * jnp.sqrt(jnp.maximum(variances, 0.0)) @ rotation.T
     return Swings(*jax.vmap(run)(starts, jax.random.split(run_key, _RUNS)))
+
+
+def without_noise(m: int, size: int) -> dict[str, Any]:
+    """Arguments of `sharpness_of_iterates` for full batches: no noise, and nothing that fluctuates beside the map.
+
+    Parameters
+    ----------
+    m, size : int
+        Modes of the map, and weights.
+
+    Returns
+    -------
+    dict
+        ``noise`` and ``others``.
+    """
+    return {
+        "noise": (jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0),
+        "others": jnp.zeros((2 * PAIRS, size)),
+    }
+
+
+def leading(covariance: ArrayLike, m: int) -> jax.Array:
+    """Covariance of the first modes, shape (m, m), from that of fewer or more; none of those that are missing."""
+    known = jnp.asarray(covariance)[:m, :m]
+    return jnp.zeros((m, m)).at[: len(known), : len(known)].set(known)
 
 
 def iterates_sharpness(

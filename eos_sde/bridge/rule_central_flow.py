@@ -30,7 +30,7 @@ from eos_sde.bridge.averaged_path import (
 from eos_sde.bridge.critical_modes import complementary_covariance
 from eos_sde.bridge.edge_rest import resting_growth
 from eos_sde.bridge.flow_rules import FlowRule, Memory
-from eos_sde.bridge.reduced_map import PAIRS, sharp_modes, sharpness_of_iterates
+from eos_sde.bridge.reduced_map import leading, sharp_modes, sharpness_of_iterates, without_noise
 from eos_sde.bridge.rule_flow import FEW, START, iterated
 from eos_sde.bridge.spectrum import (
     curvature_gradients,
@@ -211,16 +211,13 @@ class RuleCentralFlow:
             seen = [float(sharpness_beside(self.task, self.theta, vectors, pair).mean()) for pair in kicks]
             return float(np.mean(seen)), np.nan
         linear, m = self.rule.linear, sharp_modes(self.task.size, self.eigenvalues.size)
-        inside = min(len(self.covariance), m)
-        known = jnp.zeros((m, m)).at[:inside, :inside].set(self.covariance[:inside, :inside])
         # of an alternation: v+ = b v + gain z x has the other sign than v
         alternate = jnp.array([1.0, -linear.gain * self.rule.edge / (1.0 + linear.momentum)])
         return sharpness_of_iterates(
             self.task, self.theta, self.eigenvalues[:m], self.modes[:, :m], linear, scale=self.scale,
             top=self.sharpness, vectors=vectors, key=key,
-            noise=(jnp.zeros((1, m)), jnp.zeros((1, m, m)), 0.0),
-            covariance=jnp.einsum("ij,a,b->iajb", known, alternate, alternate),
-            others=jnp.zeros((2 * PAIRS, self.task.size)),
+            covariance=jnp.einsum("ij,a,b->iajb", leading(self.covariance, m), alternate, alternate),
+            **without_noise(m, self.task.size),
         )  # fmt: skip
 
     def _growth(self) -> float:
