@@ -12,9 +12,7 @@ from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 # examples times directions that are evaluated at once: 0.5 GB for every 1000 units of a network
-_TOGETHER = (
-    1 << 16
-)  # examples times directions that are evaluated at once: 0.5 GB for every 1000 units of a network
+_TOGETHER = 1 << 16
 _DENSE = 100  # weights, up to which the whole Hessian costs less than an iteration
 
 
