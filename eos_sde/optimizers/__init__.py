@@ -1,6 +1,7 @@
 """CAEO, the curvature-adaptive edge-of-stability optimizer: its rule, its curvature estimators, optax form.
 
-`rule` needs NumPy only; the other names import JAX when first used, and `keras` TensorFlow too.
+`rule` and `descent` (what is certain of its descent) need NumPy and SciPy only; the other names import JAX when first
+used, and `keras` TensorFlow too.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eos_sde.optimizers import curvature, rule
+    from eos_sde.optimizers import curvature, descent, rule
+    from eos_sde.optimizers.certificate import descent_certificate
     from eos_sde.optimizers.transformation import CaeoState, caeo, scale_by_caeo
 
-__all__ = ["CaeoState", "caeo", "curvature", "rule", "scale_by_caeo"]
+__all__ = ["CaeoState", "caeo", "curvature", "descent", "descent_certificate", "rule", "scale_by_caeo"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"curvature", "keras", "rule"}:
+    if name in {"curvature", "descent", "keras", "rule"}:
         return importlib.import_module(f"{__name__}.{name}")
     if name in {"CaeoState", "caeo", "scale_by_caeo"}:
         return getattr(importlib.import_module(f"{__name__}.transformation"), name)
+    if name == "descent_certificate":
+        return importlib.import_module(f"{__name__}.certificate").descent_certificate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
