@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from eos_sde.models.arguments import count, finite, non_negative, positive
+from eos_sde.models.capped_rate import capped_rate
 from eos_sde.models.landscapes import LineLoss, line_loss
 from eos_sde.models.normal_forms import SelfStabilization, _self_stabilization_params
 from eos_sde.models.sme import gradient_flow
@@ -337,14 +338,12 @@ def caeo_map(
 
 def _caeo_drift(t: float, y: Any, p: Caeo, xp: Any) -> Any:  # noqa: ARG001
     x, sharpness = y
-    # The cap binds above (2 - delta)/eta_base; written so that no division by a sharpness <= 0 occurs.
-    rate = (2.0 - p.delta) / xp.maximum(sharpness, (2.0 - p.delta) / p.eta_base)
+    rate = capped_rate(p.eta_base, sharpness, p.delta, xp)
     return (-rate * sharpness * x, rate * (p.alpha - 0.5 * p.beta * x * x))
 
 
 def _caeo_noise(t: float, y: Any, p: Caeo, xp: Any) -> Any:  # noqa: ARG001
-    rate = (2.0 - p.delta) / xp.maximum(y[1], (2.0 - p.delta) / p.eta_base)
-    return (rate * p.noise, 0.0)
+    return (capped_rate(p.eta_base, y[1], p.delta, xp) * p.noise, 0.0)
 
 
 class Catapult(NamedTuple):

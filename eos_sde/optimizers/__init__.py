@@ -1,6 +1,6 @@
 """CAEO, the curvature-adaptive edge-of-stability optimizer: its rule, its curvature estimators, optax form.
 
-`rule` and `descent` (what is certain of its descent) need NumPy and SciPy only; the other names import JAX when first
+`rule` and `descent` (what is certain of its descent) do without JAX; the other names import JAX when first
 used, and `keras` TensorFlow too.
 """
 

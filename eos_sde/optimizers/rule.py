@@ -1,4 +1,4 @@
-"""The learning rate from the sharpness, written once: NumPy, plain numbers and JAX all use this function."""
+"""The learning rate from the sharpness, as the optimizers call it: NumPy, plain numbers and JAX."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from eos_sde.models.capped_rate import capped_rate
 from solvers.errors import InvalidInput
 
 EDGE = 2.0
@@ -46,10 +47,7 @@ def learning_rate(base: Any, sharpness: Any, delta: Any, *, error_bound: Any = 0
     >>> float(learning_rate(0.5, -8.0, 0.4))
     0.5
     """
-    sharpness = sharpness + error_bound
-    allowed = EDGE - delta
-    stable = base * sharpness <= allowed  # true at any sharpness <= 0, false at NaN
-    return xp.where(stable, base, allowed / xp.where(stable, 1.0, sharpness))[()]
+    return capped_rate(base, sharpness + error_bound, delta, xp)[()]
 
 
 def validate(*, learning_rate: Any = None, delta: Any = None) -> None:
