@@ -185,7 +185,8 @@ def _step(value_fn: Callable[[Any], jax.Array], optimizer: Any, reference: Estim
         sharpness, bound, kept = reference.update(hessian_product(value_fn, params), params, carry.reference)
         updates, state = optimizer.update(gradient, carry.state, params, value_fn=value_fn)
         told = _caeo_states(state)[0]
-        fresh = told.staleness == 0
+        # an estimate that is followed from step to step is one of now
+        fresh = (told.staleness == 0) | (told.sharpness != _caeo_states(carry.state)[0].sharpness)
         at_estimate = jnp.where(fresh, sharpness, carry.at_estimate)
         travelled = jnp.where(fresh, 0.0, carry.travelled)
         moved, slope = flat.ravel(updates), flat.ravel(gradient)

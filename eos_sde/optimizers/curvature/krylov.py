@@ -85,7 +85,9 @@ def _top_ritz(operator: Any, start: jax.Array, order: int) -> _Ritz:
     found = krylov_space(operator, start, order)
     values, vectors = jnp.linalg.eigh(found.matrix)
     last = found.residual * jnp.abs(vectors[-1, -1])
-    return _Ritz(values[-1], last, unit(vectors[:, -1] @ found.basis), found.scale)
+    # of the two signs the one along the start: the same in every library, so that what `mix` adds is the same
+    top = jnp.where(vectors[0, -1] < 0, -vectors[:, -1], vectors[:, -1])
+    return _Ritz(values[-1], last, unit(top @ found.basis), found.scale)
 
 
 class LanczosState(NamedTuple):

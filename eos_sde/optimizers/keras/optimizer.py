@@ -31,8 +31,7 @@ class CAEO(keras.optimizers.Optimizer):
 
     with :math:`\lambda_t` the largest *algebraic* eigenvalue of the Hessian of the loss of the current batch.
     Rule, estimators, start vectors and momentum are those of the JAX form: the same seed gives the same run up
-    to rounding, where the estimator converges or draws nothing (``curvature.lanczos(mix=0.0)``); with its
-    default settings up to the error bound, since the sign of an eigenvector is the library's.
+    to rounding.
 
     A Keras optimizer sees gradients only, and the curvature needs the loss. Train a `CurvatureModel` (or mix
     `CurvatureTraining` into a model class) with ``fit``; call `minimize` in a loop of your own.
