@@ -22,7 +22,7 @@ from solvers.provenance import provenance
 REGIMES = ("stable", "runaway", "diverging", "outside", "uncapped")
 """Meanings of the numbers 0, 1, ... in ``regime``.
 
-stable: noise holds the sharpness for the horizon; runaway: it leaves upwards; diverging: the first step is beyond the
+stable: noise holds the sharpness for the horizon, from the plateau; runaway: it leaves upwards; diverging: the first step is beyond the
 catapult edge; outside: the sharpness falls to where the reduced model ends, which then cannot say whether the network
 lands flatter or diverges; uncapped: within the horizon the sharpness cannot reach the cap, and CAEO is plain SGD."""
 _SOURCE = "arXiv:2604.21016 (gap), with the cap of CAEO"
@@ -342,8 +342,7 @@ def _regime(well: CappedWell, onsets: _Onsets, top: float, steps: int, catapult:
         return REGIMES.index("diverging")
     if top + well.speed * steps < cap:
         return REGIMES.index("uncapped")
-    beyond = well.delta > 0 and top > cap and well.noise < 1 and top > well.wall()
-    if beyond or (well.delta > 0 and well.delta >= float(onsets.escape)):
+    if well.delta > 0 and well.delta >= float(onsets.escape):
         return REGIMES.index("runaway")
     if well.noise >= 1 or left > 0.5:
         return REGIMES.index("outside")

@@ -23,6 +23,7 @@ second order of averaging (Poisson equation of the autoregression), in the Ito r
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from solvers import SDE, FokkerPlanck, Grid, TransferOperator, mean_first_passag
 DEVIATIONS = 5.0  # above the plateau, in standard deviations sqrt(e) of z there: what has passed them has run away
 _DROP = 3.0  # units of quasi-potential below the top of the barrier: e^-3 of what is there would return
 _LOWEST = 1.0  # of z: below half the edge the autoregression no longer alternates, and the well has ended
-_CELLS_PER_DEVIATION, _FEWEST, _MOST = 8, 200, 2000
+_CELLS_PER_DEVIATION, _FEWEST, _MOST = 10, 1200, 4000
 _BISECTIONS = 60
 _REACH = 4.5  # of |X|: its stationary mean square is about 1
 _HIGHEST = 600.0  # barrier whose rate is still a floating-point number
@@ -140,8 +141,7 @@ class CappedWell(NamedTuple):
             return (np.sqrt(self.rates(y[0])[1]),)
 
         sde = SDE(drift, diffusion, names=("z",), convention="ito")
-        cells = math.ceil(_CELLS_PER_DEVIATION * (wall - _LOWEST) / math.sqrt(self.speed))
-        grid = Grid.uniform(z=(_LOWEST, wall, min(max(cells, _FEWEST), _MOST)))
+        grid = Grid(z=self._edges(wall))
         return FokkerPlanck(sde, grid, boundary={"z": ("reflecting", "absorbing")}, allow_wall_mass=True)
 
     def kernel(self, wall: float, cells: tuple[int, int]) -> TransferOperator:
@@ -196,22 +196,35 @@ class CappedWell(NamedTuple):
             edge = 2.0 - self.delta
             steps = max(edge - _LOWEST, 0.0) + max(wall**2 - max(edge, _LOWEST) ** 2, 0.0) / (2 * edge)
             return self.speed / steps
-        if self._barrier(wall) > _HIGHEST:
-            return 0.0
         if method == "averaged":
-            times = mean_first_passage_time(self.averaged(wall))
-            return 1.0 / float(np.interp(self.plateau, times["z"].values, times.values))
+            return self._averaged_rate(wall)
         times = mean_first_passage_time(self.kernel(wall, cells)).sel(z=self.plateau, method="nearest")
         weight = np.exp(-0.5 * times["X"].values ** 2)  # E X^2 = 1 at the plateau
         return float(weight.sum() / (weight @ times.values))
 
-    def _barrier(self, wall: float) -> float:
-        """Largest rise of the quasi-potential from the plateau up."""
-        z = np.linspace(self.plateau, wall, 2000)
-        drift, diffusion = self.rates(z)
-        slope = -2 * drift / diffusion
-        rise = np.cumsum(0.5 * (slope[1:] + slope[:-1])) * (z[1] - z[0])
-        return float(rise.max(initial=0.0))
+    def _averaged_rate(self, wall: float) -> float:
+        """One over the mean time of `averaged` from the plateau, by its double integral (Gardiner, section 5.2.7)."""
+        edges = self._edges(wall)
+        width, middle = np.diff(edges), 0.5 * (edges[1:] + edges[:-1])
+        drift, diffusion = self.rates(middle)
+        rise = -2 * drift / diffusion * width
+        potential = np.cumsum(rise) - 0.5 * rise
+        potential -= potential.min()
+        above = middle >= self.plateau
+        if potential[above].max() > _HIGHEST:
+            return 0.0
+        weight = np.exp(-potential) / diffusion * width
+        held = np.cumsum(weight) - 0.5 * weight
+        return 1.0 / float(2 * np.sum((np.exp(np.where(above, potential, 0.0)) * held * width)[above]))
+
+    def _edges(self, wall: float) -> NDArray:
+        """Edges of cells from half the edge to the wall, with the plateau and the cap among them."""
+        inner = [z for z in (self.plateau, 2.0 - self.delta) if _LOWEST < z < wall]
+        ends = np.unique([_LOWEST, *inner, wall])
+        cells = _CELLS_PER_DEVIATION * (wall - _LOWEST) / math.sqrt(self.speed)
+        width = (wall - _LOWEST) / min(max(cells, _FEWEST), _MOST)
+        pieces = [np.linspace(a, b, max(math.ceil((b - a) / width), 4) + 1)[:-1] for a, b in itertools.pairwise(ends)]
+        return np.concatenate([*pieces, [wall]])
 
 
 def _log_root(kick: NDArray, a2: NDArray) -> NDArray:
