@@ -362,20 +362,16 @@ def share_left_below(wells: Sequence[CappedWell], steps: int) -> NDArray:
     ndarray
         Of 64 runs each; from half the edge where there is no plateau.
     """
-    q, e, cap = (
-        np.array(values)[:, None]
-        for values in zip(*((w.noise, w.speed, 2.0 - w.delta) for w in wells), strict=True)
-    )
+    columns = [np.array(values)[:, None] for values in zip(*wells, strict=True)]
+    all_wells = CappedWell(*columns)  # pyright: ignore[reportArgumentType]
     generator = np.random.Generator(np.random.Philox(key=_SEED))
     x = generator.standard_normal((len(wells), _RUNS))
-    z = 1 + np.sqrt(np.maximum(1 - q, 0)) + 0 * x
+    z = 1 + np.sqrt(np.maximum(1 - columns[0], 0)) + 0 * x
     gone = np.zeros(x.shape, bool)
     for _ in range(steps):
-        r = cap / np.maximum(z, cap)
-        kick = r * np.sqrt(q) * generator.standard_normal(x.shape)
-        x, z = (1 - r * z) * x + kick, z + e * r * (1 - x * x)
+        x, z = all_wells.step(x, z, generator.standard_normal(x.shape))
         gone |= z <= 0
-        x[gone], z[gone] = 0.0, 0.0
+        x, z = np.where(gone, 0.0, x), np.where(gone, 0.0, z)
     return gone.mean(axis=1)
 
 

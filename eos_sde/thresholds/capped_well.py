@@ -28,7 +28,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from solvers import SDE, FokkerPlanck, Grid, TransferOperator, mean_first_passage_time
 
@@ -73,6 +73,22 @@ class CappedWell(NamedTuple):
         """z that the fluctuations about the plateau do not reach: five standard deviations above it."""
         return self.plateau + DEVIATIONS * math.sqrt(self.speed)
 
+    def step(self, x: ArrayLike, z: ArrayLike, xi: ArrayLike) -> tuple[NDArray, NDArray]:
+        """One step of the map.
+
+        Parameters
+        ----------
+        x, z, xi : array_like
+            X, z, and standard normals.
+
+        Returns
+        -------
+        x, z : ndarray
+        """
+        edge = 2.0 - self.delta
+        r = edge / np.maximum(z, edge)
+        return (1 - r * z) * x + r * np.sqrt(self.noise) * xi, z + self.speed * r * (1 - np.square(x))
+
     def rates(self, z: NDArray) -> tuple[NDArray, NDArray]:
         """Averaged drift of z, and the diffusion with the exact quasi-potential.
 
@@ -99,7 +115,10 @@ class CappedWell(NamedTuple):
         dweight = dr / left + r * da2 / left**2
         mean = r * (1 - m)
         drift = e * mean + e * e * (mean * r * dm / left + 2 * m * m * a * a * r * dweight)
-        root = _log_root(r * r * q, a * a)
+        size, kick = np.maximum(np.abs(a), 1e-300), np.maximum(r * r * q, 1e-300)
+        root = _log_root(kick, size * size)
+        # for G < |a| X^2 has no such exponential moment: the largest that it has stands in
+        root = np.where(root < np.log(size), -((1 - size) ** 2) / kick, root)
         near = np.abs(m - 1) < 1e-5  # the ratio below is 0/0 there
         ratio = (m - 1) / np.where(near, 1.0, root)
         diffusion = e * e * r * r * np.where(near, 2 * (1 + a * a) / left, 4 * ratio)
