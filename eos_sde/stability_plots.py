@@ -25,7 +25,10 @@ _AXES = {"batch_size": "batch size", "eta_base": "base learning rate"}
 
 
 def stability_figure(
-    stability: xr.Dataset, *, measured: Mapping[float, tuple[float, float, float]] | None = None, title: str = ""
+    stability: xr.Dataset,
+    *,
+    measured: Mapping[float, tuple[float, float, float]] | None = None,
+    title: str = "",
 ) -> Figure:
     """Regions of CAEO over batch size and margin, and over base rate and margin where the map has several rates.
 
@@ -87,7 +90,9 @@ def _regions(axis: Axes, part: xr.Dataset, name: str) -> None:
     x, y = part[name].values.astype(float), part["delta"].values
     regime = part["regime"].transpose("delta", name).values
     colours = ListedColormap([_REGIONS[label][0] for label in REGIMES])
-    axis.pcolormesh(_edges(x), _edges(y), regime, cmap=colours, vmin=-0.5, vmax=len(REGIMES) - 0.5, rasterized=True)
+    axis.pcolormesh(
+        _edges(x), _edges(y), regime, cmap=colours, vmin=-0.5, vmax=len(REGIMES) - 0.5, rasterized=True
+    )
     axis.set_xscale("log")
     axis.set_xticks(x if x.size < 9 else x[:: x.size // 6])
     axis.xaxis.set_major_formatter(ScalarFormatter())
@@ -103,7 +108,7 @@ def _regions(axis: Axes, part: xr.Dataset, name: str) -> None:
         # the cell of the region that is deepest inside it
         inside = [_depth(regime == index, row, column) for row, column in cells]
         row, column = cells[int(np.argmax(inside))]
-        axis.text(across[column], up[row], _REGIONS[label][1], transform=axis.transAxes, ha="center", va="center",
+        axis.text(float(across[column]), float(up[row]), _REGIONS[label][1], transform=axis.transAxes, ha="center", va="center",
                   fontsize=9, fontweight="bold", color="#333333")  # fmt: skip
 
 
@@ -129,7 +134,9 @@ def _boundary(axis: Axes, part: xr.Dataset, name: str) -> None:
     value, error = part["delta_escape"].values[known], part["delta_escape_stderr"].values[known]
     axis.fill_between(x[known], np.maximum(value - 2 * error, limits[0]), value + 2 * error, color="#B04A2F",
                       alpha=0.22, lw=0, label="its error, ± 2 s.e.")  # fmt: skip
-    axis.plot(x[known], value, "-", color="#B04A2F", lw=2.2, label="predicted boundary: one escape per training run")
+    axis.plot(
+        x[known], value, "-", color="#B04A2F", lw=2.2, label="predicted boundary: one escape per training run"
+    )
     fold = part["delta_c"].values
     axis.plot(x, np.where(np.isfinite(fold), fold, np.nan), "--", color="#555555", lw=1.1,
               label="no well left, whatever the horizon")  # fmt: skip

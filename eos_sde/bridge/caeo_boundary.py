@@ -139,7 +139,9 @@ def _runs(task: Task, order: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Compiled runs from one start: (weights, base rate, margin, batches) -> sharpness and rate of each update."""
     estimator = curvature.lanczos(order=order)
 
-    def run(theta: jax.Array, eta: jax.Array, delta: jax.Array, batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(
+        theta: jax.Array, eta: jax.Array, delta: jax.Array, batches: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         optimizer = caeo(eta, delta=delta, curvature=estimator)  # pyright: ignore[reportArgumentType]
 
         def step(carry: tuple, batch: jax.Array) -> tuple:

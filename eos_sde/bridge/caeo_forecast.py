@@ -17,10 +17,12 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from eos_sde.bridge.averaged_path import checked_weights
 from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.cells import check_counts
@@ -35,7 +37,10 @@ from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
 
 _PARTS = 3  # of the flow: the plateau is read in the last, alpha at the ends of the last two
-_MODEL = (0.01, 0.25)  # relative error of the flow's sharpness: a floor, and a multiple of e^2 (`forecast_plateau`)
+_MODEL = (
+    0.01,
+    0.25,
+)  # relative error of the flow's sharpness: a floor, and a multiple of e^2 (`forecast_plateau`)
 _ORDER = 24  # Lanczos steps from a random vector
 _RESOLVED = 2.0  # errors of the gap by which it must differ from 0
 
@@ -71,6 +76,7 @@ class Plateau(NamedTuple):
         return (self.gap, self.gap_stderr) if self.resolved else (self.law_gap, self.law_gap_stderr)
 
 
+@double_precision
 def forecast_caeo_stability(
     task: Task,
     start: ArrayLike,
@@ -130,7 +136,9 @@ def forecast_caeo_stability(
     """
     check_counts(steps=(steps, 60))
     if steps % (5 * _PARTS):
-        raise InvalidInput(f"steps={steps} must be a multiple of {5 * _PARTS}, the strides of the parts of a flow")
+        raise InvalidInput(
+            f"steps={steps} must be a multiple of {5 * _PARTS}, the strides of the parts of a flow"
+        )
     rate = task.eta if eta is None else eta
     sizes = sorted({int(size) for size in batch_size})
     chosen = sizes if flows_at is None else sorted({int(size) for size in flows_at})
@@ -142,7 +150,7 @@ def forecast_caeo_stability(
     rates = np.atleast_1d(np.asarray(rate if eta_base is None else eta_base, float))
     noise, speed, sources = _wells(plateaus, chosen, sizes, task.n, rate)
     scale = (rates / rate) ** 2
-    sharpness = float(top_modes(task, np.asarray(start, float), 1)[0][0])
+    sharpness = float(top_modes(task, checked_weights(task, start), 1)[0][0])
     result = map_of_wells(
         noise[:, None] * scale, float(speed) * scale, [[source] * rates.size for source in sources], delta=delta,
         batch_size=sizes, eta_base=rates, sharpness=sharpness, horizon=steps if horizon is None else horizon,
@@ -162,7 +170,11 @@ def forecast_caeo_stability(
     used = {"units": "1", "long_name": "whether the flow's own gap is used"}
     columns["resolved"] = ("flow_batch", [plateau.resolved for plateau in plateaus], used)
     axis = ("flow_batch", chosen, {"units": "1", "long_name": "batch size of a flow"})
-    return result.assign(columns).assign_coords(flow_batch=axis).assign_attrs(task=task.name, eta=rate, steps=steps)
+    return (
+        result.assign(columns)
+        .assign_coords(flow_batch=axis)
+        .assign_attrs(task=task.name, eta=rate, steps=steps)
+    )
 
 
 def _plateau(task: Task, start: ArrayLike, eta: float, batch_size: int, steps: int, seed: int) -> Plateau:
@@ -170,17 +182,26 @@ def _plateau(task: Task, start: ArrayLike, eta: float, batch_size: int, steps: i
     part, theta, calibrations = steps // _PARTS, np.asarray(start, float), []
     for i in range(_PARTS):
         flow = stochastic_central_flow(
-            task, theta, batch_size=batch_size, eta=eta, steps=part, stride=5, save_every=5, seed=seed + 1000 * i
+            task,
+            theta,
+            batch_size=batch_size,
+            eta=eta,
+            steps=part,
+            stride=5,
+            save_every=5,
+            seed=seed + 1000 * i,
         )
         if flow.attrs["stopped"]:
             raise InvalidInput(f"the flow at batch_size={batch_size} ended early: {flow.attrs['stopped']}")
         theta = flow["final_params"].values
         if i > 0:
-            calibrations.append(calibrate(task, theta, batch_size=batch_size, k=1))
+            calibrations.append(calibrate(task, jnp.asarray(theta), batch_size=batch_size, k=1))
     late = flow["iterate_sharpness"].values  # pyright: ignore[reportPossiblyUnboundVariable]
     share = 1.0 - float(flow["loss"].mean() / flow["mean_loss"].mean())  # pyright: ignore[reportPossiblyUnboundVariable]
     mean = float(late.mean())
-    error = math.hypot(float(np.nan_to_num(error_of_mean(late))), mean * math.hypot(_MODEL[0], _MODEL[1] * share**2))
+    error = math.hypot(
+        float(np.nan_to_num(error_of_mean(late))), mean * math.hypot(_MODEL[0], _MODEL[1] * share**2)
+    )
     alphas = np.array([float(c["alpha"]) for c in calibrations])
     spread = max(*(float(c["alpha_stderr"]) for c in calibrations), 0.5 * float(np.ptp(alphas)))
     if not alphas.mean() > 0:
@@ -230,7 +251,9 @@ def _batch_top(task: Task, theta: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 @double_precision
-def batch_excess(task: Task, params: ArrayLike, *, batch_size: int, batches: int = 32, seed: int = 0) -> xr.Dataset:
+def batch_excess(
+    task: Task, params: ArrayLike, *, batch_size: int, batches: int = 32, seed: int = 0
+) -> xr.Dataset:
     """Top eigenvalue of the Hessians of batches against that of the full loss.
 
     Parameters
@@ -259,7 +282,7 @@ def batch_excess(task: Task, params: ArrayLike, *, batch_size: int, batches: int
         If a number is out of range.
     """
     check_counts(batch_size=(batch_size, 1), batches=(batches, 2))
-    theta = np.asarray(params, float)
+    theta = checked_weights(task, params)
     drawn = draw_batches(stream(seed, 1, 0), batches, examples=task.n, batch_size=min(batch_size, task.n))
     full = float(top_modes(task, theta, 1)[0][0])
     seen = np.array([float(_batch_top(task, theta, rows)) for rows in drawn])

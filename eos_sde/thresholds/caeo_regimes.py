@@ -22,9 +22,10 @@ from solvers.provenance import provenance
 REGIMES = ("stable", "runaway", "diverging", "outside", "uncapped")
 """Meanings of the numbers 0, 1, ... in ``regime``.
 
-stable: noise holds the sharpness for the horizon, from the plateau; runaway: it leaves upwards; diverging: the first step is beyond the
-catapult edge; outside: the sharpness falls to where the reduced model ends, which then cannot say whether the network
-lands flatter or diverges; uncapped: within the horizon the sharpness cannot reach the cap, and CAEO is plain SGD."""
+stable: noise holds the sharpness for the horizon, from the plateau; runaway: it leaves upwards; diverging: the first
+step is beyond the catapult edge; outside: the sharpness falls to where the reduced model ends, which then cannot say
+whether the network lands flatter or diverges; uncapped: within the horizon the sharpness cannot reach the cap, and
+CAEO is plain SGD."""
 _SOURCE = "arXiv:2604.21016 (gap), with the cap of CAEO"
 _FACTOR = 2.0  # of the averaged rate against the map's, for delta below the onset: tests/thresholds
 _SMALLEST = 1e-6  # margin
@@ -265,8 +266,16 @@ def map_of_wells(
         {
             "regime": (every, regime, {"units": "1", "long_name": "regime", **meanings}),
             "escape_rate": (every, escape, {"units": "1/step", "long_name": "escape rate from the plateau"}),
-            "left": (every, left, {"units": "1", "long_name": "share of runs of the map that reach sharpness 0"}),
-            "adiabaticity": (pair, adiabaticity, {"units": "1", "long_name": "slowness of the sharpness, e/g^2"}),
+            "left": (
+                every,
+                left,
+                {"units": "1", "long_name": "share of runs of the map that reach sharpness 0"},
+            ),
+            "adiabaticity": (
+                pair,
+                adiabaticity,
+                {"units": "1", "long_name": "slowness of the sharpness, e/g^2"},
+            ),
         }
         | {name: (pair, columns[name], {"units": "1", "long_name": texts[name]}) for name in names},
         coords={
@@ -296,7 +305,11 @@ class _Onsets(NamedTuple):
             return cls(none, small, Threshold(math.inf, 0.0, "escape", text, _SOURCE))
         value = q / (1 + math.sqrt(1 - q))  # 1 - sqrt(1 - q), without cancellation
         fold = Threshold(
-            value, q * relative / (2 * math.sqrt(1 - q)), "fold", "well meets separatrix; error: inputs", _SOURCE
+            value,
+            q * relative / (2 * math.sqrt(1 - q)),
+            "fold",
+            "well meets separatrix; error: inputs",
+            _SOURCE,
         )
         return cls(fold, small, _escape_onset(well, value, sources, steps))
 
@@ -307,7 +320,9 @@ def _escape_onset(well: CappedWell, fold: float, sources: Sequence[Source], step
 
     def excess(log_delta: float, noise: float = 0.0, speed: float = 0.0) -> float:
         near = CappedWell(
-            min(well.noise * math.exp(noise), 0.5 * (1 + well.noise)), well.speed * math.exp(speed), math.exp(log_delta)
+            min(well.noise * math.exp(noise), 0.5 * (1 + well.noise)),
+            well.speed * math.exp(speed),
+            math.exp(log_delta),
         )
         return math.log(max(near.escape_rate() * steps, 1e-290))
 

@@ -28,11 +28,13 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from solvers import SDE, FokkerPlanck, Grid, TransferOperator, mean_first_passage_time
 
-DEVIATIONS = 5.0  # above the plateau, in standard deviations sqrt(e) of z there: what has passed them has run away
+DEVIATIONS = (
+    5.0  # above the plateau, in standard deviations sqrt(e) of z there: what has passed them has run away
+)
 _DROP = 3.0  # units of quasi-potential below the top of the barrier: e^-3 of what is there would return
 _LOWEST = 1.0  # of z: below half the edge the autoregression no longer alternates, and the well has ended
 _CELLS_PER_DEVIATION, _FEWEST, _MOST = 10, 1200, 4000
@@ -60,25 +62,25 @@ class CappedWell(NamedTuple):
 
     @property
     def plateau(self) -> float:
-        """z at which noise holds the sharpness without the cap, 1 + sqrt(1 - q); nan for q > 1, where it falls."""
+        """The z at which noise holds the sharpness without the cap, 1 + sqrt(1 - q); nan for q > 1, where it falls."""
         return 1.0 + math.sqrt(1.0 - self.noise) if self.noise <= 1 else math.nan
 
     @property
     def separatrix(self) -> float:
-        """z beyond which the capped rate lets the sharpness rise; inf for delta <= 0."""
+        """The z beyond which the capped rate lets the sharpness rise; inf for delta <= 0."""
         return math.sqrt(self.noise * (2.0 - self.delta) / self.delta) if self.delta > 0 else math.inf
 
     @property
     def least_wall(self) -> float:
-        """z that the fluctuations about the plateau do not reach: five standard deviations above it."""
+        """The z that the fluctuations about the plateau do not reach: five standard deviations above it."""
         return self.plateau + DEVIATIONS * math.sqrt(self.speed)
 
-    def step(self, x: ArrayLike, z: ArrayLike, xi: ArrayLike) -> tuple[NDArray, NDArray]:
+    def step(self, x: NDArray, z: NDArray, xi: NDArray) -> tuple[NDArray, NDArray]:
         """One step of the map.
 
         Parameters
         ----------
-        x, z, xi : array_like
+        x, z, xi : ndarray
             X, z, and standard normals.
 
         Returns
@@ -125,7 +127,7 @@ class CappedWell(NamedTuple):
         return drift, diffusion
 
     def wall(self) -> float:
-        """z from which nothing comes back: beyond the fluctuations and well beyond the separatrix."""
+        """The z from which nothing comes back: beyond the fluctuations and well beyond the separatrix."""
         least, top = self.least_wall, self.separatrix
         if not top > 2.0 - self.delta:
             return max(least, 2.0 - self.delta)
@@ -153,6 +155,7 @@ class CappedWell(NamedTuple):
         -------
         FokkerPlanck
         """
+
         def drift(t: float, y: Any, p: Any, xp: Any) -> Any:  # noqa: ARG001
             return (self.rates(y[0])[0],)
 
@@ -242,12 +245,15 @@ class CappedWell(NamedTuple):
         ends = np.unique([_LOWEST, *inner, wall])
         cells = _CELLS_PER_DEVIATION * (wall - _LOWEST) / math.sqrt(self.speed)
         width = (wall - _LOWEST) / min(max(cells, _FEWEST), _MOST)
-        pieces = [np.linspace(a, b, max(math.ceil((b - a) / width), 4) + 1)[:-1] for a, b in itertools.pairwise(ends)]
+        pieces = [
+            np.linspace(a, b, max(math.ceil((b - a) / width), 4) + 1)[:-1]
+            for a, b in itertools.pairwise(ends)
+        ]
         return np.concatenate([*pieces, [wall]])
 
 
 def _log_root(kick: NDArray, a2: NDArray) -> NDArray:
-    """log G of (G - 1)(G - a^2) = kick G log G with G != 1, G > a^2; 0 where kick = 1 - a^2."""
+    """Logarithm of G in (G - 1)(G - a^2) = kick G log G with G != 1, G > a^2; 0 where kick = 1 - a^2."""
     low = np.log(np.maximum(a2, 1e-300)) * np.ones_like(kick)
     high = np.full_like(low, 1.0)
 

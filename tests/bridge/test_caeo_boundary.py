@@ -53,9 +53,7 @@ def test_runs_are_those_of_the_recorder(small_task, small_start):
     Both estimates are of order 4 or more and warm: their errors are below 1e-3 of the sharpness.
     """
     shared = {"eta": 0.05, "batch_size": 8, "steps": 30, "seed": 5}
-    found = measure_caeo_boundary(
-        small_task, small_start, deltas=[0.5, 1.9], replicas=2, order=6, **shared
-    )
+    found = measure_caeo_boundary(small_task, small_start, deltas=[0.5, 1.9], replicas=2, order=6, **shared)
     assert found["capped"].values[1].tolist() == [1.0, 1.0]  # 1.9: the rate is 0.1/sharpness
     recorded = bridge.record(
         small_task, "sgd", start=small_start, replicas=2, every=1, batches_measured=1, **shared
@@ -98,7 +96,9 @@ def test_batch_excess_is_that_of_dense_hessians(small_task, small_start):
     assert float(found["mean"]) == pytest.approx(np.mean(tops), rel=1e-4)
     assert float(found["excess"]) == pytest.approx(np.mean(tops) / full - 1, abs=1e-3)
     assert float(found["deviation"]) == pytest.approx(np.std(tops, ddof=1), rel=1e-2)
-    assert float(found["excess"]) > 0  # the largest eigenvalue is convex, so that a mean of it exceeds that of the mean
+    assert (
+        float(found["excess"]) > 0
+    )  # the largest eigenvalue is convex, so that a mean of it exceeds that of the mean
 
 
 def test_wells_between_flows_follow_the_batch_noise():
@@ -129,7 +129,9 @@ def test_forecast_of_a_network():
     run = bridge.record(task, "sgd", eta=0.2, batch_size=8, steps=150, seed=3, start=theta, replicas=4, every=5,
                         batches_measured=1)  # fmt: skip
     gap = 2 - 0.2 * run["sharpness"].sel(step=slice(100, None)).values.mean(axis=1)
-    assert float(found["gap"][0]) == pytest.approx(gap.mean(), abs=3 * np.hypot(float(found["gap_stderr"][0]), gap.std()))
+    assert float(found["gap"][0]) == pytest.approx(
+        gap.mean(), abs=3 * np.hypot(float(found["gap_stderr"][0]), gap.std())
+    )
     if bool(found["resolved"][0]):
         assert float(found["delta_c"][0, 0]) == pytest.approx(min(float(found["gap"][0]), 1.0), rel=1e-6)
     assert found["regime"].sizes == {"delta": 2, "batch_size": 1, "eta_base": 1}
