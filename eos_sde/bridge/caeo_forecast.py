@@ -7,8 +7,10 @@ and of the fluctuation of the sharpness that the rule sees. Only where the flow 
 one-direction law, at the flow's plateau, which is exact for small noise. The speed is eta_base^2 alpha, with alpha
 calibrated along the flow: at a checkpoint early in training it is many times larger.
 
-The sharpness is that of the full loss. A rule that sees the Hessian of its batch alone caps by a larger number, which
-fluctuates: `batch_excess` tells by how much, and delta_c then grows by the same.
+The sharpness is that of the full loss, which is what `record` hands to the rule. A rule that sees the Hessian of its
+batch alone caps by a number that is larger by a share x (`batch_excess`): margin delta then acts as 2 - (2 - delta)/
+(1 + x) would, and the onset falls to (1 + x) delta_c - 2 x, which is below 0, so that no margin is safe, once x is
+larger than delta_c/(2 - delta_c).
 """
 
 import math
