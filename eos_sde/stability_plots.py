@@ -108,8 +108,9 @@ def _regions(axis: Axes, part: xr.Dataset, name: str) -> None:
         # the cell of the region that is deepest inside it
         inside = [_depth(regime == index, row, column) for row, column in cells]
         row, column = cells[int(np.argmax(inside))]
-        axis.text(float(across[column]), float(up[row]), _REGIONS[label][1], transform=axis.transAxes, ha="center", va="center",
-                  fontsize=9, fontweight="bold", color="#333333")  # fmt: skip
+        place = float(across[column]), float(up[row])
+        axis.text(*place, _REGIONS[label][1], transform=axis.transAxes, ha="center", va="center", fontsize=9,
+                  fontweight="bold", color="#333333")  # fmt: skip
 
 
 def _depth(region: NDArray, row: int, column: int) -> float:
