@@ -1,6 +1,6 @@
 """CAEO's stability map of networks: forecast from one checkpoint, then runs at margins around the boundary.
 
-Run: python benchmarks/caeo_stability_map.py [NETWORK ...] [--out FOLDER] [--steps N] [--replicas N]
+Run: python benchmarks/caeo_stability_map.py [NETWORK ...] [--out FOLDER] [--steps N] [--replicas N] [--keep]
 
 The checkpoint is taken after 150 steps of SGD. From it the flow of plain SGD and the reduced model give the margin at
 which one runaway is expected within the run, with its error. Then CAEO is trained at five margins, four runs each, and
@@ -30,21 +30,24 @@ MULTIPLES = (0.5, 0.75, 1.0, 1.35, 2.0)  # of the predicted boundary
 CHECKPOINT = 150
 
 
-def judge(name: str, out: Path, steps: int, replicas: int) -> None:
+def judge(name: str, out: Path, steps: int, replicas: int, *, keep: bool) -> None:
     """Forecast, run, print and draw one network."""
     kind, settings, eta, seed, batches = NETWORKS[name]
     task = bridge.load_task(kind, **settings)
-    print(
-        f"\n{task.description}\nseed {seed}, eta {eta:g}, {steps} steps, {replicas} runs a margin", flush=True
-    )
+    print(f"\n{task.description}\nseed {seed}, eta {eta:g}, {replicas} runs a margin", flush=True)
     theta = bridge.checkpoint(task, eta=eta, steps=CHECKPOINT, seed=seed, batch_size=min(32, max(batches)))
-    sizes = np.unique(np.geomspace(min(batches), max(batches), 5).round().astype(int)).tolist()
-    sizes = sorted({*sizes, *batches})
-    forecast = forecast_caeo_stability(
-        task, theta, batch_size=sizes, flows_at=batches, steps=steps, eta=eta,
-        delta=np.geomspace(0.01, 1.6, 41), eta_base=eta * np.array([0.5, 0.71, 1.0, 1.41]),
-    )  # fmt: skip
-    forecast.to_netcdf(out / f"{name}_forecast.nc", engine="h5netcdf")
+    file = out / f"{name}_forecast.nc"
+    if keep and file.exists():
+        forecast = xr.load_dataset(file, engine="h5netcdf")
+        steps = int(forecast.attrs["horizon"])
+    else:
+        sizes = np.unique(np.geomspace(min(batches), max(batches), 5).round().astype(int)).tolist()
+        forecast = forecast_caeo_stability(
+            task, theta, batch_size=sorted({*sizes, *batches}), flows_at=batches, steps=steps, eta=eta,
+            delta=np.geomspace(0.01, 1.6, 41), eta_base=eta * np.array([0.5, 0.71, 1.0, 1.41]),
+        )  # fmt: skip
+        forecast.to_netcdf(file, engine="h5netcdf")
+    print(f"  forecast over {steps} steps", flush=True)
     measured, lines = {}, []
     for size in batches:
         column = forecast.sel(batch_size=size, eta_base=eta)
@@ -100,7 +103,10 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--replicas", type=int, default=4)
+    parser.add_argument(
+        "--keep", action="store_true", help="use the forecasts that are in the folder, and their steps"
+    )
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     for network in given.networks:
-        judge(network, given.out, given.steps, given.replicas)
+        judge(network, given.out, given.steps, given.replicas, keep=given.keep)
