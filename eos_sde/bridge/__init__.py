@@ -1,6 +1,8 @@
 """The bridge: real networks on real data, calibrated, predicted, trained, and compared with theory."""
 
 from eos_sde.bridge.applicability import Applicable, applicable_criterion
+from eos_sde.bridge.caeo_boundary import measure_caeo_boundary
+from eos_sde.bridge.caeo_forecast import forecast_caeo_stability
 from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.campaign import run_campaign
 from eos_sde.bridge.capped_flow import caeo_flow
@@ -43,6 +45,7 @@ __all__ = [
     "curvature_gram",
     "describe_task",
     "find_minimum",
+    "forecast_caeo_stability",
     "forecast_fluctuations",
     "forecast_plateau",
     "implicit_bias_table",
@@ -50,6 +53,7 @@ __all__ = [
     "load_dataset",
     "load_task",
     "make_rule",
+    "measure_caeo_boundary",
     "measure_escape",
     "measure_fluctuations",
     "measure_onset",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eos_sde.thresholds.almost_sure import scalar_almost_sure, sgd_almost_sure
 from eos_sde.thresholds.batch_gradients import batch_sharpness, gradient_noise_interaction
+from eos_sde.thresholds.caeo_regimes import CaeoStability, caeo_stability, caeo_stability_map
 from eos_sde.thresholds.closed_forms import (
     adam,
     gaussian_least_squares,
@@ -48,6 +49,7 @@ _IN_TRAINING = ("StabilityMonitor", "max_stable_lr")
 __all__ = [
     "MARGINAL_RATIO",
     "BracketedThreshold",
+    "CaeoStability",
     "GramBasis",
     "GramOperator",
     "StabilityMonitor",
@@ -55,6 +57,8 @@ __all__ = [
     "Threshold",
     "adam",
     "batch_sharpness",
+    "caeo_stability",
+    "caeo_stability_map",
     "catapult",
     "flip_barrier",
     "flip_escape",
