@@ -20,7 +20,7 @@ def make_rule(
     name : {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "adamw", "caeo", "caeo-ss"}
         "gd" and "sgd" are the same update and differ in the batches. "sgdm" is the heavy ball
         v' = b v + g with b = 0.9, "nesterov" its Nesterov form. "caeo-ss" is
-        self-stabilizing CAEO, which gives up its margin where its rate runs away.
+        self-stabilizing CAEO, whose rate does not run away.
     eta : float
         Learning rate; for "caeo" and "caeo-ss" the base rate, which is never exceeded.
     delta : float

@@ -1,6 +1,7 @@
 """CAEO, the curvature-adaptive edge-of-stability optimizer: its rule, its curvature estimators, optax form.
 
-`rule`, `runaway` and `self_stabilizing_rule` need NumPy only; the other names import JAX when first used, and `keras` TensorFlow too.
+`rule`, `runaway` and `self_stabilizing_rule` need NumPy only; the other names import JAX when first used, and
+`keras` TensorFlow too.
 """
 
 from __future__ import annotations

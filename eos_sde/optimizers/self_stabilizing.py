@@ -1,4 +1,4 @@
-"""CAEO with its runaway cured, as an optax transformation: the margin is given up where the rate runs away."""
+"""CAEO with its runaway cured, as an optax transformation: the margin is given up where there is descent to pay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian
 from eos_sde.optimizers.transformation import CaeoState, _accepted, _traced, scale_by_caeo
 from solvers.errors import InvalidInput
 
-RELEASES = ("runaway", "always")
+RELEASES = ("descent", "always")
 
 
 class SelfStabilizingState(NamedTuple):
@@ -29,15 +29,22 @@ class SelfStabilizingState(NamedTuple):
         g' H g / |g|^2 at the last update; between two measurements of the curvature, followed by `rest`.
     rest : float
         The Rayleigh quotient of the gradient orthogonal to the top eigenvector, at the last measurement.
+    descent : float
+        Running mean of g_t . (g_{t-1} + g_{t-2}), of the parts orthogonal to the top eigenvector.
     released : bool
         Whether the last rate was on the edge of the directional sharpness instead of kept from that of the
         sharpness.
+    previous, earlier : pytree
+        The last gradient and the one before it, like params.
     """
 
     caeo: CaeoState
     directional_sharpness: jax.Array
     rest: jax.Array
+    descent: jax.Array
     released: jax.Array
+    previous: Any
+    earlier: Any
 
     @property
     def runaway(self) -> jax.Array:
@@ -50,35 +57,36 @@ def self_stabilizing_caeo(
     *,
     delta: float = 0.1,
     growth: float = self_stabilizing_rule.GROWTH,
-    release: str = "runaway",
+    release: str = "descent",
     curvature: Estimator | None = None,
     refresh: int = 1,
     use_error_bound: bool = False,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""CAEO that lets the iterate oscillate where its rate would run away.
+    r"""CAEO that lets the iterate oscillate, so that its rate does not run away.
 
-    Updates are those of `eos_sde.optimizers.caeo` until the state shows a runaway: the cap keeps binding while the
-    sharpness keeps rising. From then on, until the cap stops binding on most updates,
+    Updates are those of `eos_sde.optimizers.caeo` while gradient noise takes back all that an update gains. Where
+    it does not, which the running mean of :math:`g_t \cdot (g_{t-1} + g_{t-2})` tells by being positive
+    (less the part along the top eigenvector), and at any rate where the state tells of a runaway,
 
     .. math:: \eta_t = \min\left(\eta_{base},\ \frac{2}{R_t},\ \frac{2 + \gamma}{\lambda_t}\right),
         \qquad R_t = \frac{g_t^T H_t g_t}{|g_t|^2},
 
     with R the directional sharpness and :math:`\gamma` the growth. The oscillation along the top direction then
-    grows, paid for by the descent along the others, until self-stabilization turns the sharpness down: the
-    derivation is in `eos_sde.optimizers.self_stabilizing_rule.self_stabilizing_learning_rate`.
+    grows, paid for by the descent along the others, until self-stabilization turns the sharpness down. The
+    derivations are in `eos_sde.optimizers.self_stabilizing_rule`.
 
     Parameters
     ----------
     learning_rate : float or schedule
         The base rate, never exceeded.
     delta : float
-        Distance kept from the edge before a runaway, in units of eta * sharpness; below 2.
+        Distance kept from the edge where the margin is not given up, in units of eta * sharpness; below 2.
     growth : float
         The most by which the oscillation grows in an update beyond a factor of one, at least 0.
-    release : {"runaway", "always"}
-        When the margin is given up. "always" is CDAT on edge, bounded by the growth: it reaches lower sharpness
-        where gradients are exact, and costs much where gradient noise makes the iterate oscillate anyway.
+    release : {"descent", "always"}
+        When the margin is given up. "always" is CDAT on edge, bounded by the growth; it costs much where gradient
+        noise makes the iterate oscillate anyway.
     curvature : Estimator, optional
         ``lanczos(...)`` or ``power(...)`` of `eos_sde.optimizers.curvature`, which know the top eigenvector; by
         default ``lanczos()``. A measurement takes one product more than its own.
@@ -92,7 +100,8 @@ def self_stabilizing_caeo(
     Returns
     -------
     optax.GradientTransformationExtraArgs
-        Used like `caeo`; the updates that it is given must be the gradient. The state is a `SelfStabilizingState`.
+        Used like `caeo`; the updates that it is given must be the gradient. The state is a `SelfStabilizingState`,
+        which holds two gradients.
 
     Raises
     ------
@@ -141,7 +150,15 @@ def self_stabilizing_caeo(
                 f"curvature={curvature!r} does not know the top eigenvector: use lanczos() or power()."
             )
         dtype = state.sharpness.dtype
-        return SelfStabilizingState(state, jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.zeros((), bool))
+        return SelfStabilizingState(
+            caeo=state,
+            directional_sharpness=jnp.zeros((), dtype),
+            rest=jnp.zeros((), dtype),
+            descent=jnp.zeros((), dtype),
+            released=jnp.zeros((), bool),
+            previous=jax.tree.map(jnp.zeros_like, params),
+            earlier=jax.tree.map(jnp.zeros_like, params),
+        )
 
     def update_fn(
         updates: optax.Updates,
@@ -165,12 +182,16 @@ def self_stabilizing_caeo(
             image = flat.operator(hessian_product(loss, params))(gradient)
             quotient = gradient @ image / jnp.where(square > 0, square, 1.0)
             left = 1.0 - share
-            return jnp.where(left > 0, (quotient - share * sharpness) / jnp.where(left > 0, left, 1.0), sharpness)
+            return jnp.where(
+                left > 0, (quotient - share * sharpness) / jnp.where(left > 0, left, 1.0), sharpness
+            )
 
         rest = jax.lax.cond(new.staleness == 0, measure, lambda: state.rest).astype(sharpness.dtype)
         directional = self_stabilizing_rule.directional_sharpness(sharpness, share, rest)
-        before = state.caeo.monitor
-        released = jnp.asarray(release == "always") | self_stabilizing_rule.release(state.released, before)
+        recent = flat.ravel(state.previous) + flat.ravel(state.earlier)
+        product = gradient @ recent - (gradient @ top) * (recent @ top)
+        descent = self_stabilizing_rule.descent(state.descent, product, state.caeo.count, xp=jnp)
+        released = (descent > 0) | state.runaway | (release == "always")
         rate = self_stabilizing_rule.self_stabilizing_learning_rate(
             new.learning_rate,  # the base rate, or less where it is beyond (2 + growth)/sharpness
             sharpness,
@@ -182,13 +203,16 @@ def self_stabilizing_caeo(
             xp=jnp,
         ).astype(sharpness.dtype)
         binds = new.capped | (rate < new.learning_rate)
-        monitor = runaway.watch(before, sharpness, binds, xp=jnp)
-        updates = jax.tree.map(lambda u: (-rate * u).astype(jnp.result_type(u)), updates)
-        return updates, SelfStabilizingState(
+        monitor = runaway.watch(state.caeo.monitor, sharpness, binds, xp=jnp)
+        step = jax.tree.map(lambda u: (-rate * u).astype(jnp.result_type(u)), updates)
+        return step, SelfStabilizingState(
             caeo=new._replace(learning_rate=rate, capped=binds, monitor=monitor),
             directional_sharpness=directional.astype(sharpness.dtype),
             rest=jnp.where(jnp.isfinite(rest), rest, state.rest),
+            descent=descent.astype(sharpness.dtype),
             released=released,
+            previous=jax.tree.map(lambda u, like: u.astype(jnp.result_type(like)), updates, state.previous),
+            earlier=state.previous,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
