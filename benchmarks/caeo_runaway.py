@@ -98,7 +98,9 @@ def table(task, rules, *, base, batch, steps, seeds):
 
 def reduced():
     """Print how the rules fare on the reduced model, from near and far beyond the edge, with and without noise."""
-    print(f"{'landscape':24s} {'start/edge':>10s} " + " ".join(f"{rule:>16s}" for rule in reduced_model.RULES))
+    print(
+        f"{'landscape':24s} {'start/edge':>10s} " + " ".join(f"{rule:>16s}" for rule in reduced_model.RULES)
+    )
     print("mean sharpness * base over the last quarter of 4000 steps (the edge is 2); 'lost' where x left")
     for name, settings in reduced_model.LANDSCAPES.items():
         for excess in (1.1, 3.0, 5.0, 10.0):
@@ -111,9 +113,13 @@ def reduced():
 
 def main():
     """Run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", default="digits-mlp")
-    parser.add_argument("--examples", type=int, help="of the task; by default its own number, 400 of digits-mlp")
+    parser.add_argument(
+        "--examples", type=int, help="of the task; by default its own number, 400 of digits-mlp"
+    )
     parser.add_argument("--bases", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--batches", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, default=3)

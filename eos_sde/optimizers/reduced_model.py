@@ -16,13 +16,14 @@ RULES = ("gd", "caeo", "on edge", "beyond edge", "cdat 1.9", "self-stabilizing")
 _FIXED = {"caeo": 0.1, "on edge": 0.0, "beyond edge": -0.05}
 
 LANDSCAPES: dict[str, dict[str, float]] = {
-    "quadratic": {},
+    "quadratic": {"noise": 1e-4},
     "noisy": {"noise": 0.05},
-    "no two-cycle": {"quartic": 20.0},
+    "no two-cycle": {"quartic": 20.0, "noise": 1e-4},
     "no two-cycle, noisy": {"quartic": 20.0, "noise": 0.05},
-    "slow sharpening": {"alpha": 0.002},
+    "slow sharpening": {"alpha": 0.002, "noise": 1e-4},
 }
-"""Settings of `reduced_path`. Where the fourth derivative is positive, gradient descent beyond the edge has no stable
+"""Settings of `reduced_path`. A little noise is what other directions supply: without any, x shrinks to 0 below the
+edge and cannot come back. Where the fourth derivative is positive, gradient descent beyond the edge has no stable
 two-cycle and self-stabilization fails (3 f'''^2 < f'' f'''')."""
 
 
@@ -106,7 +107,9 @@ def reduced_path(
             rate = float(caeo_rule.learning_rate(base, sharpness, _FIXED[rule]))
         else:
             released = bool(mean > 0 or monitor.runaway)
-            given = stabilizing.self_stabilizing_learning_rate(base, sharpness, directional, released=released)
+            given = stabilizing.self_stabilizing_learning_rate(
+                base, sharpness, directional, released=released
+            )
             rate = float(given)
         monitor = runaway.watch(monitor, sharpness, rate < base)
         rows.append((x, sharpness, rate, bool(monitor.runaway)))
