@@ -13,7 +13,7 @@ WINDOW = 32.0
 RISE = math.log(1.25)
 """Rise of the log sharpness that is called a runaway: the capped rate has lost a fifth."""
 
-SIGNIFICANCE = 4.0
+SIGNIFICANCE = 6.0
 """The rise must also be so many standard errors of a difference of two running means."""
 
 
@@ -80,10 +80,12 @@ def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np)
     No alarm comes where the cap binds on less than half of the updates, as in training limited by gradient noise,
     which rests below the edge, nor while the sharpness falls from a start beyond the edge. Where the mean
     sharpness under a binding cap is constant and its log scatters by s, independently from update to update, the
-    running mean has standard error :math:`s/\sqrt{2 w - 1}`, w the window, and a difference of two exceeds
-    ``SIGNIFICANCE`` times :math:`s \sqrt{2/(2 w - 1)}` with probability :math:`3 \cdot 10^{-5}`. A steady rise by
+    running mean has standard error :math:`e = s/\sqrt{2 w - 1}`, w the window, and takes about T/2w independent
+    values in T updates. The least of them lies :math:`e \sqrt{2 \log(T/2w)}` below the mean, 3.7 e for
+    T = 10^5; an alarm takes another :math:`6 \sqrt 2\, e - 3.7 e = 4.8 e` above it, of probability
+    :math:`8 \cdot 10^{-7}` each, so that about one run of 10^5 updates in a thousand alarms in vain. A steady rise by
     r an update lags by :math:`r w` and passes for such a scatter, which it outgrows within
-    :math:`4 w \sqrt{2/(2 w - 1)} = 0.7 w` updates: the condition delays a true alarm by less than a window.
+    :math:`6 w \sqrt{2/(2 w - 1)} = 1.1 w` updates: the condition delays a true alarm by about a window at most.
 
     Parameters
     ----------
