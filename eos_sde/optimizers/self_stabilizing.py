@@ -180,7 +180,7 @@ def self_stabilizing_caeo(
 
         def measure() -> jax.Array:
             image = flat.operator(hessian_product(loss, params))(gradient)
-            quotient = gradient @ image / jnp.where(square > 0, square, 1.0)
+            quotient = jnp.where(square > 0, gradient @ image / jnp.where(square > 0, square, 1.0), sharpness)
             left = 1.0 - share
             return jnp.where(
                 left > 0, (quotient - share * sharpness) / jnp.where(left > 0, left, 1.0), sharpness

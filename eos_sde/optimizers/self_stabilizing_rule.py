@@ -133,8 +133,8 @@ def descent(mean: Any, product: Any, updates: Any, *, xp: Any = np) -> Any:
 
     2/eta times what an update takes from the loss, :math:`\eta |\nabla L|^2`, less what noise adds to it,
     :math:`\eta^2 \mathrm{tr}(H C)/2`. The part along the top eigenvector is left out: it receives, and a decaying
-    oscillation there would count against it. Where noise wins, there is no descent to pay for an oscillation, and the noise
-    already drives one; the margin then stays.
+    oscillation there would count against it. Where noise wins, there is no descent to pay for an oscillation, and
+    the noise already drives one; the margin then stays.
 
     Parameters
     ----------
