@@ -62,7 +62,8 @@ def start(*, dtype: Any = np.float64, xp: Any = np) -> RunawayMonitor:
     RunawayMonitor
         With all numbers zero. Each leaf is an array of its own, so that a state can be donated.
     """
-    return RunawayMonitor(*(xp.zeros((), dtype) for _ in range(6)), xp.zeros((), bool))
+    numbers = [xp.zeros((), dtype) for _ in range(6)]
+    return RunawayMonitor._make([*numbers, xp.zeros((), bool)])
 
 
 def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np) -> RunawayMonitor:
@@ -125,5 +126,5 @@ def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np)
     error = xp.sqrt(2.0 * scatter / (2.0 * WINDOW - 1.0))
     runaway = (rise > RISE) & (rise > SIGNIFICANCE * error)
     dtype = monitor.level.dtype
-    numbers = (xp.asarray(number, dtype) for number in (binding, measured, level, scatter, lowest, rise))
-    return RunawayMonitor(*numbers, xp.asarray(runaway))
+    numbers = [xp.asarray(number, dtype) for number in (binding, measured, level, scatter, lowest, rise)]
+    return RunawayMonitor._make([*numbers, xp.asarray(runaway)])
