@@ -49,11 +49,11 @@ def self_stabilizing_learning_rate(
     :math:`\lambda x^2/2`, the :math:`2 g_\perp^2/\lambda` by which the loss falls along the flat directions: to
     leading order the oscillation takes no more than the descent gives. It does not stop growing while the cap
     binds, so it passes the :math:`x^2 = 2 \alpha/\beta` beyond which the sharpness of the reduced model falls,
-    whatever alpha and beta: there is no runaway. (A strongly positive fourth derivative bounds x by itself: far beyond
-    the edge the sharpness may then fall slowly; `benchmarks/caeo_runaway.py --reduced` shows where.) With :math:`\sigma/R`, :math:`\sigma < 2`, the oscillation would
+    whatever alpha and beta: there is no runaway. With :math:`\sigma/R`, :math:`\sigma < 2`, the oscillation would
     rest at :math:`(\lambda x)^2 = \sigma g_\perp^2/(2 - \sigma)`, which may be below that, and the runaway comes
     back. A fixed delta < 0 instead grows x by a factor each update whatever its size, until the base rate is
-    reached: from far beyond the edge it overshoots.
+    reached: from far beyond the edge it overshoots. A strongly positive fourth derivative bounds x by itself: from
+    ten times the edge the sharpness may then fall slowly (`eos_sde.optimizers.reduced_model` shows where).
 
     Parameters
     ----------
