@@ -32,6 +32,12 @@ _MEASURED = {
     "gradient_norm": ("1", "norm of the full-batch gradient"),
 }
 
+_EACH_UPDATE = {
+    "batch_loss": ("1", "loss of the batch before the update"),
+    "rate": ("time", "learning rate of the update"),
+    "runaway": ("1", "1 where the state of the rule tells of a runaway, else 0"),
+}
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -90,7 +96,7 @@ def record(
     batch_size : int, optional
         B. If left out, all examples for "gd" and 16 for the other rules.
     delta : float
-        Margin of "caeo".
+        Margin of "caeo" and "caeo-ss".
     start : array, optional
         Initial weights (size,), or one row for each replica.
     every : int
@@ -116,9 +122,9 @@ def record(
         Over (replica, step), step = 0, every, 2 every, ..., steps: ``loss``, ``sharpness``,
         ``sharpness_residual``, ``batch_sharpness``, ``gradient_norm``, and ``learning_rate`` (of the
         update that led to the step; at step 0 the base rate). Over (replica, iteration), every update:
-        ``batch_loss`` (before the update), ``rate`` (learning rate of the update) and, with `project`,
-        ``projection`` (direction last). Over replica: ``final_params`` (weight), with `average` ``mean_params``
-        (weight), ``diverged``,
+        ``batch_loss`` (before the update), ``rate`` (learning rate of the update), ``runaway`` (1 where the state of
+        "caeo" or "caeo-ss" tells of one, else 0) and, with `project`, ``projection`` (direction last). Over
+        replica: ``final_params`` (weight), with `average` ``mean_params`` (weight), ``diverged``,
         ``diverged_at`` (first measured step at which the run counts as diverged, or -1). Values of a run
         after it diverged are NaN.
 
@@ -171,7 +177,7 @@ def record(
         )
     attrs = provenance(
         task=task.name, description=task.description, rule=name, eta=eta, batch_size=batch_size, seed=seed,
-        steps=steps, every=every, delta=delta if name == "caeo" else None,
+        steps=steps, every=every, delta=delta if name in ("caeo", "caeo-ss") else None,
     )  # fmt: skip
     return _dataset(measured, stepwise, final, mean, diverged_at, attrs, projected=project is not None)
 
@@ -248,6 +254,7 @@ def _advance(
             kept = {
                 "batch_loss": loss,
                 "rate": jnp.asarray(rate, jnp.float64),
+                "runaway": jnp.asarray(optax.tree_utils.tree_get(new, "runaway", default=False), jnp.float64),
                 "projection": (theta - begin) @ directions,
             }
             theta = theta + updates
@@ -340,20 +347,14 @@ def _dataset(
     def variable(dims: tuple[str, ...], values: NDArray, units: str, long_name: str) -> tuple:
         return dims, values, {"units": units, "long_name": long_name}
 
-    rate = np.where(after, np.nan, stepwise["rate"])
-    led_to = np.concatenate([np.full((replicas, 1), eta), rate], axis=1)[:, measured["step"]]
+    led_to = np.concatenate([np.full((replicas, 1), eta), stepwise["rate"]], axis=1)[:, measured["step"]]
     led_to[np.isnan(measured["loss"])] = np.nan
     contents = {key: variable(("replica", "step"), measured[key], *text) for key, text in _MEASURED.items()}
     contents["learning_rate"] = variable(
         ("replica", "step"), led_to, "time", "learning rate of the last update"
     )
-    contents["batch_loss"] = variable(
-        ("replica", "iteration"),
-        np.where(after, np.nan, stepwise["batch_loss"]),
-        "1",
-        "loss of the batch before the update",
-    )
-    contents["rate"] = variable(("replica", "iteration"), rate, "time", "learning rate of the update")
+    for key, text in _EACH_UPDATE.items():
+        contents[key] = variable(("replica", "iteration"), np.where(after, np.nan, stepwise[key]), *text)
     if projected:
         contents["projection"] = variable(
             ("replica", "iteration", "direction"),

@@ -6,7 +6,7 @@ import optax
 
 from solvers.errors import InvalidInput
 
-RULES = ("gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "adamw", "caeo")
+RULES = ("gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "adamw", "caeo", "caeo-ss")
 PLANNED = ("l4", "cdat")
 
 
@@ -17,18 +17,19 @@ def make_rule(
 
     Parameters
     ----------
-    name : {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "adamw", "caeo"}
+    name : {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "adamw", "caeo", "caeo-ss"}
         "gd" and "sgd" are the same update and differ in the batches. "sgdm" is the heavy ball
-        v' = b v + g with b = 0.9, "nesterov" its Nesterov form.
+        v' = b v + g with b = 0.9, "nesterov" its Nesterov form. "caeo-ss" is
+        self-stabilizing CAEO, whose rate does not run away.
     eta : float
-        Learning rate; for "caeo" the base rate, which is never exceeded.
+        Learning rate; for "caeo" and "caeo-ss" the base rate, which is never exceeded.
     delta : float
-        Margin of "caeo", below 2; the other rules do not have one.
+        Margin of "caeo" and "caeo-ss", below 2; the other rules do not have one.
     **options
         For optax: ``momentum`` ("sgdm", "nesterov"), ``b1``, ``b2``, ``eps`` ("adam", "adamw"), ``weight_decay``
         ("adamw"), ``b2`` (0.9; optax calls it decay), ``eps``, ``eps_in_sqrt``, ``bias_correction`` ("rmsprop": by
         default eps is inside the root and the second moments start from 0 uncorrected), anything that
-        `eos_sde.optimizers.caeo` takes.
+        `eos_sde.optimizers.caeo` or `self_stabilizing_caeo` takes.
 
     Returns
     -------
@@ -66,4 +67,8 @@ def _build(name: str, eta: float, delta: float, options: dict[str, Any]) -> opta
         from eos_sde.optimizers import caeo
 
         return caeo(eta, delta=delta, **options)
+    if name == "caeo-ss":
+        from eos_sde.optimizers import self_stabilizing_caeo
+
+        return self_stabilizing_caeo(eta, delta=delta, **options)
     return optax.sgd(eta, **options)

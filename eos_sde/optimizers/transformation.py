@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from eos_sde.optimizers import rule
+from eos_sde.optimizers import rule, runaway
 from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
 from eos_sde.optimizers.curvature.krylov import lanczos
 from solvers.errors import InvalidInput
@@ -37,6 +37,8 @@ class CaeoState(NamedTuple):
         Whether the last rate was below the base rate.
     curvature : pytree
         State of the curvature estimator: warm-start vector, random key.
+    monitor : RunawayMonitor
+        What tells whether the rate runs away: see `eos_sde.optimizers.runaway.watch`.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -46,6 +48,12 @@ class CaeoState(NamedTuple):
     staleness: jax.Array
     capped: jax.Array
     curvature: Any
+    monitor: runaway.RunawayMonitor
+
+    @property
+    def runaway(self) -> jax.Array:
+        """Whether the cap keeps binding while the sharpness keeps rising, so that the rate decays; bool."""
+        return self.monitor.runaway
 
 
 def scale_by_caeo(
@@ -119,6 +127,7 @@ def scale_by_caeo(
             staleness=jnp.zeros((), jnp.int32),
             capped=jnp.zeros((), bool),
             curvature=estimator.init(params, jax.random.PRNGKey(seed)),
+            monitor=runaway.start(dtype=dtype, xp=jnp),
         )
 
     def update_fn(
@@ -169,6 +178,7 @@ def scale_by_caeo(
             staleness=staleness,
             capped=rate < base,
             curvature=new,
+            monitor=runaway.watch(state.monitor, sharpness, rate < base, xp=jnp),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -239,7 +249,7 @@ def caeo(
     gradient descent at the base rate would rest at its edge, sharpness under this rule keeps rising, in the
     reduced model as :math:`\lambda^2 = \lambda_0^2 + 2 (2 - \delta) \alpha t`, and the rate decays like
     :math:`t^{-1/2}` (undershoot runaway). Plain gradient descent at the base rate can then end at far lower
-    loss and sharpness. Watch ``state.capped`` and ``state.sharpness``; ``delta <= 0`` avoids it.
+    loss and sharpness. Watch ``state.runaway``; `eos_sde.optimizers.self_stabilizing_caeo` is the cure.
 
     See Also
     --------

@@ -151,9 +151,26 @@ def test_caeo_records_its_rate(task):
     assert np.allclose(data.rate[0], expected, rtol=0.02)
     assert (data.rate < 10.0).any()
     assert np.array_equal(data.learning_rate[0, 1:], data.rate[0])
+    assert np.array_equal(
+        data.runaway[0], np.zeros(6)
+    )  # the monitor needs W log 2 = 22 updates under the cap
 
 
-@pytest.mark.parametrize("name", ["gd", "sgd", "sgdm", "nesterov", "adam", "adamw", "caeo"])
+def test_a_runaway_is_recorded(task):
+    """A rule whose state tells of it from the third update on."""
+    own = optax.GradientTransformationExtraArgs(
+        lambda _: {"runaway": jnp.asarray(False), "count": jnp.asarray(0)},
+        lambda updates, state, _, **__: (
+            jax.tree.map(lambda g: -0.01 * g, updates),
+            {"runaway": state["count"] >= 2, "count": state["count"] + 1},
+        ),
+    )
+    data = record(task, own, steps=4, seed=0, batch_size=4)
+    assert data.runaway[0].values.tolist() == [0, 0, 1, 1]
+    assert not record(task, "sgd", steps=2, seed=0, batch_size=4).runaway.any()
+
+
+@pytest.mark.parametrize("name", ["gd", "sgd", "sgdm", "nesterov", "adam", "adamw", "caeo", "caeo-ss"])
 def test_every_rule_descends(task, name):
     eta = 0.01 if name.startswith("adam") else 0.05
     data = record(task, name, steps=30, seed=0, eta=eta, batch_size=12, every=30)

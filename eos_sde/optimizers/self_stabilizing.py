@@ -1,0 +1,218 @@
+"""CAEO with its runaway cured, as an optax transformation: the margin is given up where there is descent to pay."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from eos_sde.optimizers import rule, runaway, self_stabilizing_rule
+from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
+from eos_sde.optimizers.transformation import CaeoState, _accepted, _traced, scale_by_caeo
+from solvers.errors import InvalidInput
+
+RELEASES = ("descent", "always")
+
+
+class SelfStabilizingState(NamedTuple):
+    """What self-stabilizing CAEO remembers; scalars unless said otherwise.
+
+    Attributes
+    ----------
+    caeo : CaeoState
+        As for `caeo`: the rate, the sharpness, the monitor of the runaway.
+    directional_sharpness : float
+        g' H g / |g|^2 at the last update; between two measurements of the curvature, followed by `rest`.
+    rest : float
+        The Rayleigh quotient of the gradient orthogonal to the top eigenvector, at the last measurement.
+    descent : float
+        Running mean of g_t . (g_{t-1} + g_{t-2}), of the parts orthogonal to the top eigenvector.
+    released : bool
+        Whether the last rate was on the edge of the directional sharpness instead of kept from that of the
+        sharpness.
+    previous, earlier : pytree
+        The last gradient and the one before it, like params.
+    """
+
+    caeo: CaeoState
+    directional_sharpness: jax.Array
+    rest: jax.Array
+    descent: jax.Array
+    released: jax.Array
+    previous: Any
+    earlier: Any
+
+    @property
+    def runaway(self) -> jax.Array:
+        """Whether the cap keeps binding while the sharpness keeps rising; bool."""
+        return self.caeo.monitor.runaway
+
+
+def self_stabilizing_caeo(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    delta: float = 0.1,
+    growth: float = self_stabilizing_rule.GROWTH,
+    release: str = "descent",
+    curvature: Estimator | None = None,
+    refresh: int = 1,
+    use_error_bound: bool = False,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""CAEO that lets the iterate oscillate, so that its rate does not run away.
+
+    Updates are those of `eos_sde.optimizers.caeo` while gradient noise takes back all that an update gains. Where
+    it does not, which the running mean of :math:`g_t \cdot (g_{t-1} + g_{t-2})` tells by being positive
+    (less the part along the top eigenvector), and at any rate where the state tells of a runaway,
+
+    .. math:: \eta_t = \min\left(\eta_{base},\ \frac{2}{R_t},\ \frac{2 + \gamma}{\lambda_t}\right),
+        \qquad R_t = \frac{g_t^T H_t g_t}{|g_t|^2},
+
+    with R the directional sharpness and :math:`\gamma` the growth. The oscillation along the top direction then
+    grows, paid for by the descent along the others, until self-stabilization turns the sharpness down. The
+    derivations are in `eos_sde.optimizers.self_stabilizing_rule`.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+        The base rate, never exceeded.
+    delta : float
+        Distance kept from the edge where the margin is not given up, in units of eta * sharpness; below 2.
+    growth : float
+        The most by which the oscillation grows in an update beyond a factor of one, at least 0.
+    release : {"descent", "always"}
+        When the margin is given up. "always" is CDAT on edge, bounded by the growth; it costs much where gradient
+        noise makes the iterate oscillate anyway.
+    curvature : Estimator, optional
+        ``lanczos(...)`` or ``power(...)`` of `eos_sde.optimizers.curvature`, which know the top eigenvector; by
+        default ``lanczos()``. A measurement takes one product more than its own.
+    refresh : int
+        The curvature is estimated at every `refresh`-th update, the first included.
+    use_error_bound : bool
+        Whether the error bound is added to the sharpness.
+    seed : int
+        Seed of the estimator's random vectors: the same seed gives the same run.
+
+    Returns
+    -------
+    optax.GradientTransformationExtraArgs
+        Used like `caeo`; the updates that it is given must be the gradient. The state is a `SelfStabilizingState`,
+        which holds two gradients.
+
+    Raises
+    ------
+    InvalidInput
+        At once for settings that cannot be used; in ``init`` if the estimator has no eigenvector; in ``update`` if
+        params or `value_fn` is missing.
+
+    See Also
+    --------
+    caeo : The rule as proposed.
+    eos_sde.optimizers.runaway.watch : What counts as a runaway.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optax
+    >>> def loss(params):
+    ...     return 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * params**2)
+    >>> optimizer = self_stabilizing_caeo(0.5, release="always")
+    >>> params = jnp.array([1.0, 0.01])
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update(jax.grad(loss)(params), state, params, value_fn=loss)
+    >>> print(f"rate {state.caeo.learning_rate:.2f}, bounded by 3/10; 2/R is {2 / state.directional_sharpness:.2f}")
+    rate 0.30, bounded by 3/10; 2/R is 1.84
+    """
+    if delta is None:
+        raise InvalidInput("delta must be a number, got None.")
+    if not _traced(delta):
+        rule.validate(delta=delta)
+    if not _traced(growth):
+        self_stabilizing_rule.validate_growth(growth)
+    if release not in RELEASES:
+        raise InvalidInput(f"release must be one of {', '.join(RELEASES)}, got {release!r}.")
+    capped = scale_by_caeo(
+        learning_rate,
+        delta=-growth,
+        curvature=curvature,
+        refresh=refresh,
+        use_error_bound=use_error_bound,
+        seed=seed,
+    )
+
+    def init_fn(params: optax.Params) -> SelfStabilizingState:
+        state: Any = capped.init(params)
+        if not hasattr(state.curvature, "vector"):
+            raise InvalidInput(
+                f"curvature={curvature!r} does not know the top eigenvector: use lanczos() or power()."
+            )
+        dtype = state.sharpness.dtype
+        return SelfStabilizingState(
+            caeo=state,
+            directional_sharpness=jnp.zeros((), dtype),
+            rest=jnp.zeros((), dtype),
+            descent=jnp.zeros((), dtype),
+            released=jnp.zeros((), bool),
+            previous=jax.tree.map(jnp.zeros_like, params),
+            earlier=jax.tree.map(jnp.zeros_like, params),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        value_fn: Callable[..., Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SelfStabilizingState]:
+        new: Any
+        _, new = capped.update(updates, state.caeo, params, value_fn=value_fn, **extra_args)
+        assert params is not None  # refused by the line above, as is a missing loss
+        assert value_fn is not None
+        loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
+        flat, sharpness = flat_view(params), new.sharpness
+        gradient, top = flat.ravel(updates), flat.ravel(new.curvature.vector)
+        square = gradient @ gradient
+        share = jnp.minimum((gradient @ top) ** 2 / jnp.where(square > 0, square, 1.0), 1.0)
+
+        def measure() -> jax.Array:
+            image = flat.operator(hessian_product(loss, params))(gradient)
+            quotient = jnp.where(square > 0, gradient @ image / jnp.where(square > 0, square, 1.0), sharpness)
+            left = 1.0 - share
+            return jnp.where(
+                left > 0, (quotient - share * sharpness) / jnp.where(left > 0, left, 1.0), sharpness
+            )
+
+        rest = jax.lax.cond(new.staleness == 0, measure, lambda: state.rest).astype(sharpness.dtype)
+        directional = self_stabilizing_rule.directional_sharpness(sharpness, share, rest)
+        recent = flat.ravel(state.previous) + flat.ravel(state.earlier)
+        product = gradient @ recent - (gradient @ top) * (recent @ top)
+        descent = self_stabilizing_rule.descent(state.descent, product, state.caeo.count, xp=jnp)
+        released = (descent > 0) | state.runaway | (release == "always")
+        rate = self_stabilizing_rule.self_stabilizing_learning_rate(
+            new.learning_rate,  # the base rate, or less where it is beyond (2 + growth)/sharpness
+            sharpness,
+            directional,
+            released=released,
+            delta=delta,
+            growth=growth,
+            error_bound=new.residual if use_error_bound else 0.0,
+            xp=jnp,
+        ).astype(sharpness.dtype)
+        binds = new.capped | (rate < new.learning_rate)
+        monitor = runaway.watch(state.caeo.monitor, sharpness, binds, xp=jnp)
+        step = jax.tree.map(lambda u: (-rate * u).astype(jnp.result_type(u)), updates)
+        return step, SelfStabilizingState(
+            caeo=new._replace(learning_rate=rate, capped=binds, monitor=monitor),
+            directional_sharpness=directional.astype(sharpness.dtype),
+            rest=jnp.where(jnp.isfinite(rest), rest, state.rest),
+            descent=descent.astype(sharpness.dtype),
+            released=released,
+            previous=jax.tree.map(lambda u, like: u.astype(jnp.result_type(like)), updates, state.previous),
+            earlier=state.previous,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
