@@ -14,7 +14,7 @@ import optax
 
 from eos_sde.optimizers import rule
 from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
-from eos_sde.optimizers.curvature.krylov import lanczos
+from eos_sde.optimizers.refresh import Measurement, default_estimator, policy, quotient
 from solvers.errors import InvalidInput
 
 
@@ -28,15 +28,18 @@ class CaeoState(NamedTuple):
     learning_rate : float
         The rate of the last update, eta_t.
     sharpness : float
-        The last estimate of the largest Hessian eigenvalue.
+        The largest Hessian eigenvalue, where the last update was made: the last estimate, or what the refresh
+        policy makes of it there.
     residual : float
-        Its error bound (infinite before the first estimate).
+        Error bound of the last estimate (infinite before the first estimate).
     staleness : int32
         Updates since that estimate was made; 0 when it was made at the last update.
     capped : bool
         Whether the last rate was below the base rate.
     curvature : pytree
         State of the curvature estimator: warm-start vector, random key.
+    schedule : pytree
+        State of the refresh policy.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -46,6 +49,7 @@ class CaeoState(NamedTuple):
     staleness: jax.Array
     capped: jax.Array
     curvature: Any
+    schedule: Any = ()
 
 
 def scale_by_caeo(
@@ -53,7 +57,7 @@ def scale_by_caeo(
     *,
     delta: float = 0.1,
     curvature: Estimator | None = None,
-    refresh: int = 1,
+    refresh: Any = "auto",
     use_error_bound: bool = False,
     seed: int = 0,
     flip_sign: bool = True,
@@ -67,9 +71,11 @@ def scale_by_caeo(
     delta : float
         Distance kept from the edge, in units of eta * sharpness; below 2.
     curvature : Estimator, optional
-        From `eos_sde.optimizers.curvature`; by default ``lanczos()``.
-    refresh : int
-        The curvature is estimated at every `refresh`-th update, the first included.
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of two products where `refresh` is
+        by budget.
+    refresh : int, "auto" or policy
+        The curvature is estimated at every `refresh`-th update, the first included; or as `refresh.budget` says, whose
+        defaults "auto" means.
     use_error_bound : bool
         Whether the error bound is added to the sharpness: a more careful rate.
     seed : int
@@ -97,9 +103,8 @@ def scale_by_caeo(
         rule.validate(delta=delta)
     if not _traced(seed) and not hasattr(seed, "__index__"):  # an integer of Python, NumPy or JAX
         raise InvalidInput(f"seed must be an integer, got {seed!r}.")
-    if not _traced(refresh) and (refresh < 1 or int(refresh) != refresh):
-        raise InvalidInput(f"refresh must be a positive whole number of updates, got {refresh!r}.")
-    estimator = lanczos() if curvature is None else curvature
+    plan = policy(refresh)
+    estimator = default_estimator(plan) if curvature is None else curvature
     if not (hasattr(estimator, "init") and hasattr(estimator, "update")):
         raise InvalidInput(
             f"curvature must be an estimator such as curvature.lanczos(order=8), got {curvature!r}."
@@ -119,6 +124,7 @@ def scale_by_caeo(
             staleness=jnp.zeros((), jnp.int32),
             capped=jnp.zeros((), bool),
             curvature=estimator.init(params, jax.random.PRNGKey(seed)),
+            schedule=plan.init(params),
         )
 
     def update_fn(
@@ -142,21 +148,27 @@ def scale_by_caeo(
         loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
         dtype = state.sharpness.dtype
 
-        def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any]:
+        age = jnp.asarray(optax.safe_increment(state.staleness))
+        followed = plan.follow(state.schedule, params, state.sharpness)
+
+        def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any, Any]:
             product = hessian_product(loss, params)
             sharpness, residual, new = estimator.update(product, params, state.curvature)
+            sharpness = jnp.asarray(sharpness, dtype)
+            schedule = plan.measured(
+                state.schedule,
+                Measurement(params, sharpness, followed, age, new.products, quotient(loss, params, new)),
+            )
             # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
             sound = jnp.isfinite(sharpness)
             new = jax.tree.map(lambda fresh, old: jnp.where(sound, fresh, old), new, state.curvature)
-            staleness = jnp.zeros((), jnp.int32)
-            return jnp.asarray(sharpness, dtype), jnp.asarray(residual, dtype), staleness, new
+            return sharpness, jnp.asarray(residual, dtype), jnp.zeros((), jnp.int32), new, schedule
 
-        def keep() -> tuple[jax.Array, jax.Array, jax.Array, Any]:
-            staleness = jnp.asarray(optax.safe_increment(state.staleness))
-            return state.sharpness, state.residual, staleness, state.curvature
+        def keep() -> tuple[jax.Array, jax.Array, jax.Array, Any, Any]:
+            return followed, state.residual, age, state.curvature, plan.idle(state.schedule)
 
-        due = state.count % refresh == 0
-        sharpness, residual, staleness, new = jax.lax.cond(due, measure, keep)
+        due = plan.due(state.schedule, state.count, age, followed)
+        sharpness, residual, staleness, new, schedule = jax.lax.cond(due, measure, keep)
         base = jnp.asarray(base_rate(state.count), dtype)
         margin = residual if use_error_bound else 0.0
         rate = rule.learning_rate(base, sharpness, delta, error_bound=margin, xp=jnp).astype(dtype)
@@ -169,6 +181,7 @@ def scale_by_caeo(
             staleness=staleness,
             capped=rate < base,
             curvature=new,
+            schedule=schedule,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -179,7 +192,7 @@ def caeo(
     *,
     delta: float = 0.1,
     curvature: Estimator | None = None,
-    refresh: int = 1,
+    refresh: Any = "auto",
     momentum: float | None = None,
     nesterov: bool = False,
     use_error_bound: bool = False,
@@ -202,10 +215,13 @@ def caeo(
         Distance kept from the edge, in units of eta * sharpness; below 2. Zero rests on the edge, negative
         values stay beyond it.
     curvature : Estimator, optional
-        From `eos_sde.optimizers.curvature`; by default ``lanczos()``.
-    refresh : int
-        The curvature is estimated at every `refresh`-th update, the first included; in between the last
-        estimate stands, and the state tells its age.
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of two products where `refresh` is
+        by budget.
+    refresh : int, "auto" or policy
+        With a number, the curvature is estimated at every `refresh`-th update, the first included; in between the
+        last estimate stands, and the state tells its age. With "auto" it is estimated when its change asks for it, at
+        most 8 % of the cost of gradient descent in the long run, and in between followed along its gradient:
+        `eos_sde.optimizers.refresh.budget`, whose settings may be given instead.
     momentum : float, optional
         Heavy-ball momentum, as in ``optax.sgd``. The cap is left as it is, although the edge moves to
         (2 + 2 momentum)/eta.
