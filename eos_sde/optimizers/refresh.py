@@ -205,9 +205,9 @@ class Budget:
 
 def budget(
     *,
-    share: float = 0.1,
+    share: float = 0.07,
     tol: float = 0.02,
-    allowance: float = 150.0,
+    allowance: float = 60.0,
     size: float = 1.0,
     longest: int = 10_000,
 ) -> Budget:
@@ -314,7 +314,7 @@ def default_estimator(plan: Policy) -> Lanczos:
     plan : Policy
         The refresh policy.
     """
-    return lanczos(order=2, tol=0.05, restarts=4) if isinstance(plan, Budget) else lanczos()
+    return lanczos(order=3, tol=0.05, restarts=2) if isinstance(plan, Budget) else lanczos()
 
 
 def quotient(loss: Follow, params: Params, state: Any) -> Follow | None:

@@ -71,7 +71,7 @@ def scale_by_caeo(
     delta : float
         Distance kept from the edge, in units of eta * sharpness; below 2.
     curvature : Estimator, optional
-        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of two products where `refresh` is
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of three products where `refresh` is
         by budget.
     refresh : int, "auto" or policy
         The curvature is estimated at every `refresh`-th update, the first included; or as `refresh.budget` says, whose
@@ -215,12 +215,12 @@ def caeo(
         Distance kept from the edge, in units of eta * sharpness; below 2. Zero rests on the edge, negative
         values stay beyond it.
     curvature : Estimator, optional
-        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of two products where `refresh` is
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of three products where `refresh` is
         by budget.
     refresh : int, "auto" or policy
         With a number, the curvature is estimated at every `refresh`-th update, the first included; in between the
         last estimate stands, and the state tells its age. With "auto" it is estimated when its change asks for it, at
-        most 8 % of the cost of gradient descent in the long run, and in between followed along its gradient:
+        most 7 % of the cost of gradient descent in the long run, and in between followed along its gradient:
         `eos_sde.optimizers.refresh.budget`, whose settings may be given instead.
     momentum : float, optional
         Heavy-ball momentum, as in ``optax.sgd``. The cap is left as it is, although the edge moves to
