@@ -9,17 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eos_sde.optimizers import curvature, rule
+    from eos_sde.optimizers import curvature, refresh, rule
+    from eos_sde.optimizers.adam import CaeoAdamState, caeo_adamw
     from eos_sde.optimizers.transformation import CaeoState, caeo, scale_by_caeo
 
-__all__ = ["CaeoState", "caeo", "curvature", "rule", "scale_by_caeo"]
+__all__ = [
+    "CaeoAdamState",
+    "CaeoState",
+    "caeo",
+    "caeo_adamw",
+    "curvature",
+    "refresh",
+    "rule",
+    "scale_by_caeo",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"curvature", "keras", "rule"}:
+    if name in {"curvature", "keras", "refresh", "rule"}:
         return importlib.import_module(f"{__name__}.{name}")
     if name in {"CaeoState", "caeo", "scale_by_caeo"}:
         return getattr(importlib.import_module(f"{__name__}.transformation"), name)
+    if name in {"CaeoAdamState", "caeo_adamw"}:
+        return getattr(importlib.import_module(f"{__name__}.adam"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from eos_sde.optimizers.curvature.interface import (
     PRODUCT_COST,
     Params,
+    Product,
     flat_view,
     positive_integer,
 )
@@ -150,10 +151,10 @@ class Budget:
     def init(self, params: Params) -> BudgetState:
         """Nothing measured, the allowance unspent."""
         flat = flat_view(params)
-        zero = jnp.zeros((), flat.dtype)
         slope = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), flat.dtype), params)
-        single = jnp.zeros((), jnp.float32)
-        return BudgetState(zero, slope, zero, single, single + self.allowance, single + jnp.inf)
+        level, offset = (jnp.zeros((), flat.dtype) for _ in range(2))  # buffers of their own, to be donated
+        wait, balance, price = (jnp.full((), x, jnp.float32) for x in (0.0, self.allowance, jnp.inf))
+        return BudgetState(level, slope, offset, wait, balance, price)
 
     def follow(self, state: BudgetState, params: Params, sharpness: jax.Array) -> jax.Array:
         """Follow a positive sharpness along its gradient, in the logarithm; hold any other."""
@@ -317,13 +318,13 @@ def default_estimator(plan: Policy) -> Lanczos:
     return lanczos(order=3, tol=0.05, restarts=2) if isinstance(plan, Budget) else lanczos()
 
 
-def quotient(loss: Follow, params: Params, state: Any) -> Follow | None:
+def quotient(product: Callable[[Params], Product], params: Params, state: Any) -> Follow | None:
     """Return ``v'H v`` as a function of the parameters, for the unit vector v that an estimator keeps.
 
     Parameters
     ----------
-    loss : callable
-        Of the parameters.
+    product : callable
+        Parameters -> ``v -> H v`` there.
     params : pytree
         Only dtypes are read.
     state : NamedTuple
@@ -340,7 +341,7 @@ def quotient(loss: Follow, params: Params, state: Any) -> Follow | None:
     tangent = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), vector, params)
 
     def value(at: Params) -> jax.Array:
-        image = jax.jvp(jax.grad(loss), (at,), (tangent,))[1]
+        image = product(at)(tangent)
         return _dot(vector, image, jnp.result_type(*jax.tree.leaves(vector)))
 
     return value

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from eos_sde.optimizers import rule
-from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
+from eos_sde.optimizers.curvature.gauss_newton import GaussNewton
+from eos_sde.optimizers.curvature.interface import (
+    Estimator,
+    flat_view,
+    hessian_product,
+    preconditioned_product,
+)
 from eos_sde.optimizers.refresh import Measurement, default_estimator, policy, quotient
 from solvers.errors import InvalidInput
 
@@ -61,6 +67,7 @@ def scale_by_caeo(
     use_error_bound: bool = False,
     seed: int = 0,
     flip_sign: bool = True,
+    edge_factor: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by minus the CAEO rate: in a chain it takes the place of ``scale_by_learning_rate``.
 
@@ -82,11 +89,15 @@ def scale_by_caeo(
         Seed of the estimator's random vectors: the same seed gives the same run.
     flip_sign : bool
         Whether the rate is negated, for descent.
+    edge_factor : float
+        How many times further than gradient descent's the edge of stability lies for the updates that come in,
+        (1 + b) with heavy-ball momentum b: the cap is ``edge_factor (2 - delta) / sharpness``.
 
     Returns
     -------
     optax.GradientTransformationExtraArgs
-        Its update takes ``value_fn``, the loss as a function of the parameters, beside params. Further
+        Its update takes ``value_fn``, the loss as a function of the parameters, beside params, and may take
+        ``preconditioner``, a positive pytree P like params: the sharpness is then that of P^-1 H. Further
         keyword arguments are handed to `value_fn` where it names them, and ignored where not.
 
     Raises
@@ -133,6 +144,7 @@ def scale_by_caeo(
         params: optax.Params | None = None,
         *,
         value_fn: Callable[..., Any] | None = None,
+        preconditioner: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, CaeoState]:
         if params is None:
@@ -145,19 +157,24 @@ def scale_by_caeo(
                 "caeo needs value_fn in update(grads, state, params, value_fn=loss): the loss as a "
                 "function of the parameters, whose Hessian it measures."
             )
-        loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
+        if isinstance(value_fn, GaussNewton):
+            product = value_fn.product
+        else:
+            loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
+            product = functools.partial(hessian_product, loss)
+        if preconditioner is not None:
+            product = functools.partial(preconditioned_product, product, preconditioner)
         dtype = state.sharpness.dtype
 
         age = jnp.asarray(optax.safe_increment(state.staleness))
         followed = plan.follow(state.schedule, params, state.sharpness)
 
         def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any, Any]:
-            product = hessian_product(loss, params)
-            sharpness, residual, new = estimator.update(product, params, state.curvature)
+            sharpness, residual, new = estimator.update(product(params), params, state.curvature)
             sharpness = jnp.asarray(sharpness, dtype)
             schedule = plan.measured(
                 state.schedule,
-                Measurement(params, sharpness, followed, age, new.products, quotient(loss, params, new)),
+                Measurement(params, sharpness, followed, age, new.products, quotient(product, params, new)),
             )
             # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
             sound = jnp.isfinite(sharpness)
@@ -170,8 +187,9 @@ def scale_by_caeo(
         due = plan.due(state.schedule, state.count, age, followed)
         sharpness, residual, staleness, new, schedule = jax.lax.cond(due, measure, keep)
         base = jnp.asarray(base_rate(state.count), dtype)
-        margin = residual if use_error_bound else 0.0
-        rate = rule.learning_rate(base, sharpness, delta, error_bound=margin, xp=jnp).astype(dtype)
+        margin = residual / edge_factor if use_error_bound else 0.0
+        seen = sharpness / edge_factor
+        rate = rule.learning_rate(base, seen, delta, error_bound=margin, xp=jnp).astype(dtype)
         updates = jax.tree.map(lambda u: (sign * rate * u).astype(jnp.result_type(u)), updates)
         return updates, CaeoState(
             count=jnp.asarray(optax.safe_increment(state.count)),
@@ -195,6 +213,7 @@ def caeo(
     refresh: Any = "auto",
     momentum: float | None = None,
     nesterov: bool = False,
+    momentum_edge: bool = False,
     use_error_bound: bool = False,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -223,10 +242,12 @@ def caeo(
         most 7 % of the cost of gradient descent in the long run, and in between followed along its gradient:
         `eos_sde.optimizers.refresh.budget`, whose settings may be given instead.
     momentum : float, optional
-        Heavy-ball momentum, as in ``optax.sgd``. The cap is left as it is, although the edge moves to
-        (2 + 2 momentum)/eta.
+        Heavy-ball momentum b, as in ``optax.sgd``. The edge moves to lambda = (2 + 2 b)/eta.
     nesterov : bool
-        Whether the momentum is Nesterov's.
+        Whether the momentum is Nesterov's: (2 + 2 b)/((1 + 2 b) eta), which is nearer.
+    momentum_edge : bool
+        Whether the cap moves with the edge, to ``(1 + b)(2 - delta)/lambda``, Nesterov's divided by (1 + 2 b). Left
+        out by default: under gradient noise the edge of heavy ball moves the other way (T7 of the thresholds).
     use_error_bound : bool
         Whether the error bound is added to the sharpness: a more careful rate.
     seed : int
@@ -293,6 +314,9 @@ def caeo(
     """
     if momentum is not None and not _traced(momentum) and not 0 <= momentum < 1:
         raise InvalidInput(f"momentum must lie in [0, 1), or be None for none, got {momentum!r}.")
+    edge_factor: Any = 1.0
+    if momentum_edge and momentum is not None:
+        edge_factor = (1.0 + momentum) / (1.0 + 2.0 * momentum if nesterov else 1.0)
     scaled = scale_by_caeo(
         learning_rate,
         delta=delta,
@@ -300,6 +324,7 @@ def caeo(
         refresh=refresh,
         use_error_bound=use_error_bound,
         seed=seed,
+        edge_factor=edge_factor,
     )
     if momentum is None:
         return scaled
