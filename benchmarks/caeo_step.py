@@ -122,7 +122,9 @@ def main(steps=STEPS, *names):
             ratios = parts[:, 1] / parts[:, 0]
             error, least = ratios.std(ddof=1) / np.sqrt(len(ratios)), parts.min(axis=0)
             text += f"  {label:12} SGD {1e3 * least[0] / (share * case.steps):.3f} ms a step, "
-            text += f"CAEO/SGD {ratios.mean():.3f} +- {error:.3f}, of the least times {least[1] / least[0]:.3f}\n"
+            text += (
+                f"CAEO/SGD {ratios.mean():.3f} +- {error:.3f}, of the least times {least[1] / least[0]:.3f}\n"
+            )
         held, true, age, capped = case.accuracy(0)
         error = np.abs(held / true - 1)
         for label, chosen in (("whole run", slice(None)), ("second half", slice(case.steps // 2, None))):

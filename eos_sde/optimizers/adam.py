@@ -112,7 +112,9 @@ def caeo_adamw(
         preconditioner = jax.tree.map(lambda nu: jnp.sqrt(nu) + eps, second)
         if params is not None and (isinstance(weight_decay, jax.core.Tracer) or weight_decay):
             updates = jax.tree.map(lambda u, p: u + weight_decay * p, updates, params)
-        updates, caeo = scaled.update(updates, state.caeo, params, preconditioner=preconditioner, **extra_args)
+        updates, caeo = scaled.update(
+            updates, state.caeo, params, preconditioner=preconditioner, **extra_args
+        )
         return updates, CaeoAdamState(moments, caeo)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

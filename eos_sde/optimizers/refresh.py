@@ -73,7 +73,7 @@ class Measurement(NamedTuple):
     products : int32
         Hessian-vector products that it took.
     quotient : callable or None
-        ``v'H v`` of the unit vector v that was found, as a function of the parameters; None if the estimator keeps none.
+        ``v'H v`` of the unit vector v that was found, as a function of the parameters; None if none is kept.
     """
 
     params: Params
@@ -188,7 +188,9 @@ class Budget:
         slope = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0.0), slope)
         off = jnp.abs(sharpness - expected) / jnp.maximum(jnp.abs(sharpness), jnp.finfo(dtype).tiny)
         # The error grows with the age at most, and shrinks no faster: halved or doubled, as steps of an integrator.
-        scale = jnp.where(jnp.isfinite(off), jnp.clip(self.tol / jnp.maximum(_AIM * off, 1e-6), 0.25, 1.5), 0.25)
+        scale = jnp.where(
+            jnp.isfinite(off), jnp.clip(self.tol / jnp.maximum(_AIM * off, 1e-6), 0.25, 1.5), 0.25
+        )
         wait = jnp.clip(scale * age, 1.0, self.longest).astype(jnp.float32)
         cost = jnp.asarray(cost, jnp.float32)
         balance = self.idle(state).balance - cost
@@ -297,9 +299,9 @@ def policy(refresh: Any) -> Policy:
             return budget()
     elif all(hasattr(refresh, name) for name in ("init", "follow", "due", "measured", "idle")):
         return refresh
-    elif isinstance(refresh, jax.core.Tracer):
-        return Every(refresh)
-    elif jnp.ndim(refresh) == 0 and refresh >= 1 and int(refresh) == refresh:
+    elif isinstance(refresh, jax.core.Tracer) or (
+        jnp.ndim(refresh) == 0 and refresh >= 1 and int(refresh) == refresh
+    ):
         return Every(refresh)
     raise InvalidInput(
         f"refresh must be a positive whole number of updates, 'auto' or a policy such as refresh.budget(share=0.05), "

@@ -24,7 +24,14 @@ jax.config.update("jax_enable_x64", True)
 def problem():
     """Weights, images and labels, by NumPy's generator: the same wherever this is read."""
     rng = np.random.default_rng(20)
-    shapes = {"kernel": (3, 3, 2, 3), "kernel_b": (3,), "mix": (3, 5), "mix_b": (5,), "out": (5, 4), "out_b": (4,)}
+    shapes = {
+        "kernel": (3, 3, 2, 3),
+        "kernel_b": (3,),
+        "mix": (3, 5),
+        "mix_b": (5,),
+        "out": (5, 4),
+        "out_b": (4,),
+    }
     weights = {name: 0.7 * rng.standard_normal(shape) for name, shape in shapes.items()}
     return weights, rng.standard_normal((7, 5, 5, 2)), rng.integers(0, 4, 7)
 
@@ -33,7 +40,9 @@ def loss(weights, batch):
     """The cross entropy; kfac-jax finds the layers by their pattern."""
     images, labels = batch
     numbers = ("NHWC", "HWIO", "NHWC")
-    hidden = jax.lax.conv_general_dilated(images, weights["kernel"], (2, 2), "SAME", dimension_numbers=numbers)
+    hidden = jax.lax.conv_general_dilated(
+        images, weights["kernel"], (2, 2), "SAME", dimension_numbers=numbers
+    )
     hidden = jnp.tanh(hidden + weights["kernel_b"])
     tokens = hidden.reshape(len(images), -1, 3)
     mixed = tokens @ weights["mix"] + weights["mix_b"]
@@ -51,12 +60,21 @@ def main():
     weights = {name: jnp.asarray(value) for name, value in weights.items()}
     estimator = kfac_jax.BlockDiagonalCurvature(loss, index_to_block_ctor=None)
     state = estimator.init(
-        jax.random.PRNGKey(0), (weights, batch), exact_powers_to_cache=None, approx_powers_to_cache=None,
+        jax.random.PRNGKey(0),
+        (weights, batch),
+        exact_powers_to_cache=None,
+        approx_powers_to_cache=None,
         cache_eigenvalues=False,
     )
     state = estimator.update_curvature_matrix_estimate(
-        state, 0.0, 1.0, identity_weight=0.0, batch_size=len(labels), rng=jax.random.PRNGKey(0),
-        func_args=(weights, batch), estimation_mode="ggn_exact",
+        state,
+        0.0,
+        1.0,
+        identity_weight=0.0,
+        batch_size=len(labels),
+        rng=jax.random.PRNGKey(0),
+        func_args=(weights, batch),
+        estimation_mode="ggn_exact",
     )
     blocks = {}
     for block, kept in zip(estimator.blocks, state.blocks_states, strict=True):

@@ -1,6 +1,7 @@
-"""CAEO with momentum, AdamW, weight decay, groups, accumulation, checkpoints and single precision, by default refresh."""
+"""CAEO at its default refresh, with momentum, AdamW, decay, groups, accumulation, checkpoints, low precision."""
 
 import doctest
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from eos_sde.optimizers import adam, caeo, caeo_adamw, curvature, groups, scale_by_caeo
-from eos_sde.optimizers.curvature import gauss_newton as gauss_newton_module
 from solvers.errors import InvalidInput
 
 CURVATURES = jnp.array([0.5, 2.0, 10.0])
@@ -79,22 +79,26 @@ def test_adamw_measures_the_preconditioned_sharpness(mlp):
 
 
 def test_the_edge_of_adam_is_where_it_diverges():
-    """With P frozen (b2 near 1, gradients near constant before): at delta = -0.1 growth, at 0.1 none."""
-    start = jnp.ones(3)
+    """With P held at 1 by a long past of unit gradients and b1 = 0.5 the edge is at 6.
+
+    Within it, at 5.7, the modulus of the two-step factor is 0.5^(1/2); beyond, at 6.3, the factor is -1.25 (both from
+    z^2 - (1 + b1 - (1 - b1) eta lambda) z + b1 = 0): 1e-6 and 7e3 after 40 steps.
+    """
     found = {}
     for delta in (0.1, -0.1):
-        optimizer = caeo_adamw(1e3, b1=0.5, b2=0.999999, delta=delta)
-        state = optimizer.init(start)
-        # 10^6 updates of unit gradients behind it: P stays at 1 for the next hundred
-        frozen = state.adam._replace(count=jnp.int32(10**7), nu=jnp.ones(3))
-        params, state = start, state._replace(adam=frozen)
+        optimizer = caeo_adamw(1e9, b1=0.5, b2=0.999999, delta=delta)
+        params = jnp.ones(3)
+        state = optimizer.init(params)
+        past = state.adam._replace(count=jnp.int32(10**8), nu=jnp.ones(3))
+        state = state._replace(adam=past)
         step = make_step(optimizer, lambda p: 1e-6 * quadratic(p))
-        for _ in range(100):
+        for _ in range(40):
             params, state = step(params, state)
-        assert float(state.caeo.sharpness) == pytest.approx(1e-5, rel=1e-4)
-        assert float(state.caeo.learning_rate) == pytest.approx(min(1e3, 3.0 * (2 - delta) / 1e-5), rel=1e-4)
-        found[delta] = params
-    assert jnp.all(jnp.isfinite(found[0.1]))
+        assert float(state.caeo.sharpness) == pytest.approx(1e-5, rel=1e-3)
+        assert float(state.caeo.learning_rate) == pytest.approx(3.0 * (2 - delta) / 1e-5, rel=1e-3)
+        found[delta] = abs(float(params[2]))
+    assert found[0.1] < 1e-4
+    assert found[-0.1] > 1e3
 
 
 def test_weight_decay_is_part_of_the_loss_or_of_the_chain():
@@ -214,7 +218,10 @@ def test_refusals():
         curvature.gauss_newton(3, jnp.sum)
 
 
-@pytest.mark.parametrize("module", [adam, groups, gauss_newton_module], ids=lambda m: m.__name__.split(".")[-1])
+MODULES = [adam, groups, sys.modules[curvature.GaussNewton.__module__]]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=["adam", "groups", "gauss_newton"])
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

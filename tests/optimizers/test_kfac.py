@@ -21,7 +21,14 @@ REFERENCE = json.loads(Path(__file__).with_name("kfac_reference.json").read_text
 def problem():
     """That of make_kfac_reference.py."""
     rng = np.random.default_rng(20)
-    shapes = {"kernel": (3, 3, 2, 3), "kernel_b": (3,), "mix": (3, 5), "mix_b": (5,), "out": (5, 4), "out_b": (4,)}
+    shapes = {
+        "kernel": (3, 3, 2, 3),
+        "kernel_b": (3,),
+        "mix": (3, 5),
+        "mix_b": (5,),
+        "out": (5, 4),
+        "out_b": (4,),
+    }
     weights = {name: jnp.asarray(0.7 * rng.standard_normal(shape)) for name, shape in shapes.items()}
     return weights, jnp.asarray(rng.standard_normal((7, 5, 5, 2))), jnp.asarray(rng.integers(0, 4, 7))
 
@@ -30,7 +37,9 @@ WEIGHTS, IMAGES, LABELS = problem()
 
 
 def network(weights, layers, images=IMAGES):
-    hidden = jnp.tanh(layers.convolution("conv", images, weights["kernel"], weights["kernel_b"], strides=(2, 2)))
+    hidden = jnp.tanh(
+        layers.convolution("conv", images, weights["kernel"], weights["kernel_b"], strides=(2, 2))
+    )
     tokens = hidden.reshape(len(images), -1, 3)
     mixed = layers.dense("mix", tokens, weights["mix"], weights["mix_b"])
     attention = jax.nn.softmax(mixed @ jnp.swapaxes(mixed, 1, 2), axis=-1)
@@ -87,7 +96,9 @@ def test_the_estimate_its_vector_and_its_bound():
 
     value, bound, state = estimate(WEIGHTS)
     factors = kronecker_factors(network, cross_entropy, WEIGHTS)
-    tops = {n: np.linalg.eigvalsh(f.inputs)[-1] * np.linalg.eigvalsh(f.outputs)[-1] for n, f in factors.items()}
+    tops = {
+        n: np.linalg.eigvalsh(f.inputs)[-1] * np.linalg.eigvalsh(f.outputs)[-1] for n, f in factors.items()
+    }
     # 400 signs for 4 classes: a relative standard error of G of sqrt(2/400) = 7 %, five of it
     assert float(value) == pytest.approx(max(tops.values()), rel=0.35)
     spectrum = np.linalg.eigvalsh(gauss_newton(network, cross_entropy, WEIGHTS))

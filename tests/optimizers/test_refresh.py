@@ -26,7 +26,10 @@ def at(x):
 def test_the_sharpness_is_followed_to_where_the_parameters_come():
     """Exact in this valley, up to the trust in it: a factor e. A number of updates holds it instead."""
     zeros = {"x": jnp.zeros(()), "y": jnp.zeros(())}
-    for plan, expected in ((refresh.budget(tol=0.9), [1.0, 1.0, np.exp(0.4), np.exp(-0.3), np.e]), (100, [1.0] * 5)):
+    for plan, expected in (
+        (refresh.budget(tol=0.9), [1.0, 1.0, np.exp(0.4), np.exp(-0.3), np.e]),
+        (100, [1.0] * 5),
+    ):
         optimizer = caeo(1.0, refresh=plan)
         state, seen = optimizer.init(zeros), []
         update = jax.jit(lambda s, p, o=optimizer: o.update(zeros, s, p, value_fn=valley)[1])

@@ -11,7 +11,11 @@
 The products are the Hessian's, or with `gauss_newton` the Gauss-Newton matrix's.
 """
 
-from eos_sde.optimizers.curvature.gauss_newton import gauss_newton, gauss_newton_product
+from eos_sde.optimizers.curvature.gauss_newton import (
+    GaussNewton,
+    gauss_newton,
+    gauss_newton_product,
+)
 from eos_sde.optimizers.curvature.interface import PRODUCT_COST, Estimator, hessian_product
 from eos_sde.optimizers.curvature.kronecker import kfac
 from eos_sde.optimizers.curvature.krylov import lanczos, power
@@ -29,6 +33,7 @@ __all__ = [
     "ESTIMATORS",
     "PRODUCT_COST",
     "Estimator",
+    "GaussNewton",
     "gauss_newton",
     "gauss_newton_product",
     "hessian_product",

@@ -59,9 +59,7 @@ class GaussNewton:
         return gauss_newton_product(self.model, self.loss, params)
 
 
-def gauss_newton(
-    model: Callable[[Params], jax.Array], loss: Callable[[jax.Array], jax.Array]
-) -> GaussNewton:
+def gauss_newton(model: Callable[[Params], jax.Array], loss: Callable[[jax.Array], jax.Array]) -> GaussNewton:
     """A `value_fn` for ``caeo`` whose curvature is measured by its Gauss-Newton matrix.
 
     Parameters

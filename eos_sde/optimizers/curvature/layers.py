@@ -202,7 +202,9 @@ def _factors(
 
     shapes = jax.eval_shape(run, None)[1][1]
     if not shapes:
-        raise InvalidInput("model has no layers: call layers.dense or layers.convolution in model(params, layers).")
+        raise InvalidInput(
+            "model has no layers: call layers.dense or layers.convolution in model(params, layers)."
+        )
     probes = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
     outputs, pull, (inputs, _) = jax.vjp(run, probes, has_aux=True)
     columns = _curvature_root(loss, outputs)  # (c, ..., c)
@@ -221,7 +223,9 @@ def _curvature_root(loss: Callable, outputs: jax.Array) -> jax.Array:
     """Symmetric root of the loss Hessian at every position: its columns j, shape (c, ..., c)."""
     c = outputs.shape[-1]
     product = jax.linearize(jax.grad(loss), outputs)[1]
-    units = jnp.broadcast_to(jnp.eye(c, dtype=outputs.dtype)[:, *[None] * (outputs.ndim - 1)], (c, *outputs.shape))
+    units = jnp.broadcast_to(
+        jnp.eye(c, dtype=outputs.dtype)[:, *[None] * (outputs.ndim - 1)], (c, *outputs.shape)
+    )
     blocks = jnp.moveaxis(jax.vmap(product)(units), 0, -1)
     values, vectors = jnp.linalg.eigh(blocks)
     root = jnp.einsum("...ik,...k,...jk->...ij", vectors, jnp.sqrt(jnp.maximum(values, 0.0)), vectors)
