@@ -66,9 +66,9 @@ def _build(name: str, eta: float, delta: float, options: dict[str, Any]) -> opta
     if name == "caeo":
         from eos_sde.optimizers import caeo
 
-        return caeo(eta, delta=delta, **options)
+        return caeo(eta, delta=delta, **{"refresh": 1, **options})
     if name == "caeo-ss":
         from eos_sde.optimizers import self_stabilizing_caeo
 
-        return self_stabilizing_caeo(eta, delta=delta, **options)
+        return self_stabilizing_caeo(eta, delta=delta, **{"refresh": 1, **options})
     return optax.sgd(eta, **options)

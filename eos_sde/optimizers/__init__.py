@@ -10,29 +10,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eos_sde.optimizers import curvature, descent, rule, runaway, self_stabilizing_rule
+    from eos_sde.optimizers import curvature, descent, refresh, rule, runaway, self_stabilizing_rule
+    from eos_sde.optimizers.adam import CaeoAdamState, caeo_adamw
     from eos_sde.optimizers.certificate import descent_certificate
     from eos_sde.optimizers.self_stabilizing import SelfStabilizingState, self_stabilizing_caeo
     from eos_sde.optimizers.transformation import CaeoState, caeo, scale_by_caeo
 
 __all__ = [
+    "CaeoAdamState",
     "CaeoState",
     "SelfStabilizingState",
     "caeo",
+    "caeo_adamw",
     "curvature",
     "descent",
     "descent_certificate",
+    "refresh",
     "rule",
     "runaway",
     "scale_by_caeo",
     "self_stabilizing_caeo",
     "self_stabilizing_rule",
 ]
-_MODULES = {"curvature", "descent", "keras", "rule", "runaway", "self_stabilizing_rule"}
+_MODULES = {"curvature", "descent", "keras", "refresh", "rule", "runaway", "self_stabilizing_rule"}
 _NAMES = {
+    "CaeoAdamState": "adam",
     "CaeoState": "transformation",
     "SelfStabilizingState": "self_stabilizing",
     "caeo": "transformation",
+    "caeo_adamw": "adam",
     "descent_certificate": "certificate",
     "scale_by_caeo": "transformation",
     "self_stabilizing_caeo": "self_stabilizing",

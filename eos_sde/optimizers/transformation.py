@@ -13,8 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from eos_sde.optimizers import rule, runaway
-from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
-from eos_sde.optimizers.curvature.krylov import lanczos
+from eos_sde.optimizers.curvature.gauss_newton import GaussNewton
+from eos_sde.optimizers.curvature.interface import (
+    Estimator,
+    flat_view,
+    hessian_product,
+    preconditioned_product,
+)
+from eos_sde.optimizers.refresh import Measurement, default_estimator, policy, quotient
 from solvers.errors import InvalidInput
 
 
@@ -28,15 +34,18 @@ class CaeoState(NamedTuple):
     learning_rate : float
         The rate of the last update, eta_t.
     sharpness : float
-        The last estimate of the largest Hessian eigenvalue.
+        The largest Hessian eigenvalue, where the last update was made: the last estimate, or what the refresh
+        policy makes of it there.
     residual : float
-        Its error bound (infinite before the first estimate).
+        Error bound of the last estimate (infinite before the first estimate).
     staleness : int32
         Updates since that estimate was made; 0 when it was made at the last update.
     capped : bool
         Whether the last rate was below the base rate.
     curvature : pytree
         State of the curvature estimator: warm-start vector, random key.
+    schedule : pytree
+        State of the refresh policy.
     monitor : RunawayMonitor
         What tells whether the rate runs away: see `eos_sde.optimizers.runaway.watch`.
     """
@@ -48,6 +57,7 @@ class CaeoState(NamedTuple):
     staleness: jax.Array
     capped: jax.Array
     curvature: Any
+    schedule: Any
     monitor: runaway.RunawayMonitor
 
     @property
@@ -61,10 +71,11 @@ def scale_by_caeo(
     *,
     delta: float = 0.1,
     curvature: Estimator | None = None,
-    refresh: int = 1,
+    refresh: Any = "auto",
     use_error_bound: bool = False,
     seed: int = 0,
     flip_sign: bool = True,
+    edge_factor: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by minus the CAEO rate: in a chain it takes the place of ``scale_by_learning_rate``.
 
@@ -75,20 +86,26 @@ def scale_by_caeo(
     delta : float
         Distance kept from the edge, in units of eta * sharpness; below 2.
     curvature : Estimator, optional
-        From `eos_sde.optimizers.curvature`; by default ``lanczos()``.
-    refresh : int
-        The curvature is estimated at every `refresh`-th update, the first included.
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of three products where `refresh` is
+        by budget.
+    refresh : int, "auto" or policy
+        The curvature is estimated at every `refresh`-th update, the first included; or as `refresh.budget` says, whose
+        defaults "auto" means.
     use_error_bound : bool
         Whether the error bound is added to the sharpness: a more careful rate.
     seed : int
         Seed of the estimator's random vectors: the same seed gives the same run.
     flip_sign : bool
         Whether the rate is negated, for descent.
+    edge_factor : float
+        How many times further than gradient descent's the edge of stability lies for the updates that come in,
+        (1 + b) with heavy-ball momentum b: the cap is ``edge_factor (2 - delta) / sharpness``.
 
     Returns
     -------
     optax.GradientTransformationExtraArgs
-        Its update takes ``value_fn``, the loss as a function of the parameters, beside params. Further
+        Its update takes ``value_fn``, the loss as a function of the parameters, beside params, and may take
+        ``preconditioner``, a positive pytree P like params: the sharpness is then that of P^-1 H. Further
         keyword arguments are handed to `value_fn` where it names them, and ignored where not.
 
     Raises
@@ -105,9 +122,8 @@ def scale_by_caeo(
         rule.validate(delta=delta)
     if not _traced(seed) and not hasattr(seed, "__index__"):  # an integer of Python, NumPy or JAX
         raise InvalidInput(f"seed must be an integer, got {seed!r}.")
-    if not _traced(refresh) and (refresh < 1 or int(refresh) != refresh):
-        raise InvalidInput(f"refresh must be a positive whole number of updates, got {refresh!r}.")
-    estimator = lanczos() if curvature is None else curvature
+    plan = policy(refresh)
+    estimator = default_estimator(plan) if curvature is None else curvature
     if not (hasattr(estimator, "init") and hasattr(estimator, "update")):
         raise InvalidInput(
             f"curvature must be an estimator such as curvature.lanczos(order=8), got {curvature!r}."
@@ -127,6 +143,7 @@ def scale_by_caeo(
             staleness=jnp.zeros((), jnp.int32),
             capped=jnp.zeros((), bool),
             curvature=estimator.init(params, jax.random.PRNGKey(seed)),
+            schedule=plan.init(params),
             monitor=runaway.start(dtype=dtype, xp=jnp),
         )
 
@@ -136,6 +153,7 @@ def scale_by_caeo(
         params: optax.Params | None = None,
         *,
         value_fn: Callable[..., Any] | None = None,
+        preconditioner: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, CaeoState]:
         if params is None:
@@ -148,27 +166,39 @@ def scale_by_caeo(
                 "caeo needs value_fn in update(grads, state, params, value_fn=loss): the loss as a "
                 "function of the parameters, whose Hessian it measures."
             )
-        loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
+        if isinstance(value_fn, GaussNewton):
+            product = value_fn.product
+        else:
+            loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
+            product = functools.partial(hessian_product, loss)
+        if preconditioner is not None:
+            product = functools.partial(preconditioned_product, product, preconditioner)
         dtype = state.sharpness.dtype
 
-        def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any]:
-            product = hessian_product(loss, params)
-            sharpness, residual, new = estimator.update(product, params, state.curvature)
+        age = jnp.asarray(optax.safe_increment(state.staleness))
+        followed = plan.follow(state.schedule, params, state.sharpness)
+
+        def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any, Any]:
+            sharpness, residual, new = estimator.update(product(params), params, state.curvature)
+            sharpness = jnp.asarray(sharpness, dtype)
+            schedule = plan.measured(
+                state.schedule,
+                Measurement(params, sharpness, followed, age, new.products, quotient(product, params, new)),
+            )
             # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
             sound = jnp.isfinite(sharpness)
             new = jax.tree.map(lambda fresh, old: jnp.where(sound, fresh, old), new, state.curvature)
-            staleness = jnp.zeros((), jnp.int32)
-            return jnp.asarray(sharpness, dtype), jnp.asarray(residual, dtype), staleness, new
+            return sharpness, jnp.asarray(residual, dtype), jnp.zeros((), jnp.int32), new, schedule
 
-        def keep() -> tuple[jax.Array, jax.Array, jax.Array, Any]:
-            staleness = jnp.asarray(optax.safe_increment(state.staleness))
-            return state.sharpness, state.residual, staleness, state.curvature
+        def keep() -> tuple[jax.Array, jax.Array, jax.Array, Any, Any]:
+            return followed, state.residual, age, state.curvature, plan.idle(state.schedule)
 
-        due = state.count % refresh == 0
-        sharpness, residual, staleness, new = jax.lax.cond(due, measure, keep)
+        due = plan.due(state.schedule, state.count, age, followed)
+        sharpness, residual, staleness, new, schedule = jax.lax.cond(due, measure, keep)
         base = jnp.asarray(base_rate(state.count), dtype)
-        margin = residual if use_error_bound else 0.0
-        rate = rule.learning_rate(base, sharpness, delta, error_bound=margin, xp=jnp).astype(dtype)
+        margin = residual / edge_factor if use_error_bound else 0.0
+        seen = sharpness / edge_factor
+        rate = rule.learning_rate(base, seen, delta, error_bound=margin, xp=jnp).astype(dtype)
         updates = jax.tree.map(lambda u: (sign * rate * u).astype(jnp.result_type(u)), updates)
         return updates, CaeoState(
             count=jnp.asarray(optax.safe_increment(state.count)),
@@ -178,6 +208,7 @@ def scale_by_caeo(
             staleness=staleness,
             capped=rate < base,
             curvature=new,
+            schedule=schedule,
             monitor=runaway.watch(state.monitor, sharpness, rate < base, xp=jnp),
         )
 
@@ -189,9 +220,10 @@ def caeo(
     *,
     delta: float = 0.1,
     curvature: Estimator | None = None,
-    refresh: int = 1,
+    refresh: Any = "auto",
     momentum: float | None = None,
     nesterov: bool = False,
+    momentum_edge: bool = False,
     use_error_bound: bool = False,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -212,15 +244,20 @@ def caeo(
         Distance kept from the edge, in units of eta * sharpness; below 2. Zero rests on the edge, negative
         values stay beyond it.
     curvature : Estimator, optional
-        From `eos_sde.optimizers.curvature`; by default ``lanczos()``.
-    refresh : int
-        The curvature is estimated at every `refresh`-th update, the first included; in between the last
-        estimate stands, and the state tells its age.
+        From `eos_sde.optimizers.curvature`; by default ``lanczos()``, in passes of three products where `refresh` is
+        by budget.
+    refresh : int, "auto" or policy
+        With a number, the curvature is estimated at every `refresh`-th update, the first included; in between the
+        last estimate stands, and the state tells its age. With "auto" it is estimated when its change asks for it, at
+        most 7 % of the cost of gradient descent in the long run, and in between followed along its gradient:
+        `eos_sde.optimizers.refresh.budget`, whose settings may be given instead.
     momentum : float, optional
-        Heavy-ball momentum, as in ``optax.sgd``. The cap is left as it is, although the edge moves to
-        (2 + 2 momentum)/eta.
+        Heavy-ball momentum b, as in ``optax.sgd``. The edge moves to lambda = (2 + 2 b)/eta.
     nesterov : bool
-        Whether the momentum is Nesterov's.
+        Whether the momentum is Nesterov's: (2 + 2 b)/((1 + 2 b) eta), which is nearer.
+    momentum_edge : bool
+        Whether the cap moves with the edge, to ``(1 + b)(2 - delta)/lambda``, Nesterov's divided by (1 + 2 b). Left
+        out by default: under gradient noise the edge of heavy ball moves the other way (T7 of the thresholds).
     use_error_bound : bool
         Whether the error bound is added to the sharpness: a more careful rate.
     seed : int
@@ -287,6 +324,9 @@ def caeo(
     """
     if momentum is not None and not _traced(momentum) and not 0 <= momentum < 1:
         raise InvalidInput(f"momentum must lie in [0, 1), or be None for none, got {momentum!r}.")
+    edge_factor: Any = 1.0
+    if momentum_edge and momentum is not None:
+        edge_factor = (1.0 + momentum) / (1.0 + 2.0 * momentum if nesterov else 1.0)
     scaled = scale_by_caeo(
         learning_rate,
         delta=delta,
@@ -294,6 +334,7 @@ def caeo(
         refresh=refresh,
         use_error_bound=use_error_bound,
         seed=seed,
+        edge_factor=edge_factor,
     )
     if momentum is None:
         return scaled

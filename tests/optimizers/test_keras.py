@@ -82,7 +82,10 @@ class Path(NamedTuple):
 
 def with_jax(shared, steps, *, batch=None, rate=4.0, **settings):
     """Train by the JAX form, over the batches in turn."""
-    made, params = caeo(rate, **settings), [jnp.asarray(weight) for weight in shared.weights]
+    made, params = (
+        caeo(rate, **{"refresh": 1, **settings}),
+        [jnp.asarray(weight) for weight in shared.weights],
+    )
     state, rows = made.init(params), []
     size = len(shared.inputs) if batch is None else batch
 

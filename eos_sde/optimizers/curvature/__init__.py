@@ -6,9 +6,18 @@
 | `power` | the same, more slowly | residual | iterations + shift_order | little memory |
 | `random_rayleigh` | about trace/d | residual (not of what is missed) | samples | to compare |
 | `hutchinson` | an upper bound by trace and Frobenius norm | width of its interval | samples | as a bound |
+| `kfac` | the largest of KFAC's blocks, on no side | residual | 1 + samples / 3 | to compare; needs the layers |
+
+The products are the Hessian's, or with `gauss_newton` the Gauss-Newton matrix's.
 """
 
+from eos_sde.optimizers.curvature.gauss_newton import (
+    GaussNewton,
+    gauss_newton,
+    gauss_newton_product,
+)
 from eos_sde.optimizers.curvature.interface import PRODUCT_COST, Estimator, hessian_product
+from eos_sde.optimizers.curvature.kronecker import kfac
 from eos_sde.optimizers.curvature.krylov import lanczos, power
 from eos_sde.optimizers.curvature.sampling import hutchinson, hutchinson_trace, random_rayleigh
 
@@ -18,15 +27,19 @@ ESTIMATORS = {
     "random_rayleigh": random_rayleigh,
     "hutchinson": hutchinson,
 }
-"""Every estimator by name: a new one is a file of this package and a line here."""
+"""Every estimator that needs the products alone, by name: a new one is a file of this package and a line here."""
 
 __all__ = [
     "ESTIMATORS",
     "PRODUCT_COST",
     "Estimator",
+    "GaussNewton",
+    "gauss_newton",
+    "gauss_newton_product",
     "hessian_product",
     "hutchinson",
     "hutchinson_trace",
+    "kfac",
     "lanczos",
     "power",
     "random_rayleigh",

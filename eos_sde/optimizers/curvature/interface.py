@@ -86,6 +86,33 @@ def hessian_product(value_fn: Callable[[Params], jax.Array], params: Params) -> 
     return jax.linearize(jax.grad(value_fn), params)[1]
 
 
+def preconditioned_product(
+    product: Callable[[Params], Product], preconditioner: Params, params: Params
+) -> Product:
+    """Return ``v -> P^-1/2 H P^-1/2 v``, symmetric, with the eigenvalues of P^-1 H.
+
+    Parameters
+    ----------
+    product : callable
+        Parameters -> ``v -> H v`` there.
+    preconditioner : pytree
+        The diagonal of P, positive, like params.
+    params : pytree
+        Where the Hessian is taken.
+
+    Returns
+    -------
+    callable
+        A pytree like params -> the matrix times it.
+    """
+    hvp = product(params)
+
+    def scale(tree: Params) -> Params:
+        return jax.tree.map(lambda t, p: (t / jnp.sqrt(p)).astype(t.dtype), tree, preconditioner)
+
+    return lambda vector: scale(hvp(scale(vector)))
+
+
 class Flat(NamedTuple):
     """A pytree seen as one vector of the working dtype (float32, or float64 if a leaf is)."""
 

@@ -47,7 +47,8 @@ class CAEO(keras.optimizers.Optimizer):
         ``lanczos(...)`` or ``power(...)`` of `eos_sde.optimizers.curvature`; by default ``lanczos()``.
     refresh : int
         The curvature is estimated at every `refresh`-th update, the first included; in between the last
-        estimate stands, and the state tells its age.
+        estimate stands, and the state tells its age. The default of `caeo` for JAX, which follows
+        the sharpness in between, has no TensorFlow form: give it ``refresh=1`` for the same numbers.
     momentum : float, optional
         Heavy-ball momentum as in ``optax.sgd``: the rate multiplies the whole trace (in ``keras.optimizers.SGD``
         each gradient keeps the rate it met). The cap is left as it is, although the edge moves to

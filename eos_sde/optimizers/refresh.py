@@ -1,0 +1,357 @@
+"""When CAEO measures the curvature anew, and how it follows the sharpness in between."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from eos_sde.optimizers.curvature.interface import (
+    PRODUCT_COST,
+    Params,
+    Product,
+    flat_view,
+    positive_integer,
+)
+from eos_sde.optimizers.curvature.krylov import Lanczos, lanczos
+from solvers.errors import InvalidInput
+
+LINEARIZATION_COST = 1.0
+"""Gradient-equivalents spent once at a measurement: the forward and backward pass that its products share."""
+
+SLOPE_COST = 5.0
+"""Gradient-equivalents of the gradient of v'Hv (backward through a product), as measured where matrices dominate."""
+
+_FURTHEST = 1.0  # the largest change of log sharpness that is followed
+_AIM = 3.0  # the value followed shall be off by tol over this where it is measured anew
+_SPREAD = 8  # the k-th measurement on the allowance is not before update 2 k^2
+
+Follow = Callable[[Params], jax.Array]
+
+
+class Policy(Protocol):
+    """When to measure. Settings only; the methods are pure and can be compiled."""
+
+    def init(self, params: Params) -> Any:
+        """Return the state before the first update, from the shapes and dtypes of `params`."""
+        ...
+
+    def follow(self, state: Any, params: Params, sharpness: jax.Array) -> jax.Array:
+        """Return the sharpness at `params`, from the last measurement and `sharpness`, the value held so far."""
+        ...
+
+    def due(self, state: Any, count: jax.Array, age: jax.Array, sharpness: jax.Array) -> jax.Array:
+        """Return whether update number `count` measures, `age` updates after the last that did."""
+        ...
+
+    def measured(self, state: Any, measurement: Measurement) -> Any:
+        """Return the state after a measurement."""
+        ...
+
+    def idle(self, state: Any) -> Any:
+        """Return the state after an update without one."""
+        ...
+
+
+class Measurement(NamedTuple):
+    """What a policy is told of a measurement.
+
+    Attributes
+    ----------
+    params : pytree
+        Where it was made.
+    sharpness : scalar
+        The estimate.
+    expected : scalar
+        What `follow` gave there.
+    age : int32
+        Updates since the measurement before.
+    products : int32
+        Hessian-vector products that it took.
+    quotient : callable or None
+        ``v'H v`` of the unit vector v that was found, as a function of the parameters; None if none is kept.
+    """
+
+    params: Params
+    sharpness: jax.Array
+    expected: jax.Array
+    age: jax.Array
+    products: jax.Array
+    quotient: Follow | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """Measure at every `interval`-th update, the first included; in between the last estimate stands."""
+
+    interval: Any
+
+    def init(self, params: Params) -> tuple[()]:  # noqa: ARG002
+        """Nothing to remember."""
+        return ()
+
+    def follow(self, state: Any, params: Params, sharpness: jax.Array) -> jax.Array:  # noqa: ARG002
+        """Hold the last estimate."""
+        return sharpness
+
+    def due(self, state: Any, count: jax.Array, age: jax.Array, sharpness: jax.Array) -> jax.Array:  # noqa: ARG002
+        """By the number of the update alone."""
+        return count % self.interval == 0
+
+    def measured(self, state: Any, measurement: Measurement) -> tuple[()]:  # noqa: ARG002
+        """Nothing to remember."""
+        return ()
+
+    def idle(self, state: Any) -> tuple[()]:  # noqa: ARG002
+        """Nothing to remember."""
+        return ()
+
+
+class BudgetState(NamedTuple):
+    """What `Budget` remembers.
+
+    Attributes
+    ----------
+    measured : scalar
+        The last measured sharpness.
+    slope : pytree
+        Its gradient in the parameters, in the working dtype.
+    offset : scalar
+        The slope times the parameters where it was measured.
+    wait : float
+        Updates after which the next measurement is wished for.
+    balance : float
+        Gradient-equivalents that may be spent.
+    price : float
+        What the cheapest measurement so far cost of them; infinite before the first.
+    """
+
+    measured: jax.Array
+    slope: Params
+    offset: jax.Array
+    wait: jax.Array
+    balance: jax.Array
+    price: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """See `budget`."""
+
+    share: float
+    tol: float
+    allowance: float
+    size: float
+    longest: int
+
+    def init(self, params: Params) -> BudgetState:
+        """Nothing measured, the allowance unspent."""
+        flat = flat_view(params)
+        slope = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), flat.dtype), params)
+        level, offset = (jnp.zeros((), flat.dtype) for _ in range(2))  # buffers of their own, to be donated
+        wait, balance, price = (jnp.full((), x, jnp.float32) for x in (0.0, self.allowance, jnp.inf))
+        return BudgetState(level, slope, offset, wait, balance, price)
+
+    def follow(self, state: BudgetState, params: Params, sharpness: jax.Array) -> jax.Array:
+        """Follow a positive sharpness along its gradient, in the logarithm; hold any other."""
+        change = self._change(state, params)
+        followed = state.measured * jnp.exp(jnp.clip(change, -_FURTHEST, _FURTHEST))
+        return jnp.where(state.measured > 0, followed, sharpness)
+
+    def due(self, state: BudgetState, count: jax.Array, age: jax.Array, sharpness: jax.Array) -> jax.Array:
+        """When wished for and paid for; at the first update, and at once after a failed measurement."""
+        positive = (state.measured > 0) & (sharpness > 0)
+        change = jnp.log(jnp.where(positive, sharpness, 1.0) / jnp.where(positive, state.measured, 1.0))
+        wished = (age >= state.wait) | (change**2 > 2.0 * self.tol)  # the order that is left out
+        income = (age * self.share >= state.price) & (state.balance >= -self.allowance)
+        spread = jnp.square(age.astype(jnp.float32)) >= _SPREAD * (count.astype(jnp.float32) - 1.0)
+        savings = (state.balance >= state.price) & spread
+        return (count == 0) | ~jnp.isfinite(sharpness) | (wished & (income | savings))
+
+    def measured(self, state: BudgetState, measurement: Measurement) -> BudgetState:
+        """Take the slope, pay, and set the wait by how far off the expectation was."""
+        params, sharpness, expected, age, products, quotient = measurement
+        dtype = state.measured.dtype
+        cost = self.size * (LINEARIZATION_COST + PRODUCT_COST * products)
+        slope = state.slope
+        if quotient is not None:
+            cost += self.size * SLOPE_COST
+            fresh = jax.grad(quotient)(params)
+            slope = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh)
+        sound = jnp.isfinite(sharpness)
+        for leaf in jax.tree.leaves(slope):
+            sound &= jnp.all(jnp.isfinite(leaf))
+        slope = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0.0), slope)
+        off = jnp.abs(sharpness - expected) / jnp.maximum(jnp.abs(sharpness), jnp.finfo(dtype).tiny)
+        # The error grows with the age at most, and shrinks no faster: halved or doubled, as steps of an integrator.
+        scale = jnp.where(
+            jnp.isfinite(off), jnp.clip(self.tol / jnp.maximum(_AIM * off, 1e-6), 0.25, 1.5), 0.25
+        )
+        wait = jnp.clip(scale * age, 1.0, self.longest).astype(jnp.float32)
+        cost = jnp.asarray(cost, jnp.float32)
+        balance = self.idle(state).balance - cost
+        price = jnp.minimum(cost, state.price)
+        return BudgetState(sharpness, slope, _dot(slope, params, dtype), wait, balance, price)
+
+    def idle(self, state: BudgetState) -> BudgetState:
+        """Receive the share of one update."""
+        return state._replace(balance=jnp.minimum(state.balance + self.share, self.allowance))
+
+    def _change(self, state: BudgetState, params: Params) -> jax.Array:
+        moved = _dot(state.slope, params, state.measured.dtype) - state.offset
+        return moved / jnp.where(state.measured > 0, state.measured, 1.0)
+
+
+def budget(
+    *,
+    share: float = 0.07,
+    tol: float = 0.02,
+    allowance: float = 60.0,
+    size: float = 1.0,
+    longest: int = 10_000,
+) -> Budget:
+    r"""Measure when the sharpness asks for it and the budget pays, and follow it along its gradient in between.
+
+    With v the unit eigenvector found, :math:`\nabla \lambda = \nabla (v' H v)` costs about two products, taken at each
+    measurement. At every later step one dot product follows the sharpness to where the parameters have come,
+
+    .. math:: \lambda_t = \lambda_k \exp(\nabla \lambda_k \cdot (\theta_t - \theta_k) / \lambda_k),
+
+    through progressive sharpening and through the oscillation of the iterate at the edge alike: of that the linear
+    part, which a held estimate misses altogether.
+
+    A measurement is wished for once the change followed, x, is such that the order left out, :math:`x^2/2`, exceeds
+    `tol`, and after a wait that is halved at least or doubled at most from one measurement to the next, so that the
+    value followed is off by `tol`/3 when measured anew. It is made when paid for. Every update earns `share`: a
+    measurement is paid for when its usual price was earned since the last. Others, in the fast changes of early
+    training above all, are paid for by the allowance, the k-th not before update :math:`2 k^2`. What more than the
+    usual price a measurement costs is a debt, at most the allowance again. So up to any step the cost of all is at
+    most `share` times the steps, twice the allowance, and that of one measurement.
+
+    Parameters
+    ----------
+    share : float
+        Gradient-equivalents per update that may be spent in the long run: the cost beside plain gradient descent.
+    tol : float
+        Relative error of the sharpness that is aimed at.
+    allowance : float
+        Gradient-equivalents that may be spent beyond the share, once; the share refills what is left unspent.
+    size : float
+        What a gradient of `value_fn` costs, in gradients of the training batch: 1 when both are of as many examples.
+    longest : int
+        The most updates between measurements that is wished for.
+
+    Returns
+    -------
+    Budget
+        The policy, for the argument `refresh` of ``caeo``.
+
+    Raises
+    ------
+    InvalidInput
+        If a setting cannot be used.
+
+    Notes
+    -----
+    Gradient-equivalents are counted, not timed: `PRODUCT_COST` a product, `LINEARIZATION_COST` and `SLOPE_COST` a
+    measurement. That is what they cost where multiplying matrices takes the time; small networks pay half.
+
+    An estimator without a vector (``random_rayleigh``, ``hutchinson``) has no slope: its estimate is held.
+
+    Examples
+    --------
+    >>> budget(share=0.05).share
+    0.05
+    """
+    for name, value, most in (("share", share, 1e6), ("tol", tol, 1.0), ("size", size, 1e6)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < most:
+            raise InvalidInput(f"{name} must be a positive number below {most:g}, got {value!r}.")
+    if isinstance(allowance, bool) or not isinstance(allowance, int | float) or not 0 <= allowance < 1e6:
+        raise InvalidInput(f"allowance must be a number of gradients, 0 or more, got {allowance!r}.")
+    positive_integer("longest", longest)
+    return Budget(float(share), float(tol), float(allowance), float(size), longest)
+
+
+def policy(refresh: Any) -> Policy:
+    """Return the policy that an argument `refresh` means.
+
+    Parameters
+    ----------
+    refresh : int, "auto" or policy
+        A number of updates means `Every`, "auto" the default `budget`.
+
+    Returns
+    -------
+    Policy
+        With the methods of the protocol.
+
+    Raises
+    ------
+    InvalidInput
+        If it is none of these.
+    """
+    if isinstance(refresh, str):
+        if refresh == "auto":
+            return budget()
+    elif all(hasattr(refresh, name) for name in ("init", "follow", "due", "measured", "idle")):
+        return refresh
+    elif isinstance(refresh, jax.core.Tracer) or (
+        jnp.ndim(refresh) == 0 and refresh >= 1 and int(refresh) == refresh
+    ):
+        return Every(refresh)
+    raise InvalidInput(
+        f"refresh must be a positive whole number of updates, 'auto' or a policy such as refresh.budget(share=0.05), "
+        f"got {refresh!r}."
+    )
+
+
+def default_estimator(plan: Policy) -> Lanczos:
+    """Return Lanczos: thorough where the user says when, in short passes where products are paid for.
+
+    Parameters
+    ----------
+    plan : Policy
+        The refresh policy.
+    """
+    return lanczos(order=3, tol=0.05, restarts=2) if isinstance(plan, Budget) else lanczos()
+
+
+def quotient(product: Callable[[Params], Product], params: Params, state: Any) -> Follow | None:
+    """Return ``v'H v`` as a function of the parameters, for the unit vector v that an estimator keeps.
+
+    Parameters
+    ----------
+    product : callable
+        Parameters -> ``v -> H v`` there.
+    params : pytree
+        Only dtypes are read.
+    state : NamedTuple
+        Of the estimator.
+
+    Returns
+    -------
+    callable or None
+        None for an estimator that keeps no vector.
+    """
+    if not hasattr(state, "vector"):
+        return None
+    vector = state.vector
+    tangent = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), vector, params)
+
+    def value(at: Params) -> jax.Array:
+        image = product(at)(tangent)
+        return _dot(vector, image, jnp.result_type(*jax.tree.leaves(vector)))
+
+    return value
+
+
+def _dot(one: Params, two: Params, dtype: Any) -> jax.Array:
+    products = [
+        jnp.vdot(a, jnp.asarray(b, dtype))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    ]
+    return sum(products, jnp.zeros((), dtype))
