@@ -112,9 +112,9 @@ def self_stabilizing_caeo(
     Notes
     -----
     Measured on a held-out network (fashion-mlp, full batch, four times the task's rate, 800 steps): loss 0.144 against
-    0.174 of `caeo`, sharpness 0.3 times; gradient descent at that rate diverges, and at a rate where it does not, this
-    ends where it ends. On the regression chebyshev it stops the runaway and yet ends at higher loss than `caeo` within
-    10000 steps. `benchmarks/caeo_runaway.py` has the tables.
+    0.174 of `caeo`, sharpness 0.3 times; gradient descent diverges at that rate, and ends at 0.146 at the best of
+    four. On the regression chebyshev it stops the runaway and yet ends at higher loss than `caeo` within 10000 steps.
+    `benchmarks/caeo_runaway.py` has the tables.
 
     See Also
     --------
