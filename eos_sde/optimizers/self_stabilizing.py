@@ -109,6 +109,13 @@ def self_stabilizing_caeo(
         At once for settings that cannot be used; in ``init`` if the estimator has no eigenvector; in ``update`` if
         params or `value_fn` is missing.
 
+    Notes
+    -----
+    Measured on a held-out network (fashion-mlp, full batch, four times the task's rate, 800 steps): loss 0.144 against
+    0.174 of `caeo`, sharpness 0.3 times; gradient descent diverges at that rate, and ends at 0.146 at the best of
+    four. On the regression chebyshev it stops the runaway and yet ends at higher loss than `caeo` within 10000 steps.
+    `benchmarks/caeo_runaway.py` has the tables.
+
     See Also
     --------
     caeo : The rule as proposed.
