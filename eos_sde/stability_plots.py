@@ -69,7 +69,7 @@ def stability_figure(
         axis.set_xlabel(_AXES[name])
         axis.set_ylabel("margin δ   (learning rate ≤ (2 − δ)/sharpness)")
         axis.set_title(f"{_AXES[other]} {float(part[other]):g}", fontsize=10, loc="left")
-        axis.legend(fontsize=8, loc="lower left", framealpha=0.9)
+    figure.axes[0].legend(fontsize=8, loc="lower left", framealpha=0.9)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -117,8 +117,9 @@ def _room(region: NDArray, across: NDArray, up: NDArray, row: int, column: int) 
     """Room for words about a cell: to the nearest cell outside the region or the border; words are wide, not high."""
     x, y = across[column], up[row]
     rows, columns = np.nonzero(~region)
-    away = np.hypot((across[columns] - x) / _WIDE, up[rows] - y)
-    return float(min(away.min(initial=1.0), x / _WIDE, (1 - x) / _WIDE, y, 1 - y))
+    away = np.hypot((across[columns] - x) / _WIDE, up[rows] - y).min(initial=1.0)
+    # beside the text the border and the next region count, above and below it whatever room is left
+    return float(min(away, x / _WIDE, (1 - x) / _WIDE) + 0.5 * min(away, y, 1 - y))
 
 
 def _positions(axis: Axes, values: NDArray, *, vertical: bool = False) -> NDArray:
