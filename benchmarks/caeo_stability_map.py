@@ -41,10 +41,10 @@ def judge(name: str, out: Path, steps: int, replicas: int, *, keep: bool) -> Non
         forecast = xr.load_dataset(file, engine="h5netcdf")
         steps = int(forecast.attrs["horizon"])
     else:
-        sizes = np.unique(np.geomspace(min(batches), max(batches), 5).round().astype(int)).tolist()
+        sizes = np.unique(np.geomspace(min(batches), max(batches), 9).round().astype(int)).tolist()
         forecast = forecast_caeo_stability(
             task, theta, batch_size=sorted({*sizes, *batches}), flows_at=batches, steps=steps, eta=eta,
-            delta=np.geomspace(0.01, 1.6, 41), eta_base=eta * np.array([0.5, 0.71, 1.0, 1.41]),
+            delta=np.geomspace(0.01, 1.6, 41), eta_base=eta * 2 ** np.linspace(-1.0, 0.5, 7),
         )  # fmt: skip
         forecast.to_netcdf(file, engine="h5netcdf")
     print(f"  forecast over {steps} steps", flush=True)

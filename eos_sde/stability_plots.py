@@ -15,12 +15,13 @@ from eos_sde.thresholds.caeo_regimes import REGIMES
 from solvers.errors import InvalidInput
 
 _REGIONS = {  # colour, words in the region
-    "stable": ("#CDE8D9", "STABLE\nnoise holds the sharpness"),
-    "runaway": ("#F6CFC0", "RUNAWAY\nsharpness up, learning rate down"),
+    "stable": ("#CDE8D9", "STABLE\nsharpness stays"),
+    "runaway": ("#F6CFC0", "RUNAWAY\nsharpness climbs"),
     "diverging": ("#B9A6C9", "DIVERGES"),
-    "outside": ("#DDDDDD", "model cannot say\n(sharpness falls)"),
-    "uncapped": ("#E6EFF8", "cap never reached\n(plain SGD)"),
+    "outside": ("#DDDDDD", "no runaway;\nmodel ends"),
+    "uncapped": ("#E6EFF8", "as SGD\n(no cap)"),
 }
+_WIDE = 4.0  # words against their height
 _AXES = {"batch_size": "batch size", "eta_base": "base learning rate"}
 
 
@@ -68,7 +69,7 @@ def stability_figure(
         axis.set_xlabel(_AXES[name])
         axis.set_ylabel("margin δ   (learning rate ≤ (2 − δ)/sharpness)")
         axis.set_title(f"{_AXES[other]} {float(part[other]):g}", fontsize=10, loc="left")
-        axis.legend(fontsize=8, loc="lower left", framealpha=0.9)
+    figure.axes[0].legend(fontsize=8, loc="lower left", framealpha=0.9)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -105,19 +106,20 @@ def _regions(axis: Axes, part: xr.Dataset, name: str) -> None:
         cells = np.argwhere(regime == index)
         if len(cells) < 0.03 * regime.size:
             continue
-        # the cell of the region that is deepest inside it
-        inside = [_depth(regime == index, row, column) for row, column in cells]
+        inside = [_room(regime == index, across, up, row, column) for row, column in cells]
         row, column = cells[int(np.argmax(inside))]
         place = float(across[column]), float(up[row])
         axis.text(*place, _REGIONS[label][1], transform=axis.transAxes, ha="center", va="center", fontsize=9,
                   fontweight="bold", color="#333333")  # fmt: skip
 
 
-def _depth(region: NDArray, row: int, column: int) -> float:
-    """Distance of a cell from the nearest one outside the region or the picture, in shares of the picture."""
-    outside = np.argwhere(~np.pad(region, 1)) - 1
-    scale = np.array(region.shape, float)
-    return float(np.min(np.hypot(*((outside - [row, column]) / scale).T)))
+def _room(region: NDArray, across: NDArray, up: NDArray, row: int, column: int) -> float:
+    """Room for words about a cell: to the nearest cell outside the region or the border; words are wide, not high."""
+    x, y = across[column], up[row]
+    rows, columns = np.nonzero(~region)
+    away = np.hypot((across[columns] - x) / _WIDE, up[rows] - y).min(initial=1.0)
+    # beside the text the border and the next region count, above and below it whatever room is left
+    return float(min(away, x / _WIDE, (1 - x) / _WIDE) + 0.5 * min(away, y, 1 - y))
 
 
 def _positions(axis: Axes, values: NDArray, *, vertical: bool = False) -> NDArray:
@@ -140,7 +142,7 @@ def _boundary(axis: Axes, part: xr.Dataset, name: str) -> None:
     )
     fold = part["delta_c"].values
     axis.plot(x, np.where(np.isfinite(fold), fold, np.nan), "--", color="#555555", lw=1.1,
-              label="no well left, whatever the horizon")  # fmt: skip
+              label="onset of the averaged model: no well left")  # fmt: skip
     axis.set_ylim(limits)
 
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from eos_sde.bridge.averaged_path import checked_weights
@@ -207,20 +206,13 @@ def boundary_from_counts(deltas: ArrayLike, counts: ArrayLike, total: int) -> tu
         which = "none" if k.sum() == 0 else "all"
         raise InvalidInput(f"{which} of the runs ran away: the boundary is outside deltas; widen them")
 
-    def deviance(place: float) -> float:
-        """Minus the log likelihood at the best width."""
-        score = (x - place) / _WIDTHS[:, None]
-        terms = k * norm.logcdf(score) + (total - k) * norm.logcdf(-score)
-        return -float(terms.sum(axis=1).max())
-
-    grid = np.linspace(x[0] - math.log(2), x[-1] + math.log(2), 2001)
-    values = np.array([deviance(place) for place in grid])
-    inside = grid[values <= values.min() + _CHI2]
-    flat = grid[values <= values.min() + 1e-6]  # with no margin of both kinds the likelihood has a plateau
-    best = float(flat.mean())
-    if flat.size == 1:
-        step = grid[1] - grid[0]
-        best = float(minimize_scalar(deviance, bounds=(best - step, best + step), method="bounded").x)  # pyright: ignore[reportAttributeAccessIssue]
+    grid = np.linspace(x[0] - math.log(2), x[-1] + math.log(2), 1001)
+    score = (x - grid[:, None, None]) / _WIDTHS[:, None]
+    terms = k * norm.logcdf(score) + (total - k) * norm.logcdf(-score)
+    deviance = -terms.sum(axis=2).max(axis=1)  # at the best width
+    inside = grid[deviance <= deviance.min() + _CHI2]
+    # where no margin has runs of both kinds the likelihood has a plateau: its middle
+    best = float(grid[deviance <= deviance.min() + 1e-6].mean())
     low, high = math.exp(inside[0]), math.exp(inside[-1])
     return (
         Threshold(

@@ -248,7 +248,7 @@ def _wells(
 def _batch_top(task: Task, theta: jax.Array, rows: jax.Array) -> jax.Array:
     """Top eigenvalue of the Hessian of some examples."""
     product = jax.linearize(jax.grad(lambda w: task.loss(w, task.x[rows], task.y[rows])), theta)[1]
-    estimator = curvature.lanczos(order=min(_ORDER, task.size), tol=0.0)
+    estimator = curvature.lanczos(order=min(_ORDER, task.size), tol=1e-9)
     return estimator.update(product, theta, estimator.init(theta, jax.random.PRNGKey(0)))[0]
 
 

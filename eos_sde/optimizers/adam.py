@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from eos_sde.optimizers.curvature.interface import Estimator
-from eos_sde.optimizers.transformation import CaeoState, scale_by_caeo
+from eos_sde.optimizers.transformation import scale_by_caeo
 from solvers.errors import InvalidInput
 
 
@@ -26,7 +26,7 @@ class CaeoAdamState(NamedTuple):
     """
 
     adam: Any
-    caeo: CaeoState
+    caeo: Any
 
 
 def caeo_adamw(

@@ -277,6 +277,14 @@ def caeo(
 
     Notes
     -----
+    The Hessian is that of `value_fn`. Where this is the loss of each step's batch, so is the sharpness: a batch's
+    largest eigenvalue lies above that of all examples on average and differs from one batch to the next, by more the
+    smaller the batch. A fixed batch for the curvature, ``value_fn=lambda params: loss(params, probe)``, gives a
+    sharpness that moves with the weights alone, which is what can be followed between measurements.
+    ``curvature.gauss_newton`` makes a `value_fn` that is measured by its Gauss-Newton matrix; for one group of
+    ``optax.multi_transform`` see `eos_sde.optimizers.groups.of_group`; for AdamW `caeo_adamw`. Under ``vmap`` both
+    branches of every step are computed, so that measuring seldom saves nothing there.
+
     Where the Hessian is not finite, neither are the updates: chain ``optax.zero_nans()`` behind to skip such
     steps (``optax.apply_if_finite`` looks at gradients only).
 

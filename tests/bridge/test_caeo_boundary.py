@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from eos_sde import bridge
+from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.caeo_boundary import boundary_from_counts, measure_caeo_boundary, wilson
 from eos_sde.bridge.caeo_forecast import Plateau, _wells, batch_excess
 from solvers import InvalidInput
@@ -22,7 +23,7 @@ def test_wilson_solves_its_equation():
 
 
 def test_boundary_covers_the_truth():
-    """95 % intervals from 4 runs at 6 margins. Of 200 draws at least 176 cover at a coverage of 0.93 (P = 0.999)."""
+    """95 % intervals from 4 runs at 6 margins. At a coverage of 0.93 fewer cover with P = 1e-3."""
     deltas = 0.2 * np.array([0.5, 0.7, 0.9, 1.15, 1.5, 2.0])
     shares = norm.cdf((np.log(deltas) - np.log(0.2)) / 0.15)
     rng = np.random.default_rng(1)
@@ -39,7 +40,9 @@ def test_boundary_covers_the_truth():
 def test_boundary_of_clean_counts_lies_between():
     onset, low, high = boundary_from_counts([0.1, 0.2, 0.4, 0.8], [0, 0, 4, 4], 4)
     assert 0.2 < float(onset) < 0.4
-    assert 0.1 < low < 0.2 < 0.4 < high < 0.8
+    # at a margin itself half would run away, and four of four have the likelihood 2^-4: outside, by 2.8 > 1.92
+    assert 0.2 < low < 0.21
+    assert 0.39 < high < 0.4
     assert onset.stderr == pytest.approx((high - low) / 4)
     with pytest.raises(InvalidInput, match="none of the runs ran away"):
         boundary_from_counts([0.1, 0.2], [0, 0], 4)
@@ -86,8 +89,6 @@ def test_bad_input_is_refused(small_task, small_start, changes, words):
 
 def test_batch_excess_is_that_of_dense_hessians(small_task, small_start):
     found = batch_excess(small_task, small_start, batch_size=8, batches=3, seed=2)
-    from eos_sde.bridge.batches import draw_batches, stream
-
     hessian = jax.jit(jax.hessian(small_task.loss))
     x, y = np.asarray(small_task.x), np.asarray(small_task.y)
     rows = draw_batches(stream(2, 1, 0), 3, examples=63, batch_size=8)
@@ -96,9 +97,6 @@ def test_batch_excess_is_that_of_dense_hessians(small_task, small_start):
     assert float(found["mean"]) == pytest.approx(np.mean(tops), rel=1e-4)
     assert float(found["excess"]) == pytest.approx(np.mean(tops) / full - 1, abs=1e-3)
     assert float(found["deviation"]) == pytest.approx(np.std(tops, ddof=1), rel=1e-2)
-    assert (
-        float(found["excess"]) > 0
-    )  # the largest eigenvalue is convex, so that a mean of it exceeds that of the mean
 
 
 def test_wells_between_flows_follow_the_batch_noise():
