@@ -187,7 +187,9 @@ def _top_ritz(operator: Operator, start: tf.Tensor, order: int) -> _Ritz:
     )  # eigh raises at NaN, which is to reach the rate instead
     values, vectors = tf.linalg.eigh(tf.where(finite, matrix, 0.0))
     value = tf.where(finite, values[-1], float("nan"))
-    top = tf.where(vectors[0, -1] < 0, -vectors[:, -1], vectors[:, -1])  # the sign that `curvature.krylov` takes
+    top = tf.where(
+        vectors[0, -1] < 0, -vectors[:, -1], vectors[:, -1]
+    )  # the sign that `curvature.krylov` takes
     vector = tf.linalg.matvec(basis, top, transpose_a=True)
     return _Ritz(value, last * tf.abs(vectors[-1, -1]), _unit(vector), scale)
 
