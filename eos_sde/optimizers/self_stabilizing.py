@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from eos_sde.optimizers import rule, runaway, self_stabilizing_rule
-from eos_sde.optimizers.curvature.interface import Estimator, flat_view, hessian_product
-from eos_sde.optimizers.transformation import CaeoState, _accepted, _traced, scale_by_caeo
+from eos_sde.optimizers.curvature.interface import Estimator, flat_view
+from eos_sde.optimizers.loss_curvature import loss_product
+from eos_sde.optimizers.transformation import CaeoState, _traced, scale_by_caeo
 from solvers.errors import InvalidInput
 
 RELEASES = ("descent", "always")
@@ -59,7 +59,7 @@ def self_stabilizing_caeo(
     growth: float = self_stabilizing_rule.GROWTH,
     release: str = "descent",
     curvature: Estimator | None = None,
-    refresh: int = 1,
+    refresh: Any = 1,
     use_error_bound: bool = False,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -90,8 +90,8 @@ def self_stabilizing_caeo(
     curvature : Estimator, optional
         ``lanczos(...)`` or ``power(...)`` of `eos_sde.optimizers.curvature`, which know the top eigenvector; by
         default ``lanczos()``. A measurement takes one product more than its own.
-    refresh : int
-        The curvature is estimated at every `refresh`-th update, the first included.
+    refresh : int, "auto" or policy
+        The curvature is estimated at every `refresh`-th update, the first included; or as for `caeo`.
     use_error_bound : bool
         Whether the error bound is added to the sharpness.
     seed : int
@@ -175,18 +175,20 @@ def self_stabilizing_caeo(
         value_fn: Callable[..., Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SelfStabilizingState]:
+        if "preconditioner" in extra_args:
+            raise InvalidInput("preconditioner is not for self-stabilizing CAEO: use caeo or caeo_adamw.")
         new: Any
         _, new = capped.update(updates, state.caeo, params, value_fn=value_fn, **extra_args)
         assert params is not None  # refused by the line above, as is a missing loss
         assert value_fn is not None
-        loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
+        make = loss_product(value_fn, extra_args)
         flat, sharpness = flat_view(params), new.sharpness
         gradient, top = flat.ravel(updates), flat.ravel(new.curvature.vector)
         square = gradient @ gradient
         share = jnp.minimum((gradient @ top) ** 2 / jnp.where(square > 0, square, 1.0), 1.0)
 
         def measure() -> jax.Array:
-            image = flat.operator(hessian_product(loss, params))(gradient)
+            image = flat.operator(make(params))(gradient)
             quotient = jnp.where(square > 0, gradient @ image / jnp.where(square > 0, square, 1.0), sharpness)
             left = 1.0 - share
             return jnp.where(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,15 +11,14 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from eos_sde.optimizers import rule, runaway
-from eos_sde.optimizers.curvature.gauss_newton import GaussNewton
+from eos_sde.optimizers import descent, rule, runaway
 from eos_sde.optimizers.curvature.interface import (
     Estimator,
     flat_view,
-    hessian_product,
     preconditioned_product,
 )
-from eos_sde.optimizers.refresh import Measurement, default_estimator, policy, quotient
+from eos_sde.optimizers.loss_curvature import loss_product
+from eos_sde.optimizers.refresh import Every, Measurement, default_estimator, policy, quotient
 from solvers.errors import InvalidInput
 
 
@@ -46,6 +44,8 @@ class CaeoState(NamedTuple):
         State of the curvature estimator: warm-start vector, random key.
     schedule : pytree
         State of the refresh policy.
+    travelled : float
+        Length of the path since the last estimate; kept where `lipschitz` is given, else 0.
     monitor : RunawayMonitor
         What tells whether the rate runs away: see `eos_sde.optimizers.runaway.watch`.
     """
@@ -58,6 +58,7 @@ class CaeoState(NamedTuple):
     capped: jax.Array
     curvature: Any
     schedule: Any
+    travelled: jax.Array
     monitor: runaway.RunawayMonitor
 
     @property
@@ -76,6 +77,7 @@ def scale_by_caeo(
     seed: int = 0,
     flip_sign: bool = True,
     edge_factor: float = 1.0,
+    lipschitz: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by minus the CAEO rate: in a chain it takes the place of ``scale_by_learning_rate``.
 
@@ -100,6 +102,11 @@ def scale_by_caeo(
     edge_factor : float
         How many times further than gradient descent's the edge of stability lies for the updates that come in,
         (1 + b) with heavy-ball momentum b: the cap is ``edge_factor (2 - delta) / sharpness``.
+    lipschitz : float, optional
+        rho, the fastest rise of the sharpness per length of the path, in units of sharpness/weight. The rate then pays
+        for the error and the age of the estimate and for the step itself: it is `descent.certified_learning_rate`, at
+        which gradient descent on a whole loss is certain to lower it, for every delta above 0. The estimate has to be
+        held (`refresh` a number) and the updates that come in to be the gradient.
 
     Returns
     -------
@@ -123,6 +130,8 @@ def scale_by_caeo(
     if not _traced(seed) and not hasattr(seed, "__index__"):  # an integer of Python, NumPy or JAX
         raise InvalidInput(f"seed must be an integer, got {seed!r}.")
     plan = policy(refresh)
+    if lipschitz is not None:
+        _check_certified(lipschitz, plan, edge_factor)
     estimator = default_estimator(plan) if curvature is None else curvature
     if not (hasattr(estimator, "init") and hasattr(estimator, "update")):
         raise InvalidInput(
@@ -144,6 +153,7 @@ def scale_by_caeo(
             capped=jnp.zeros((), bool),
             curvature=estimator.init(params, jax.random.PRNGKey(seed)),
             schedule=plan.init(params),
+            travelled=jnp.zeros((), dtype),
             monitor=runaway.start(dtype=dtype, xp=jnp),
         )
 
@@ -166,11 +176,7 @@ def scale_by_caeo(
                 "caeo needs value_fn in update(grads, state, params, value_fn=loss): the loss as a "
                 "function of the parameters, whose Hessian it measures."
             )
-        if isinstance(value_fn, GaussNewton):
-            product = value_fn.product
-        else:
-            loss = functools.partial(value_fn, **_accepted(value_fn, extra_args))
-            product = functools.partial(hessian_product, loss)
+        product = loss_product(value_fn, extra_args)
         if preconditioner is not None:
             product = functools.partial(preconditioned_product, product, preconditioner)
         dtype = state.sharpness.dtype
@@ -198,7 +204,15 @@ def scale_by_caeo(
         base = jnp.asarray(base_rate(state.count), dtype)
         margin = residual / edge_factor if use_error_bound else 0.0
         seen = sharpness / edge_factor
-        rate = rule.learning_rate(base, seen, delta, error_bound=margin, xp=jnp).astype(dtype)
+        travelled = jnp.where(staleness == 0, 0.0, state.travelled).astype(dtype)
+        if lipschitz is None:
+            rate = rule.learning_rate(base, seen, delta, error_bound=margin, xp=jnp).astype(dtype)
+        else:
+            norm = jnp.asarray(optax.tree.norm(updates), dtype)
+            given = {"gradient_norm": norm, "lipschitz": lipschitz, "travelled": travelled}
+            rate = descent.certified_learning_rate(base, seen, delta, error_bound=residual, **given, xp=jnp)
+            rate = rate.astype(dtype)
+            travelled += rate * norm
         updates = jax.tree.map(lambda u: (sign * rate * u).astype(jnp.result_type(u)), updates)
         return updates, CaeoState(
             count=jnp.asarray(optax.safe_increment(state.count)),
@@ -209,6 +223,7 @@ def scale_by_caeo(
             capped=rate < base,
             curvature=new,
             schedule=schedule,
+            travelled=travelled,
             monitor=runaway.watch(state.monitor, sharpness, rate < base, xp=jnp),
         )
 
@@ -226,6 +241,7 @@ def caeo(
     momentum_edge: bool = False,
     use_error_bound: bool = False,
     seed: int = 0,
+    lipschitz: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Curvature-adaptive edge-of-stability optimizer: gradient descent with a capped learning rate.
 
@@ -262,6 +278,9 @@ def caeo(
         Whether the error bound is added to the sharpness: a more careful rate.
     seed : int
         Seed of the estimator's random vectors: the same seed gives the same run.
+    lipschitz : float, optional
+        Fastest rise of the sharpness per length of the path: the rate is then so low that a whole loss is certain to
+        fall at every step, as for `scale_by_caeo`. Without momentum, and with `refresh` a number.
 
     Returns
     -------
@@ -332,6 +351,8 @@ def caeo(
     """
     if momentum is not None and not _traced(momentum) and not 0 <= momentum < 1:
         raise InvalidInput(f"momentum must lie in [0, 1), or be None for none, got {momentum!r}.")
+    if momentum is not None and lipschitz is not None:
+        raise InvalidInput(f"lipschitz={lipschitz!r} is for gradient steps: leave momentum={momentum!r} out.")
     edge_factor: Any = 1.0
     if momentum_edge and momentum is not None:
         edge_factor = (1.0 + momentum) / (1.0 + 2.0 * momentum if nesterov else 1.0)
@@ -343,6 +364,7 @@ def caeo(
         use_error_bound=use_error_bound,
         seed=seed,
         edge_factor=edge_factor,
+        lipschitz=lipschitz,
     )
     if momentum is None:
         return scaled
@@ -354,7 +376,21 @@ def _traced(setting: Any) -> bool:
     return isinstance(setting, jax.core.Tracer)
 
 
-def _accepted(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
-    """Return the extra arguments that `value_fn` names (as optax's line searches hand them on)."""
-    named = inspect.signature(value_fn).parameters
-    return {name: value for name, value in extra_args.items() if name in named}
+def _check_certified(lipschitz: Any, plan: Any, edge_factor: Any) -> None:
+    """Refuse what the certified rate cannot be made of.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the argument.
+    """
+    if not _traced(lipschitz) and not (isinstance(lipschitz, float | int) and 0 <= lipschitz < float("inf")):
+        raise InvalidInput(f"lipschitz must be a finite number, zero or above, got {lipschitz!r}.")
+    if not isinstance(plan, Every):
+        raise InvalidInput(
+            f"lipschitz={lipschitz!r} pays for the age of an estimate that is held: give refresh a number of updates."
+        )
+    if not _traced(edge_factor) and edge_factor != 1.0:
+        raise InvalidInput(
+            f"lipschitz={lipschitz!r} is for gradient steps: leave edge_factor={edge_factor!r} out."
+        )

@@ -214,7 +214,7 @@ class Half:
 
 def test_an_estimate_that_is_too_low_is_found():
     given_ = {"steps": 10, "delta": 0.5}
-    optimizer = caeo(1.0, delta=0.5, curvature=Half())
+    optimizer = caeo(1.0, delta=0.5, curvature=Half(), refresh=1)
     measured = descent_certificate(wave, START, optimizer, **given_)
     assert measured.attrs["error"] == pytest.approx(1.0, abs=0.01)  # true = (1 + e) estimate
     assumed = descent_certificate(wave, START, optimizer, **given_, error=0.02)
@@ -250,6 +250,33 @@ def test_on_the_edge_nothing_is_certain():
     assert not certificate["certain"].any()
     assert (certificate["hindrance"] == "margin").all()
     assert certificate["holds"].all()
+
+
+def test_the_optimizer_takes_the_certified_rate():
+    """A base rate far above the edge and an old estimate; |D^3| of `wave` is at most 1, that of a cosine."""
+    delta = 0.05
+    optimizer = caeo(50.0, delta=delta, refresh=6, lipschitz=1.0)
+    certificate = descent_certificate(wave, START, optimizer, steps=30, delta=delta, lipschitz=1.0)
+    promised = 0.5 * delta * certificate["learning_rate"] * certificate["gradient_norm"] ** 2
+    assert (certificate["loss_change"] <= -promised + certificate["rounding"]).all()
+    assert certificate["staleness"].max() == 5
+    greedy = descent_certificate(wave, START, caeo(50.0, delta=delta, refresh=6), steps=30, delta=delta)
+    assert (greedy["loss_change"] > greedy["rounding"]).any()  # which the plain rule does not keep
+    slower = certificate["learning_rate"] < 1.95 / certificate["estimate"]
+    assert slower[certificate["travelled"].values > 1e-3].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lipschitz": -1.0}, "lipschitz must be a finite number"),
+        ({"refresh": "auto"}, "give refresh a number of updates"),
+        ({"momentum": 0.9}, "leave momentum=0.9 out"),
+    ],
+)
+def test_the_certified_optimizer_refuses(change, words):
+    with pytest.raises(InvalidInput, match=words):
+        caeo(0.1, **({"lipschitz": 1.0, "refresh": 1} | change))
 
 
 @pytest.mark.parametrize(
