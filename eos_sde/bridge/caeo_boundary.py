@@ -141,7 +141,7 @@ def _runs(task: Task, order: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     def run(
         theta: jax.Array, eta: jax.Array, delta: jax.Array, batches: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        optimizer = caeo(eta, delta=delta, curvature=estimator)  # pyright: ignore[reportArgumentType]
+        optimizer = caeo(eta, delta=delta, curvature=estimator, refresh=1)  # pyright: ignore[reportArgumentType]
 
         def step(carry: tuple, batch: jax.Array) -> tuple:
             theta, state = carry

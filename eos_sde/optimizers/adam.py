@@ -51,6 +51,10 @@ def caeo_adamw(
     (38/eta at b1 = 0.9). The estimate is of the symmetric :math:`P^{-1/2} H P^{-1/2}`, of the same eigenvalues.
     Weight decay is decoupled, as in AdamW, and is not part of H: it stays far from its edge.
 
+    Where the second moment of a weight vanishes and its curvature does not, P is eps and :math:`P^{-1} H` is as large
+    as curvature/eps: the cap then all but stops training (on Rosenbrock's function from the origin, where one
+    derivative is 0 at first). A larger eps is the remedy.
+
     Parameters
     ----------
     learning_rate : float or schedule

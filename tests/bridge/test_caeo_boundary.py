@@ -50,6 +50,7 @@ def test_boundary_of_clean_counts_lies_between():
         boundary_from_counts([0.1, 0.2], [4, 4], 4)
 
 
+@pytest.mark.slow
 def test_runs_are_those_of_the_recorder(small_task, small_start):
     """The same batches, rule and start; the sharpness of the last update against the recorder's Lanczos.
 
@@ -87,6 +88,7 @@ def test_bad_input_is_refused(small_task, small_start, changes, words):
         measure_caeo_boundary(small_task, small_start, **given)
 
 
+@pytest.mark.slow
 def test_batch_excess_is_that_of_dense_hessians(small_task, small_start):
     found = batch_excess(small_task, small_start, batch_size=8, batches=3, seed=2)
     hessian = jax.jit(jax.hessian(small_task.loss))

@@ -115,6 +115,7 @@ def test_a_failure_loses_no_cell_and_is_tried_again(tmp_path, monkeypatch):
     assert mended["status"].values.ravel().tolist() == ["left out", "done"]
 
 
+@pytest.mark.slow
 def test_a_stopped_flow_does_not_apply(tmp_path, monkeypatch):
     """At 30 times its learning rate the weights are far beyond the edge: neither flow nor runs stay."""
     monkeypatch.setattr(campaign_runs, "RULES", {"sgd": (30.0, {})})

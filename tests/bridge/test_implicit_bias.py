@@ -243,6 +243,7 @@ def test_a_failure_loses_no_cell_and_is_tried_again(tiny, table, store, monkeypa
     assert mended.drop_vars(CLOCKS).identical(table.drop_vars(CLOCKS))
 
 
+@pytest.mark.slow
 def test_a_stopped_flow_does_not_apply(tiny, monkeypatch):
     """At 30 times its learning rate the weights are far beyond the edge: the flow says so."""
     monkeypatch.setattr(campaign_runs, "RULES", {"sgd": (30.0, {})})

@@ -11,6 +11,7 @@ from solvers.errors import InvalidInput
 GIVEN = {"eta": 0.1, "steps": 60, "modes": 4}
 
 
+@pytest.mark.slow
 def test_it_is_the_late_mean_of_flows(small_task, small_start):
     found = forecast_plateau(small_task, small_start, batch_size=8, repeats=2, seed=5, **GIVEN)
     flows = [

@@ -54,6 +54,7 @@ def test_without_the_option_the_cap_stays():
     assert float(state[-1].learning_rate) == pytest.approx(0.19, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_adamw_measures_the_preconditioned_sharpness(mlp):
     """Against the dense eigenvalues of P^-1 H; the updates are optax's at the capped rate, with weight decay."""
     optimizer = caeo_adamw(

@@ -84,6 +84,7 @@ def test_exact_for_one_example():
     np.testing.assert_allclose(np.kron(factors.inputs, factors.outputs), matrix, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_estimate_its_vector_and_its_bound():
     """The vector attains the block's value in the factors, and an eigenvalue lies within the bound."""
     estimator = curvature.kfac(network, cross_entropy, samples=400)

@@ -98,6 +98,7 @@ def exit_times(well, *, steps, paths, seed):
 @pytest.mark.parametrize(
     "well", [CappedWell(0.3, 0.0025, 0.13), CappedWell(0.7, 0.01, 0.34), CappedWell(0.3, 0.01, 0.1)]
 )
+@pytest.mark.slow
 def test_rate_against_the_simulated_map(well):
     """The averaged rate is within a factor of 2 of the map's, as `stderr` of the escape onset takes it to be.
 
