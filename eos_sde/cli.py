@@ -130,7 +130,10 @@ def onsets(
 @app.command()
 def campaign(
     task: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. [all that are small; quick: the two mlp]")
+        list[str] | None,
+        typer.Option(
+            help="May be repeated. [all that are small, without the transformer; quick: the two mlp]"
+        ),
     ] = None,
     rule: Annotated[
         list[str] | None, typer.Option(help="May be repeated. [gd, sgd, sgdm, caeo; quick: sgd]")
@@ -153,7 +156,7 @@ def campaign(
     campaign --quick --task digits-mlp --out digits.zarr
     """
     from eos_sde import bridge, campaign_plots, plots, report
-    from eos_sde.bridge.campaign import NETWORKS, QUICK
+    from eos_sde.bridge.campaign import NETWORKS, ON_REQUEST, QUICK
 
     _check_folder(out.parent)
     known = QUICK if quick else NETWORKS
@@ -163,7 +166,7 @@ def campaign(
     with _progress() as advance:
         table = bridge.run_campaign(
             out,
-            tasks={name: known.get(name, {}) for name in task or known},
+            tasks={name: (ON_REQUEST | known).get(name, {}) for name in task or known},
             batch_sizes=batch or (("4", "16", "all") if quick else ("4", "16", "64", "all")),
             rules=rule or (("sgd",) if quick else ("gd", "sgd", "sgdm", "caeo")),
             seeds=range(seed, seed + count),

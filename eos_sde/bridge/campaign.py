@@ -36,6 +36,10 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Networks of the campaign and their settings over those of the tasks: all whose cells take a minute or two.
 
 The landscapes are not among them: at the checkpoint they rest on their minima, where nothing is left to forecast."""
+ON_REQUEST: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"shakespeare-transformer": {"examples": 128, "context": 8, "width": 8, "heads": 2, "blocks": 1}}
+)
+"""The same of networks that are left out unless named: the derivatives of a transformer compile for minutes."""
 QUICK: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "digits-mlp": {"examples": 100, "hidden": (8,), "pool": 2},
@@ -74,7 +78,7 @@ def run_campaign(
     store : path
         Ending in .zarr; the cells are in the folder of the same name with .cells.
     tasks : sequence of str or mapping
-        Names of tasks, with the settings of `NETWORKS` where they are there; or name to settings of `load_task`.
+        Names of tasks, with the settings of `NETWORKS` or `ON_REQUEST` where they are there; or name to settings of `load_task`.
     batch_sizes : sequence of int or "all"
         Without replacement. Cells of as many examples as a task has, or more, are left out; "all" is for them.
     rules : sequence of {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "caeo"}
@@ -117,7 +121,11 @@ def run_campaign(
     """
     store = Path(store)
     plan = Plan(steps=steps, replicas=replicas, warmup=warmup, save_every=save_every)
-    chosen = tasks if isinstance(tasks, Mapping) else {name: NETWORKS.get(name, {}) for name in tasks}
+    chosen = (
+        tasks
+        if isinstance(tasks, Mapping)
+        else {name: (NETWORKS | ON_REQUEST).get(name, {}) for name in tasks}
+    )
     axes = {
         "task": list(chosen),
         "rule": list(rules),
