@@ -78,7 +78,8 @@ def run_campaign(
     store : path
         Ending in .zarr; the cells are in the folder of the same name with .cells.
     tasks : sequence of str or mapping
-        Names of tasks, with the settings of `NETWORKS` or `ON_REQUEST` where they are there; or name to settings of `load_task`.
+        Names of tasks, with the settings of `NETWORKS` or `ON_REQUEST` where they are there; or name to settings of
+        `load_task`.
     batch_sizes : sequence of int or "all"
         Without replacement. Cells of as many examples as a task has, or more, are left out; "all" is for them.
     rules : sequence of {"gd", "sgd", "sgdm", "nesterov", "rmsprop", "adam", "caeo"}
