@@ -78,11 +78,11 @@ class Measurement(NamedTuple):
     """
 
     params: Params
-    sharpness: jax.Array
-    expected: jax.Array
-    age: jax.Array
-    products: jax.Array
-    quotient: Follow | None
+    sharpness: Any
+    expected: Any
+    age: Any
+    products: Any
+    quotient: Callable[[Params], Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +131,12 @@ class BudgetState(NamedTuple):
         What the cheapest measurement so far cost of them; infinite before the first.
     """
 
-    measured: jax.Array
+    measured: Any
     slope: Params
-    offset: jax.Array
-    wait: jax.Array
-    balance: jax.Array
-    price: jax.Array
+    offset: Any
+    wait: Any
+    balance: Any
+    price: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,6 +95,8 @@ class CAEO(keras.optimizers.Optimizer):
     With ``delta > 0`` the rate can decay for good (undershoot runaway): watch ``runaway``, and see
     `eos_sde.optimizers.caeo`.
 
+    TensorFlow's third derivative of ``x**2`` is NaN at 0; the estimate is then held. Write ``tf.square(x)``.
+
     See Also
     --------
     eos_sde.optimizers.caeo : The JAX form, and the references.
@@ -361,11 +363,8 @@ class CAEO(keras.optimizers.Optimizer):
 
         def measure() -> tuple:
             sharpness, residual, products, new = self._steps.update(operator, old)
-
-            def gradient(_: tf.Tensor) -> tf.Tensor:
-                return flat.ravel(slope(flat.unravel(new["vector"])))
-
-            made = Measurement(params, sharpness, followed, age, products, gradient if slope else None)
+            gradient = None if slope is None else _along(flat, slope, new["vector"])
+            made = Measurement(params, sharpness, followed, age, products, gradient)
             after = plan.measured(schedule, made)
             # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
             sound = tf.math.is_finite(sharpness)
@@ -389,3 +388,8 @@ class CAEO(keras.optimizers.Optimizer):
         state.write(self._estimator, new)
         state.write(self._schedule, after)
         state.write(self._monitor, watching.watch(monitor, sharpness, rate < base))
+
+
+def _along(flat: Flat, slope: Derivative, vector: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the gradient of the quotient of this vector, at the parameters of the last evaluation."""
+    return lambda _: flat.ravel(slope(flat.unravel(vector)))

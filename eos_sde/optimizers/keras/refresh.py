@@ -13,7 +13,7 @@ from eos_sde.optimizers.keras.hessian import Flat
 from eos_sde.optimizers.refresh import Budget, BudgetState, Measurement, budget
 from solvers.errors import InvalidInput
 
-State = dict[str, tf.Tensor]
+State = dict[str, Any]
 
 
 class EverySteps:
@@ -38,7 +38,7 @@ class EverySteps:
 
     def due(self, state: State, count: tf.Tensor, age: tf.Tensor, sharpness: tf.Tensor) -> tf.Tensor:  # noqa: ARG002
         """By the number of the update alone."""
-        return tf.equal(count % self.interval, 0)
+        return tf.equal(tf.math.floormod(count, self.interval), 0)
 
     def measured(self, state: State, measurement: Measurement) -> State:  # noqa: ARG002
         """Nothing to remember."""
