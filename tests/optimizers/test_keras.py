@@ -367,7 +367,7 @@ def test_embeddings_dropout_and_unused_variables():
     assert float(model.optimizer.sharpness) > 0
 
     used, unused = keras.Variable([1.0, 1.0, 1.0]), keras.Variable([3.0])
-    made = CAEO(0.5)
+    made = CAEO(0.5, refresh=1)
     made.minimize(quadratic(used), [used, unused])
     assert float(made.sharpness) == pytest.approx(10.0, rel=1e-5)
     assert float(unused.value[0]) == 3.0
