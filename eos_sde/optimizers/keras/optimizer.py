@@ -95,7 +95,9 @@ class CAEO(keras.optimizers.Optimizer):
     With ``delta > 0`` the rate can decay for good (undershoot runaway): watch ``runaway``, and see
     `eos_sde.optimizers.caeo`.
 
-    TensorFlow's third derivative of ``x**2`` is NaN at 0; the estimate is then held. Write ``tf.square(x)``.
+    TensorFlow's ``tf.nn.moments``, and so Keras's batch normalization (in training) and layer normalization, has the
+    right gradient but a wrong Hessian: in a network with them the sharpness is off. ``tf.math.reduce_variance`` is
+    right. The third derivative of ``x**2`` is NaN at 0, and the estimate is then held: write ``tf.square(x)``.
 
     See Also
     --------
