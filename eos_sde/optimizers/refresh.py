@@ -28,6 +28,7 @@ SLOPE_COST = 5.0
 
 _FURTHEST = 1.0  # the largest change of log sharpness that is followed
 _AIM = 3.0  # the value followed shall be off by tol over this where it is measured anew
+_TINY = 1.2e-38  # the least positive normal number in single precision
 _SPREAD = 8  # the k-th measurement on the allowance is not before update 2 k^2
 
 Follow = Callable[[Params], jax.Array]
@@ -77,11 +78,11 @@ class Measurement(NamedTuple):
     """
 
     params: Params
-    sharpness: jax.Array
-    expected: jax.Array
-    age: jax.Array
-    products: jax.Array
-    quotient: Follow | None
+    sharpness: Any
+    expected: Any
+    age: Any
+    products: Any
+    quotient: Callable[[Params], Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +131,12 @@ class BudgetState(NamedTuple):
         What the cheapest measurement so far cost of them; infinite before the first.
     """
 
-    measured: jax.Array
+    measured: Any
     slope: Params
-    offset: jax.Array
-    wait: jax.Array
-    balance: jax.Array
-    price: jax.Array
+    offset: Any
+    wait: Any
+    balance: Any
+    price: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,52 +159,58 @@ class Budget:
 
     def follow(self, state: BudgetState, params: Params, sharpness: jax.Array) -> jax.Array:
         """Follow a positive sharpness along its gradient, in the logarithm; hold any other."""
-        change = self._change(state, params)
-        followed = state.measured * jnp.exp(jnp.clip(change, -_FURTHEST, _FURTHEST))
-        return jnp.where(state.measured > 0, followed, sharpness)
+        return self.followed(state, _dot(state.slope, params, state.measured.dtype), sharpness)
 
-    def due(self, state: BudgetState, count: jax.Array, age: jax.Array, sharpness: jax.Array) -> jax.Array:
+    def followed(self, state: BudgetState, position: Any, sharpness: Any, *, xp: Any = jnp) -> Any:
+        """As `follow`, from the slope times the parameters; this and the following also run on ``keras.ops``."""
+        positive = state.measured > 0
+        change = (position - state.offset) / xp.where(positive, state.measured, 1.0)
+        return xp.where(positive, state.measured * xp.exp(xp.clip(change, -_FURTHEST, _FURTHEST)), sharpness)
+
+    def due(self, state: BudgetState, count: Any, age: Any, sharpness: Any, *, xp: Any = jnp) -> Any:
         """When wished for and paid for; at the first update, and at once after a failed measurement."""
+        count, age = (xp.array(number, "float32") for number in (count, age))
         positive = (state.measured > 0) & (sharpness > 0)
-        change = jnp.log(jnp.where(positive, sharpness, 1.0) / jnp.where(positive, state.measured, 1.0))
+        change = xp.log(xp.where(positive, sharpness, 1.0) / xp.where(positive, state.measured, 1.0))
         wished = (age >= state.wait) | (change**2 > 2.0 * self.tol)  # the order that is left out
         income = (age * self.share >= state.price) & (state.balance >= -self.allowance)
-        spread = jnp.square(age.astype(jnp.float32)) >= _SPREAD * (count.astype(jnp.float32) - 1.0)
-        savings = (state.balance >= state.price) & spread
-        return (count == 0) | ~jnp.isfinite(sharpness) | (wished & (income | savings))
+        savings = (state.balance >= state.price) & (xp.square(age) >= _SPREAD * (count - 1.0))
+        return (count == 0) | ~xp.isfinite(sharpness) | (wished & (income | savings))
 
     def measured(self, state: BudgetState, measurement: Measurement) -> BudgetState:
         """Take the slope, pay, and set the wait by how far off the expectation was."""
-        params, sharpness, expected, age, products, quotient = measurement
         dtype = state.measured.dtype
-        cost = self.size * (LINEARIZATION_COST + PRODUCT_COST * products)
         slope = state.slope
-        if quotient is not None:
-            cost += self.size * SLOPE_COST
-            fresh = jax.grad(quotient)(params)
+        if measurement.quotient is not None:
+            fresh = jax.grad(measurement.quotient)(measurement.params)
             slope = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh)
-        sound = jnp.isfinite(sharpness)
+        sound = jnp.isfinite(measurement.sharpness)
         for leaf in jax.tree.leaves(slope):
             sound &= jnp.all(jnp.isfinite(leaf))
         slope = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0.0), slope)
-        off = jnp.abs(sharpness - expected) / jnp.maximum(jnp.abs(sharpness), jnp.finfo(dtype).tiny)
-        # The error grows with the age at most, and shrinks no faster: halved or doubled, as steps of an integrator.
-        scale = jnp.where(
-            jnp.isfinite(off), jnp.clip(self.tol / jnp.maximum(_AIM * off, 1e-6), 0.25, 1.5), 0.25
+        return self.settled(state, measurement, slope, _dot(slope, measurement.params, dtype))
+
+    def settled(
+        self, state: BudgetState, measurement: Measurement, slope: Any, offset: Any, *, xp: Any = jnp
+    ) -> BudgetState:
+        """As `measured`, with the slope and the slope times the parameters at hand."""
+        sharpness = measurement.sharpness
+        off = xp.abs(sharpness - measurement.expected) / xp.maximum(xp.abs(sharpness), _TINY)
+        age, products, off = (
+            xp.array(number, "float32") for number in (measurement.age, measurement.products, off)
         )
-        wait = jnp.clip(scale * age, 1.0, self.longest).astype(jnp.float32)
-        cost = jnp.asarray(cost, jnp.float32)
-        balance = self.idle(state).balance - cost
-        price = jnp.minimum(cost, state.price)
-        return BudgetState(sharpness, slope, _dot(slope, params, dtype), wait, balance, price)
+        cost = self.size * (LINEARIZATION_COST + PRODUCT_COST * products)
+        if measurement.quotient is not None:
+            cost += self.size * SLOPE_COST
+        # The error grows with the age at most, and shrinks no faster: halved or doubled, as steps of an integrator.
+        scale = xp.clip(self.tol / xp.maximum(_AIM * off, 1e-6), 0.25, 1.5)
+        wait = xp.clip(xp.where(xp.isfinite(off), scale, 0.25) * age, 1.0, float(self.longest))
+        balance = self.idle(state, xp=xp).balance - cost
+        return BudgetState(sharpness, slope, offset, wait, balance, xp.minimum(cost, state.price))
 
-    def idle(self, state: BudgetState) -> BudgetState:
+    def idle(self, state: BudgetState, *, xp: Any = jnp) -> BudgetState:
         """Receive the share of one update."""
-        return state._replace(balance=jnp.minimum(state.balance + self.share, self.allowance))
-
-    def _change(self, state: BudgetState, params: Params) -> jax.Array:
-        moved = _dot(state.slope, params, state.measured.dtype) - state.offset
-        return moved / jnp.where(state.measured > 0, state.measured, 1.0)
+        return state._replace(balance=xp.minimum(state.balance + self.share, self.allowance))
 
 
 def budget(

@@ -1,15 +1,17 @@
-"""Gradient and Hessian-vector products of a loss over Keras variables, seen as one flat vector."""
+"""Gradient, Hessian-vector products and their slope, of a loss over Keras variables seen as one flat vector."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 from solvers.errors import InvalidInput
+
+Derivative = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 
 class Flat:
@@ -54,10 +56,29 @@ class Flat:
         return [tf.cast(tf.reshape(piece, shape), dtype) for piece, shape, dtype in pieces]
 
 
-def linearize(
-    loss: Callable[[], Any], variables: Sequence[Any]
-) -> tuple[tf.Tensor, list[tf.Tensor], Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
-    """Return loss, gradients and ``v -> H v`` from one evaluation of the loss.
+class Linearization(NamedTuple):
+    """What one evaluation of the loss tells.
+
+    Attributes
+    ----------
+    value : tensor
+        The loss.
+    gradients : list of tensor
+        Dense, like the variables; zero where the loss does not depend on one.
+    product : callable
+        Tensors like the variables -> the Hessian times them.
+    slope : callable
+        Tensors v like the variables -> the gradient of ``v'H v``, like the variables.
+    """
+
+    value: tf.Tensor
+    gradients: list[tf.Tensor]
+    product: Derivative
+    slope: Derivative
+
+
+def linearize(loss: Callable[[], Any], variables: Sequence[Any]) -> Linearization:
+    """Return loss, gradients, ``v -> H v`` and ``v -> grad v'H v`` from one evaluation of the loss.
 
     Reverse over reverse: the gradient is recorded once, and each product is one more backward pass through it
     (Pearlmutter 1994), so that dropout masks and batch statistics are the same in all.
@@ -71,12 +92,8 @@ def linearize(
 
     Returns
     -------
-    value : tensor
-        The loss.
-    gradients : list of tensor
-        Dense, like the variables; zero where the loss does not depend on one.
-    product : callable
-        Tensors like the variables -> the Hessian times them.
+    Linearization
+        The four.
 
     Raises
     ------
@@ -85,7 +102,8 @@ def linearize(
     """
     weights = [getattr(variable, "value", variable) for variable in variables]
     zero = tf.UnconnectedGradients.ZERO
-    with tf.GradientTape(persistent=True) as outer:
+    wide = tf.float64 if any(weight.dtype == tf.float64 for weight in weights) else tf.float32
+    with tf.GradientTape(persistent=True) as third, tf.GradientTape(persistent=True) as outer:
         with tf.GradientTape() as inner:
             value = tf.convert_to_tensor(loss())
         if value.shape.rank not in {0, None}:
@@ -99,4 +117,13 @@ def linearize(
         images = outer.gradient(gradients, weights, output_gradients=vectors, unconnected_gradients=zero)
         return [tf.convert_to_tensor(image) for image in images]
 
-    return value, gradients, product
+    def slope(vectors: list[tf.Tensor]) -> list[tf.Tensor]:
+        with third:  # goes on recording: the backward pass of a product
+            pairs = zip(vectors, product(vectors), strict=True)
+            quotient = tf.add_n(
+                [tf.reduce_sum(tf.cast(v, wide) * tf.cast(image, wide)) for v, image in pairs]
+            )
+        slopes = third.gradient(quotient, weights, unconnected_gradients=zero)
+        return [tf.convert_to_tensor(leaf) for leaf in slopes]
+
+    return Linearization(value, gradients, product, slope)

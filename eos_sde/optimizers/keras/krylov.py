@@ -46,8 +46,8 @@ class LanczosSteps:
 
     def update(
         self, operator: Operator, state: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        """Return estimate, error bound and new state; `operator` acts on vectors of shape (dimension,)."""
+    ) -> tuple[tf.Tensor, tf.Tensor, Any, dict[str, tf.Tensor]]:
+        """Return estimate, error bound, products taken and new state; `operator` acts on shape (dimension,)."""
         settings, flat = self.settings, self.flat
         order = min(settings.order, flat.dimension)
         key, draw = threefry.split(state["key"])
@@ -62,8 +62,8 @@ class LanczosSteps:
 
         start = _unit(state["vector"] + settings.mix * _random_unit(draw, flat))
         first = (start, tf.zeros((), flat.dtype), tf.constant(float("inf"), flat.dtype), tf.constant(0))
-        vector, value, bound, _ = tf.while_loop(unfinished, again, first)
-        return value, bound, {"vector": vector, "key": key}
+        vector, value, bound, runs = tf.while_loop(unfinished, again, first)
+        return value, bound, order * runs, {"vector": vector, "key": key}
 
 
 class PowerSteps:
@@ -88,8 +88,8 @@ class PowerSteps:
 
     def update(
         self, operator: Operator, state: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        """Return estimate, error bound and new state; `operator` acts on vectors of shape (dimension,)."""
+    ) -> tuple[tf.Tensor, tf.Tensor, Any, dict[str, tf.Tensor]]:
+        """Return estimate, error bound, products taken and new state; `operator` acts on shape (dimension,)."""
         flat = self.flat
         order = min(self.settings.shift_order, flat.dimension)
         low_end = _top_ritz(lambda vector: -operator(vector), _unit(state["lowest"]), order)  # of -H
@@ -112,7 +112,8 @@ class PowerSteps:
         )
         scale = tf.maximum(tf.abs(value), shift)
         bound = tf.maximum(residual, ROUNDING * flat.unit_roundoff * scale)
-        return value, bound, {"vector": vector, "lowest": low_end.vector}
+        products = tf.constant(self.settings.iterations + order)
+        return value, bound, products, {"vector": vector, "lowest": low_end.vector}
 
 
 _STEPS = {Lanczos: LanczosSteps, Power: PowerSteps}

@@ -11,14 +11,14 @@ import tensorflow as tf
 
 from eos_sde.optimizers import rule
 from eos_sde.optimizers.curvature import ESTIMATORS
-from eos_sde.optimizers.curvature.krylov import lanczos
-from eos_sde.optimizers.keras import threefry
-from eos_sde.optimizers.keras.hessian import Flat, linearize
+from eos_sde.optimizers.keras import refresh as refreshing
+from eos_sde.optimizers.keras import runaway as watching
+from eos_sde.optimizers.keras import state, threefry
+from eos_sde.optimizers.keras.hessian import Derivative, Flat, linearize
 from eos_sde.optimizers.keras.krylov import check_estimator, steps
 from eos_sde.optimizers.keras.settings import REFUSED, base_rate, check_keywords, check_settings
+from eos_sde.optimizers.refresh import Measurement, default_estimator, policy
 from solvers.errors import InvalidInput
-
-Product = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 
 @keras.saving.register_keras_serializable(package="eos_sde")
@@ -44,11 +44,13 @@ class CAEO(keras.optimizers.Optimizer):
         Distance kept from the edge, in units of eta * sharpness; below 2. Zero rests on the edge, negative
         values stay beyond it.
     curvature : Lanczos or Power, optional
-        ``lanczos(...)`` or ``power(...)`` of `eos_sde.optimizers.curvature`; by default ``lanczos()``.
-    refresh : int
-        The curvature is estimated at every `refresh`-th update, the first included; in between the last
-        estimate stands, and the state tells its age. The default of `caeo` for JAX, which follows
-        the sharpness in between, has no TensorFlow form: give it ``refresh=1`` for the same numbers.
+        ``lanczos(...)`` or ``power(...)`` of `eos_sde.optimizers.curvature`; by default
+        ``lanczos()``, in passes of three products where `refresh` is by budget.
+    refresh : int, "auto" or Budget
+        With a number, the curvature is estimated at every `refresh`-th update, the first included; in between the
+        last estimate stands, and the state tells its age. With "auto" it is estimated when its change asks for it
+        and the budget pays, and in between followed along its gradient: `eos_sde.optimizers.refresh.budget`, whose
+        settings may be given instead.
     momentum : float, optional
         Heavy-ball momentum as in ``optax.sgd``: the rate multiplies the whole trace (in ``keras.optimizers.SGD``
         each gradient keeps the rate it met). The cap is left as it is, although the edge moves to
@@ -72,13 +74,16 @@ class CAEO(keras.optimizers.Optimizer):
         The rate of the last update, eta_t (`learning_rate` is the base rate). This and the following exist
         once the optimizer is built, are scalars, and are saved with the model.
     sharpness : keras.Variable
-        The last estimate of the largest Hessian eigenvalue.
+        The largest Hessian eigenvalue, where the last update was made: the last estimate, or that followed.
     residual : keras.Variable
-        Its error bound (infinite before the first estimate).
+        Error bound of the last estimate (infinite before the first estimate).
     staleness : keras.Variable
         Updates since that estimate was made, int64; 0 when it was made at the last update.
     capped : keras.Variable
         Whether the last rate was below the base rate.
+    runaway : keras.Variable
+        Whether the cap keeps binding while the sharpness keeps rising, so that the rate decays:
+        `eos_sde.optimizers.runaway.watch`.
 
     Raises
     ------
@@ -87,7 +92,12 @@ class CAEO(keras.optimizers.Optimizer):
 
     Warnings
     --------
-    With ``delta > 0`` the rate can decay for good (undershoot runaway): see `eos_sde.optimizers.caeo`.
+    With ``delta > 0`` the rate can decay for good (undershoot runaway): watch ``runaway``, and see
+    `eos_sde.optimizers.caeo`.
+
+    TensorFlow's ``tf.nn.moments``, and so Keras's batch normalization (in training) and layer normalization, has the
+    right gradient but a wrong Hessian: in a network with them the sharpness is off. ``tf.math.reduce_variance`` is
+    right. The third derivative of ``x**2`` is NaN at 0, and the estimate is then held: write ``tf.square(x)``.
 
     See Also
     --------
@@ -116,7 +126,7 @@ class CAEO(keras.optimizers.Optimizer):
         *,
         delta: float = 0.1,
         curvature: Any = None,
-        refresh: int = 1,
+        refresh: Any = "auto",
         momentum: float | None = None,
         nesterov: bool = False,
         use_error_bound: bool = False,
@@ -124,15 +134,16 @@ class CAEO(keras.optimizers.Optimizer):
         name: str = "caeo",
         **kwargs: Any,
     ) -> None:
-        settings = lanczos() if curvature is None else curvature
+        refresh = refreshing.chosen(refresh)
+        settings = default_estimator(policy(refresh)) if curvature is None else curvature
         learning_rate = base_rate(learning_rate)
-        check_settings(delta=delta, refresh=refresh, momentum=momentum, seed=seed)
+        check_settings(delta=delta, momentum=momentum, seed=seed)
         check_estimator(settings)
         check_keywords(kwargs)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.delta = float(delta)
         self.curvature = settings
-        self.refresh = int(refresh)
+        self.refresh = refresh
         self.momentum = None if momentum is None else float(momentum)
         self.nesterov = bool(nesterov)
         self.use_error_bound = bool(use_error_bound)
@@ -159,12 +170,14 @@ class CAEO(keras.optimizers.Optimizer):
         self.residual = self.add_variable((), infinite, dtype, name="residual")
         self.staleness = self.add_variable((), "zeros", "int64", name="staleness")
         self.capped = self.add_variable((), "zeros", "bool", name="capped")
+        self._plan = refreshing.steps(self.refresh, flat)
         with tf.init_scope():  # values, also where the first update is being traced
             start = self._steps.init(tf.constant(threefry.key(self.seed)))
-        self._estimator = {
-            entry: self.add_variable(value.shape, _given(value), value.dtype.name, name=entry)
-            for entry, value in start.items()
-        }
+            plan, monitor = self._plan.init(), watching.start(flat)
+        self._estimator, self._schedule, self._monitor = (
+            state.add(self, part) for part in (start, plan, monitor)
+        )
+        self.runaway = self._monitor["runaway"]
         if self.momentum is not None:
             self._traces = self.add_optimizer_variables(variables, "trace")
 
@@ -195,12 +208,15 @@ class CAEO(keras.optimizers.Optimizer):
         if variables is None and not self.built:
             raise InvalidInput("variables must be given at the first call: what is trained.")
         trained = list(self._trainable_variables if variables is None else variables)
-        value, gradients, product = linearize(loss, trained)
-        self.apply(gradients, trained, product=product)
+        value, gradients, product, slope = linearize(loss, trained)
+        self.apply(gradients, trained, product=product, slope=slope)
         return value
 
     def apply_gradients(
-        self, grads_and_vars: Iterable[tuple[Any, Any]], product: Product | None = None
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        product: Derivative | None = None,
+        slope: Derivative | None = None,
     ) -> Any:
         """Make one update from pairs of gradient and variable: see `apply`.
 
@@ -208,7 +224,7 @@ class CAEO(keras.optimizers.Optimizer):
         ----------
         grads_and_vars : iterable of pairs
             Gradient and variable.
-        product : callable, optional
+        product, slope : callable, optional
             As in `apply`.
 
         Returns
@@ -217,14 +233,15 @@ class CAEO(keras.optimizers.Optimizer):
             The number of updates made.
         """
         gradients, variables = zip(*grads_and_vars, strict=True)
-        self.apply(list(gradients), list(variables), product=product)
+        self.apply(list(gradients), list(variables), product=product, slope=slope)
         return self._iterations
 
     def apply(
         self,
         grads: Sequence[Any],
         trainable_variables: Sequence[Any] | None = None,
-        product: Product | None = None,
+        product: Derivative | None = None,
+        slope: Derivative | None = None,
     ) -> None:
         """Make one update from gradients and Hessian-vector products; `minimize` makes both from the loss.
 
@@ -236,6 +253,9 @@ class CAEO(keras.optimizers.Optimizer):
             All the variables that the optimizer was built with, in their order.
         product : callable
             Tensors like the variables -> the Hessian of the loss times them. Called while the update is traced.
+        slope : callable, optional
+            Tensors v like the variables -> the gradient of ``v'H v``, along which a refresh by budget follows the
+            sharpness; without it the last estimate is held.
 
         Raises
         ------
@@ -260,7 +280,7 @@ class CAEO(keras.optimizers.Optimizer):
                 f"trainable_variables must be the {len(self._trainable_variables)} variables that the optimizer was "
                 f"built with, in their order, got {len(variables)}; make a new optimizer for others."
             )
-        self._measure(product)
+        self._measure(self._flat.ravel(variables), product, slope)
         super().apply(grads, variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:  # noqa: ARG002
@@ -299,7 +319,7 @@ class CAEO(keras.optimizers.Optimizer):
                 "name": type(self.curvature).__name__.lower(),
                 **dataclasses.asdict(self.curvature),
             },
-            "refresh": self.refresh,
+            "refresh": refreshing.to_config(self.refresh),
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "use_error_bound": self.use_error_bound,
@@ -326,31 +346,39 @@ class CAEO(keras.optimizers.Optimizer):
         if "curvature" in config:
             estimator = dict(config["curvature"])
             config["curvature"] = ESTIMATORS[estimator.pop("name")](**estimator)
+        if "refresh" in config:
+            config["refresh"] = refreshing.from_config(config["refresh"])
         return super().from_config(config, custom_objects=custom_objects)
 
-    def _measure(self, product: Product) -> None:
-        """Estimate the sharpness if that is due, and set the rate of this update."""
-        flat, dtype = self._flat, self._flat.dtype
+    def _measure(self, params: tf.Tensor, product: Derivative, slope: Derivative | None) -> None:
+        """Estimate the sharpness if that is due, or follow it, and set the rate of this update."""
+        flat, dtype, plan = self._flat, self._flat.dtype, self._plan
 
         def operator(vector: tf.Tensor) -> tf.Tensor:
             return flat.ravel(product(flat.unravel(vector)))
 
-        old = {entry: tf.convert_to_tensor(variable) for entry, variable in self._estimator.items()}
-        last = tf.convert_to_tensor(self.sharpness), tf.convert_to_tensor(self.residual)
-        age = tf.convert_to_tensor(self.staleness)
+        old, schedule, monitor = (
+            state.read(part) for part in (self._estimator, self._schedule, self._monitor)
+        )
+        bound, age = tf.convert_to_tensor(self.residual), tf.convert_to_tensor(self.staleness) + 1
+        followed = plan.follow(schedule, params, tf.convert_to_tensor(self.sharpness))
 
         def measure() -> tuple:
-            sharpness, residual, new = self._steps.update(operator, old)
+            sharpness, residual, products, new = self._steps.update(operator, old)
+            gradient = None if slope is None else _along(flat, slope, new["vector"])
+            made = Measurement(params, sharpness, followed, age, products, gradient)
+            after = plan.measured(schedule, made)
             # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
             sound = tf.math.is_finite(sharpness)
             new = {entry: tf.where(sound, new[entry], old[entry]) for entry in old}
-            return sharpness, residual, tf.zeros_like(age), new
+            return sharpness, residual, tf.zeros_like(age), new, after
 
         def keep() -> tuple:
-            return *last, age + 1, old
+            return followed, bound, age, old, plan.idle(schedule)
 
-        due = tf.equal(tf.cast(self._iterations, tf.int64) % self.refresh, 0)
-        sharpness, residual, staleness, new = tf.cond(due, measure, keep)
+        count = tf.cast(self._iterations, tf.int64)
+        due = plan.due(schedule, count, age, followed)
+        sharpness, residual, staleness, new, after = tf.cond(due, measure, keep)
         base = tf.cast(self._get_current_learning_rate(), dtype)
         margin = residual if self.use_error_bound else 0.0
         rate = rule.learning_rate(base, sharpness, self.delta, error_bound=margin, xp=keras.ops)
@@ -359,14 +387,11 @@ class CAEO(keras.optimizers.Optimizer):
         self.residual.assign(residual)
         self.staleness.assign(staleness)
         self.capped.assign(rate < base)
-        for entry, variable in self._estimator.items():
-            variable.assign(new[entry])
+        state.write(self._estimator, new)
+        state.write(self._schedule, after)
+        state.write(self._monitor, watching.watch(monitor, sharpness, rate < base))
 
 
-def _given(value: tf.Tensor) -> Callable[..., tf.Tensor]:
-    """Return a Keras initializer of this value."""
-
-    def initializer(shape: Any, dtype: Any = None) -> tf.Tensor:
-        return tf.cast(tf.reshape(value, shape), dtype)
-
-    return initializer
+def _along(flat: Flat, slope: Derivative, vector: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the gradient of the quotient of this vector, at the parameters of the last evaluation."""
+    return lambda _: flat.ravel(slope(flat.unravel(vector)))

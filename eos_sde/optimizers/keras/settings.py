@@ -40,7 +40,7 @@ def check_keywords(keywords: dict[str, Any]) -> None:
         raise InvalidInput(f"{name}={keywords[name]!r} is no setting of CAEO; {REFUSED.get(name, _KNOWN)}.")
 
 
-def check_settings(*, delta: Any, refresh: Any, momentum: Any, seed: Any) -> None:
+def check_settings(*, delta: Any, momentum: Any, seed: Any) -> None:
     """Refuse settings that cannot be used.
 
     Raises
@@ -51,8 +51,6 @@ def check_settings(*, delta: Any, refresh: Any, momentum: Any, seed: Any) -> Non
     if delta is None:
         raise InvalidInput("delta must be a number, got None.")
     rule.validate(delta=delta)
-    if not isinstance(refresh, float | int | np.integer | np.floating) or refresh < 1 or refresh % 1 != 0:
-        raise InvalidInput(f"refresh must be a positive whole number of updates, got {refresh!r}.")
     if momentum is not None and not (
         isinstance(momentum, float | int | np.integer | np.floating) and 0 <= momentum < 1
     ):
