@@ -166,7 +166,7 @@ def campaign(
     with _progress() as advance:
         table = bridge.run_campaign(
             out,
-            tasks={name: (ON_REQUEST | known).get(name, {}) for name in task or known},
+            tasks={name: {**ON_REQUEST, **known}.get(name, {}) for name in task or known},
             batch_sizes=batch or (("4", "16", "all") if quick else ("4", "16", "64", "all")),
             rules=rule or (("sgd",) if quick else ("gd", "sgd", "sgdm", "caeo")),
             seeds=range(seed, seed + count),

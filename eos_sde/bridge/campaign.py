@@ -125,7 +125,7 @@ def run_campaign(
     chosen = (
         tasks
         if isinstance(tasks, Mapping)
-        else {name: (NETWORKS | ON_REQUEST).get(name, {}) for name in tasks}
+        else {name: {**NETWORKS, **ON_REQUEST}.get(name, {}) for name in tasks}
     )
     axes = {
         "task": list(chosen),

@@ -114,7 +114,8 @@ def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np)
     """
     sound = (sharpness > 0) & xp.isfinite(sharpness)
     counts = sound & capped
-    binding = xp.where(sound, monitor.binding + (capped - monitor.binding) / WINDOW, monitor.binding)
+    toward = xp.where(capped, 1.0 - monitor.binding, -monitor.binding)
+    binding = xp.where(sound, monitor.binding + toward / WINDOW, monitor.binding)
     measured = xp.where(counts, xp.minimum(monitor.measured + 1.0, WINDOW), monitor.measured)
     # a plain mean until the window is full, so that the first estimate does not weigh more than others
     gain = xp.where(counts, 1.0 / xp.maximum(measured, 1.0), 0.0)

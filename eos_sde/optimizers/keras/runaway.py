@@ -16,19 +16,6 @@ _NAMES = ("isfinite", "where", "minimum", "maximum", "log", "sqrt")
 _OPS = SimpleNamespace(asarray=keras.ops.array, **{name: getattr(keras.ops, name) for name in _NAMES})
 
 
-class _Flag:
-    """A bool tensor that counts as 0 or 1 in a difference, as NumPy's and JAX's do and TensorFlow's do not."""
-
-    def __init__(self, tensor: tf.Tensor) -> None:
-        self.tensor = tensor
-
-    def __rand__(self, other: tf.Tensor) -> tf.Tensor:
-        return other & self.tensor
-
-    def __sub__(self, number: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self.tensor, number.dtype) - number
-
-
 def start(flat: Flat) -> dict[str, Any]:
     """Return the monitor before the first update, entries by name."""
     return runaway.start(dtype=np.dtype(flat.dtype.name))._asdict()
@@ -45,4 +32,4 @@ def watch(monitor: dict[str, Any], sharpness: tf.Tensor, capped: tf.Tensor) -> d
         As for `eos_sde.optimizers.runaway.watch`.
     """
     old = runaway.RunawayMonitor(**monitor)
-    return runaway.watch(old, sharpness, _Flag(capped), xp=_OPS)._asdict()
+    return runaway.watch(old, sharpness, capped, xp=_OPS)._asdict()
