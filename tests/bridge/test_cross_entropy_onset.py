@@ -107,6 +107,7 @@ def test_threshold_against_the_hessians_of_the_loss(minimum, hessians, batch_siz
     assert thresholds.sgd_mean_square(minimum.jacobian, batch_size=batch_size) < 0.5 * predicted.value
 
 
+@pytest.mark.slow
 def test_measured_onset_is_the_predicted_one(task, minimum):
     predicted = thresholds.sgd_mean_square(minimum.jacobian, weights=minimum.weights, batch_size=2)
     onset = measure_onset(task, minimum, batch_size=2, seed=0)

@@ -67,6 +67,7 @@ def test_no_point_at_all():
     assert of(stopped="step 0: beyond the edge") == "the flow ended early, at step 0: beyond the edge"
 
 
+@pytest.mark.slow
 def test_flows_carry_their_caution(small_task, small_start):
     given = {"eta": 0.05, "steps": 10, "modes": 6, "save_every": 10}
     calm = stochastic_central_flow(small_task, small_start, batch_size=32, **given)

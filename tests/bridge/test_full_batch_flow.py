@@ -43,6 +43,7 @@ def test_below_the_edge_it_is_gradient_flow(small_task, small_gradient, small_st
     assert abs(distances[0] / distances[1] - 2) < 0.2
 
 
+@pytest.mark.slow
 def test_it_holds_the_edge(small_task, small_start, edge):
     flow = flow_of(small_task, small_start, eta=edge, steps=400, direction=np.eye(small_task.size)[3])
     assert flow.attrs["stopped"] == ""

@@ -68,6 +68,7 @@ def test_an_overshoot_that_ended_makes_the_sharpness_uncertain(small_task, small
     assert_allclose(relative, np.hypot(0.01, over / 3**0.5), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_a_flow_that_ends_early_forecasts_nothing(small_task):
     found = forecast_plateau(
         small_task, small_task.init(0), batch_size=1, eta=3.0, steps=100, modes=4, repeats=1

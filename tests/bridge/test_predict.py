@@ -269,6 +269,7 @@ def test_a_law_without_an_answer_says_why():
     assert found.attrs["trust"] == "no model has an answer"
 
 
+@pytest.mark.slow
 def test_each_plateau_says_what_speaks_against_it():
     """Every reason alone, in a calibration where nothing else does."""
     fast = 0.0005 / 0.15**2  # eta^2 alpha = 5e-4: swings of 2e-3, and a gap of 0.05

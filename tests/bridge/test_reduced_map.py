@@ -160,6 +160,7 @@ def test_a_run_that_leaves_the_cubic_model_is_told():
     assert np.all(np.isfinite(runs.along))
 
 
+@pytest.mark.slow
 def test_where_the_cubic_model_is_left_the_fluctuation_is_gaussian(small_task, small_start):
     """Kicks of the size of the weights: read at the draws themselves."""
     theta = jnp.asarray(small_start)

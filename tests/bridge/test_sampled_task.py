@@ -167,6 +167,7 @@ def test_flows_of_samples_scatter_about_that_of_all(small_task, small_start, of_
     assert enough.attrs["examples"] == small_task.n
 
 
+@pytest.mark.slow
 def test_single_precision_agrees_to_its_rounding():
     """A gradient goes through 16 + 3 + 10 terms forward and as many back, a Hessian product twice that: 120 roundings.
 

@@ -188,6 +188,7 @@ def test_averaged_gradient_is_half_the_gradient_of_the_trace(task, gradient, sta
     assert np.all(np.abs(coarse / fine - 10) < 1)  # first order in Sigma
 
 
+@pytest.mark.slow
 def test_without_noise_the_flow_is_gradient_descent(task, gradient, start):
     """Batches of n - 1: the flow differs from descent by its own step and the rule's, both first order in eta."""
     distances, moved = [], 0.0
@@ -272,6 +273,7 @@ def test_mean_loss_of_replicas_and_what_each_ingredient_is_worth(task, start):
     assert forecast("feedback")[1] > 0.1 * moved
 
 
+@pytest.mark.slow
 def test_curvature_noise_weakens_stability(task, start):
     settings = {"batch_size": 4, "eta": 0.2, "steps": 5, "modes": 4, "save_every": 5}
     whole = stochastic_central_flow(task, start, **settings)

@@ -130,6 +130,7 @@ def test_few_weights_take_the_default_number_of_modes(cifar_file):
 
 
 @pytest.mark.parametrize("rule", ["sgd", "sgdm", "adam"])
+@pytest.mark.slow
 def test_flows_with_batches_carry_all_of_few_weights(rule):
     """12 weights, 16 modes asked for: all are carried, nothing is outside, and no loss is unresolved."""
     task = bridge.load_task("chebyshev", width=4)
@@ -143,6 +144,7 @@ def test_flows_with_batches_carry_all_of_few_weights(rule):
     assert rule != "sgd" or np.all(flow["unresolved_loss"] == 0)
 
 
+@pytest.mark.slow
 def test_jackknife_over_few_examples():
     """From 2 to 19 examples each is a group: the error of alpha is the textbook jackknife's."""
     task = bridge.load_task("digits-mlp", examples=5, hidden=(2,), pool=4)

@@ -154,6 +154,7 @@ def test_task_functions_are_differentiable_and_vmappable():
     assert gradients.dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_double_precision_without_the_flag():
     """A process that never set the flag gets the same bits as this one, which has it on."""
     code = (

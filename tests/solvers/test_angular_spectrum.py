@@ -168,6 +168,7 @@ def test_three_exponents_agree_with_simulation():
 
 
 @pytest.mark.parametrize("p", [-1.0, 1.0, 3.0])
+@pytest.mark.slow
 def test_moments_in_three_dimensions_agree_with_cloning(p):
     exact = float(moment_lyapunov_exponent(linear(TURNING, KICKS), p, at=(0, 0, 0))[0])
     found = linear_moment_lyapunov_exponent(TURNING, KICKS, p, seed=6, dt=0.05, duration=40.0, paths=8192)

@@ -55,6 +55,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_errors_over_many_seeds_are_as_stated(case):
     problem, observable, truth, scheme = CASES[case]
     error = 0.02
@@ -211,6 +212,7 @@ def test_levels_use_the_increments_of_their_own_paths():
     )
 
 
+@pytest.mark.slow
 def test_time_averages_and_extremes():
     # (1/T) int_0^T E X^2 for the Ornstein-Uhlenbeck process
     k, s, x0 = 1.5, 0.9, 2.0

@@ -222,6 +222,7 @@ def test_an_alarm_that_the_budget_cannot_measure_is_a_warning_at_once():
     assert bool(unseen.warning)
 
 
+@pytest.mark.slow
 def test_the_network_at_its_edge_is_not_warned_and_beyond_the_catapult_it_is(problem):
     params, data, _ = problem
     monitor = StabilityMonitor(network_loss, rule="gd", every=1, estimator=FULL)
