@@ -132,11 +132,11 @@ def campaign(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated. [all that are small, without the transformer; quick: the two mlp]"
+            help="May be repeated. (default: all that are small, without the transformer; quick: the two mlp)"
         ),
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. [gd, sgd, sgdm, caeo; quick: sgd]")
+        list[str] | None, typer.Option(help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: sgd)")
     ] = None,
     batch: Annotated[
         list[str] | None, typer.Option(help="Batch size or all; may be repeated. [4, 16, 64, all]")
@@ -195,7 +195,7 @@ def campaign(
 def implicit_bias(
     task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
     rule: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. [gd, sgd, sgdm, caeo; quick: gd, sgd]")
+        list[str] | None, typer.Option(help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: gd, sgd)")
     ] = None,
     batch: Annotated[
         list[str] | None, typer.Option(help="Batch size or all; may be repeated. [4, 32, all]")
