@@ -202,7 +202,7 @@ class Budget:
         cost = self.size * (LINEARIZATION_COST + PRODUCT_COST * products)
         if measurement.quotient is not None:
             cost += self.size * SLOPE_COST
-        # The error grows with the age at most, and shrinks no faster: halved or doubled, as steps of an integrator.
+        # The error grows with the age at most, and shrinks no faster: bounded, as steps of an integrator are.
         scale = xp.clip(self.tol / xp.maximum(_AIM * off, 1e-6), 0.25, 1.5)
         wait = xp.clip(xp.where(xp.isfinite(off), scale, 0.25) * age, 1.0, float(self.longest))
         balance = self.idle(state, xp=xp).balance - cost
@@ -232,7 +232,7 @@ def budget(
     part, which a held estimate misses altogether.
 
     A measurement is wished for once the change followed, x, is such that the order left out, :math:`x^2/2`, exceeds
-    `tol`, and after a wait that is halved at least or doubled at most from one measurement to the next, so that the
+    `tol`, and after a wait that is cut to a quarter or lengthened by half at most between measurements, so that the
     value followed is off by `tol`/3 when measured anew. It is made when paid for. Every update earns `share`: a
     measurement is paid for when its usual price was earned since the last. Others, in the fast changes of early
     training above all, are paid for by the allowance, the k-th not before update :math:`2 k^2`. What more than the

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eos_sde.models.capped_rate import capped_rate
 from solvers import SDE, FokkerPlanck, Grid, TransferOperator, mean_first_passage_time
 
 DEVIATIONS = (
@@ -87,8 +88,7 @@ class CappedWell(NamedTuple):
         -------
         x, z : ndarray
         """
-        edge = 2.0 - self.delta
-        r = edge / np.maximum(z, edge)
+        r = capped_rate(1.0, z, self.delta, np)
         return (1 - r * z) * x + r * np.sqrt(self.noise) * xi, z + self.speed * r * (1 - np.square(x))
 
     def rates(self, z: NDArray) -> tuple[NDArray, NDArray]:
@@ -180,14 +180,14 @@ class CappedWell(NamedTuple):
         -------
         TransferOperator
         """
-        q, e, edge = self.noise, self.speed, 2.0 - self.delta
+        q, e, delta = self.noise, self.speed, self.delta
 
         def move(size: NDArray, z: NDArray) -> Any:
-            r = edge / np.maximum(z, edge)
+            r = capped_rate(1.0, z, delta, np)
             return np.abs(1 - r * z) * size, z + e * r * (1 - size * size)
 
         def spread(size: NDArray, z: NDArray) -> Any:
-            return math.sqrt(q) * edge / np.maximum(z, edge) + 0 * size, 0 * z
+            return math.sqrt(q) * capped_rate(1.0, z, delta, np) + 0 * size, 0 * z
 
         grid = Grid.uniform(X=(0.0, _REACH, cells[0]), z=(_LOWEST, wall, cells[1]))
         walls = {"X": ("reflecting", "reflecting"), "z": ("reflecting", "absorbing")}
