@@ -1,30 +1,16 @@
-"""The command line, `eos-sde`: replay, onsets, campaign, implicit-bias, tasks, models."""
+"""Commands of the bridge's experiments: replay, onsets, campaign, implicit-bias."""
 
-import json
-import os
 import sys
-import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from typer.exceptions import TyperException
 
-from solvers.errors import ConvergenceFailure, InvalidInput
+from eos_sde.cli.terminal import JSON, check_folder, keep, progress_bars
+from solvers.errors import InvalidInput
 
-app = typer.Typer(
-    name="eos-sde",
-    help="The edge of stability of stochastic training: continuous theory held against real networks.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-_INTERRUPTED = 130
-_INTERRUPTION = "interrupted; what was finished is kept where the output goes"
-_JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+app = typer.Typer()
 
 
 @app.command()
@@ -39,7 +25,7 @@ def replay(
     steps: Annotated[int, typer.Option(help="SGD steps to forecast after the checkpoint.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for replay.nc and replay.png.")] = Path("replay"),
-    as_json: _JSON = False,
+    as_json: JSON = False,
 ) -> None:
     """Train a real network and hold the continuous predictions against it: table, dataset, figure.
 
@@ -48,13 +34,13 @@ def replay(
     from eos_sde import bridge, plots, report
 
     dataset_path, figure_path = out / "replay.nc", out / "replay.png"
-    _check_folder(out)
+    check_folder(out)
 
-    with _progress() as advance:
+    with progress_bars() as advance:
         dataset = bridge.replay(
             task, rule, steps=steps, seed=seed, eta=eta, batch_size=batch,
             deltas=tuple(delta) if delta else (0.1, 0.5), progress=advance,
-            keep=lambda dataset: _keep(dataset, dataset_path),
+            keep=lambda dataset: keep(dataset, dataset_path),
         )  # fmt: skip
     plots.save(plots.replay_figure(dataset), figure_path)
     if as_json:
@@ -86,7 +72,7 @@ def onsets(
     out: Annotated[Path, typer.Option(help="Folder for onsets.nc, onsets.png and the cells.")] = Path(
         "onsets"
     ),
-    as_json: _JSON = False,
+    as_json: JSON = False,
 ) -> None:
     """Predict at which learning rate SGD loses a trained minimum, and measure it: networks x losses x batches x seeds.
 
@@ -96,13 +82,13 @@ def onsets(
     from eos_sde import bridge, plots, report
     from eos_sde.bridge.onset_grid import FULL, LOSSES, NETWORKS, QUICK
 
-    _check_folder(out)
+    check_folder(out)
     if seeds < 1:
         raise InvalidInput(f"seeds={seeds} must be at least 1")
     if seed < 0:
         raise InvalidInput(f"seed={seed} must be at least 0")
     dataset_path, figure_path = out / "onsets.nc", out / "onsets.png"
-    with _progress() as advance:
+    with progress_bars() as advance:
         table = bridge.onset_table(
             out / "cells",
             networks=network or tuple(NETWORKS),
@@ -113,7 +99,7 @@ def onsets(
             effort=QUICK if quick else FULL,
             progress=advance,
         )
-    _keep(table, dataset_path)
+    keep(table, dataset_path)
     plots.save(plots.onset_figure(table), figure_path)
     if as_json:
         sys.stdout.write(
@@ -148,7 +134,7 @@ def campaign(
     out: Annotated[Path, typer.Option(help="The store; cells and figures go beside it.")] = Path(
         "campaign.zarr"
     ),
-    as_json: _JSON = False,
+    as_json: JSON = False,
 ) -> None:
     """Forecast training from checkpoints, run it, and compare: tasks x rules x batches x seeds.
 
@@ -158,12 +144,12 @@ def campaign(
     from eos_sde import bridge, campaign_plots, plots, report
     from eos_sde.bridge.campaign import NETWORKS, ON_REQUEST, QUICK
 
-    _check_folder(out.parent)
+    check_folder(out.parent)
     known = QUICK if quick else NETWORKS
     count = (1 if quick else 3) if seeds is None else seeds
     if count < 1:
         raise InvalidInput(f"seeds={count} must be at least 1")
-    with _progress() as advance:
+    with progress_bars() as advance:
         table = bridge.run_campaign(
             out,
             tasks={name: {**ON_REQUEST, **known}.get(name, {}) for name in task or known},
@@ -211,7 +197,7 @@ def implicit_bias(
     out: Annotated[Path, typer.Option(help="Folder for implicit-bias.nc, .png and the cells.")] = Path(
         "implicit-bias"
     ),
-    as_json: _JSON = False,
+    as_json: JSON = False,
 ) -> None:
     """Where each rule ends at each batch size, forecast and run: sharpness, trace, losses, test accuracy.
 
@@ -221,11 +207,11 @@ def implicit_bias(
     from eos_sde import bridge, implicit_bias_report, plots, report
     from eos_sde.bridge.campaign import QUICK
 
-    _check_folder(out)
+    check_folder(out)
     if seeds < 1:
         raise InvalidInput(f"seeds={seeds} must be at least 1")
     dataset_path, figure_path = out / "implicit-bias.nc", out / "implicit-bias.png"
-    with _progress() as advance:
+    with progress_bars() as advance:
         table = bridge.implicit_bias_table(
             bridge.load_task(task, **(QUICK.get(task, {}) if quick else {})),
             rules=rule or (("gd", "sgd") if quick else ("gd", "sgd", "sgdm", "caeo")),
@@ -237,7 +223,7 @@ def implicit_bias(
             store=out / "cells",
             progress=advance,
         )
-    _keep(table, dataset_path)
+    keep(table, dataset_path)
     plots.save(implicit_bias_report.implicit_bias_figure(table), figure_path)
     if as_json:
         sys.stdout.write(
@@ -247,117 +233,3 @@ def implicit_bias(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
     implicit_bias_report.show(table, console)
     console.print(f"dataset: {dataset_path}\nfigure:  {figure_path}", soft_wrap=True)
-
-
-@app.command()
-def tasks(as_json: _JSON = False) -> None:
-    """List the tasks: network, weights, examples, loss, learning rate, data and licence."""
-    from eos_sde import bridge
-
-    _list({name: bridge.describe_task(name) for name in bridge.tasks()}, as_json)
-
-
-@app.command()
-def models(as_json: _JSON = False) -> None:
-    """List the models of training at the edge of stability."""
-    from eos_sde.models import catalogue
-
-    described = {
-        name: f"{model.description} ({', '.join(model.parameters)})" for name, model in catalogue().items()
-    }
-    _list(described, as_json)
-
-
-def _list(described: dict[str, str], as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(described, indent=1) + "\n")
-        return
-    width = max(map(len, described))
-    for name, text in described.items():
-        sys.stdout.write(f"{name:{width}}  {text}\n")
-
-
-def _keep(dataset: Any, path: Path) -> None:
-    """Write a dataset whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    dataset.to_netcdf(partial, engine="h5netcdf")
-    partial.replace(path)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before any work; make nothing yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InvalidInput(f"out={folder} cannot be written ({there} is no writable folder); choose another")
-
-
-@contextmanager
-def _progress():
-    """A bar on a terminal's standard error, nothing in a pipe."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-        console=console, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        bars: dict[str, Any] = {}
-
-        def advance(name: str, fraction: float) -> None:
-            if name not in bars:
-                for earlier in bars.values():
-                    bar.update(earlier, completed=1.0)
-                bars[name] = bar.add_task(name, total=1.0)
-            bar.update(bars[name], completed=fraction)
-
-        yield advance
-        for one in bars.values():
-            bar.update(one, completed=1.0)
-
-
-def _say(message: str) -> None:
-    if message:
-        sys.stderr.write(f"eos-sde: {message}\n")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    arguments : list of str, optional
-        Instead of the process's own.
-
-    Returns
-    -------
-    int
-        Exit status: 0; 1 if an iteration failed or 2 for bad input, with one sentence on standard error; 130 when
-        interrupted.
-    """
-    show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        try:
-            result = app(arguments, standalone_mode=False)
-        except typer.Exit as leaving:
-            if leaving.exit_code == _INTERRUPTED:  # typer's reading of Ctrl-C
-                _say(_INTERRUPTION)
-            return leaving.exit_code
-        except InvalidInput as error:
-            _say(str(error))
-            return 2
-        except ConvergenceFailure as error:
-            _say(str(error))
-            return 1
-        except (KeyboardInterrupt, typer.Abort):
-            _say(_INTERRUPTION)
-            return _INTERRUPTED
-        except TyperException as error:  # bad options and values, in typer's own words
-            _say(error.format_message())
-            return 2
-    if result == _INTERRUPTED:
-        _say(_INTERRUPTION)
-    return result if isinstance(result, int) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
