@@ -3,10 +3,11 @@
 Run: OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python benchmarks/caeo_step.py [steps [task ...]]
 
 Both optimizers train a Transformer, a CNN and an MLP from their initial weights, on the same batches, in single
-precision. They take turns; the time is that of the process, all threads. The ratio is that of whole runs, the dense
-measurements of the first steps included, with the standard error over turns; and that of their second halves. The
-curvature is that of a batch of the same size, drawn once. The truth is Lanczos at every fifth step of the same
-trajectory, to a residual of 0.3 %, whose square over the gap is the error: 1e-5 and less.
+precision. They take turns at every twentieth of the steps; the time is that of the process, all threads, and of every
+twentieth the least over five repeats of the same work is taken. The ratio is that of whole runs, the dense measurements
+of the first steps included, and that of their second halves, with a jackknife error over the repeats. The curvature is
+that of a batch of the same size, drawn once. The truth is Lanczos at every fifth step of the same trajectory, to a
+residual of 0.3 %, whose square over the gap is the error: 1e-5 and less.
 """
 
 import sys
@@ -24,7 +25,7 @@ from eos_sde.optimizers.curvature import hessian_product
 BATCH = 64
 CASES = ("shakespeare-transformer", "fashion-cnn", "fashion-mlp")
 STEPS, TRUTH_EVERY = 2000, 5
-REPEATS, SECONDS = 3, 5.0  # at least so many turns, and so long
+REPEATS, PARTS = 5, 20
 
 
 class Case:
@@ -54,17 +55,16 @@ class Case:
         return optax.apply_updates(params, updates), state
 
     def run(self, optimizer):
-        """The compiled run of half the steps, of ((weights, state), batches)."""
+        """The compiled run of a part of the steps, of ((weights, state), batches)."""
 
-        def half(carry, batches):
+        def part(carry, batches):
             return jax.lax.scan(lambda c, rows: (self.step(c, rows, optimizer), None), carry, batches)[0]
 
-        return jax.jit(half)
+        return jax.jit(part)
 
     def batches(self, seed):
-        """Rows of every batch, in two halves."""
-        rows = jax.random.randint(jax.random.key(seed), (self.steps, BATCH), 0, self.task.n)
-        return rows[: self.steps // 2], rows[self.steps // 2 :]
+        """Rows of every batch, shape (steps, BATCH)."""
+        return jax.random.randint(jax.random.key(seed), (self.steps, BATCH), 0, self.task.n)
 
     def accuracy(self, seed):
         """Held and true sharpness at every fifth step, which of them measured, and measurements in all."""
@@ -83,7 +83,7 @@ class Case:
             return (*new, known), (new[1].sharpness, value, new[1].staleness, new[1].capped)
 
         start = (self.params, self.caeo.init(self.params), truth.init(self.params, jax.random.key(1)))
-        seen = jax.jit(lambda c, b: jax.lax.scan(one, c, b)[1])(start, jnp.concatenate(self.batches(seed)))
+        seen = jax.jit(lambda c, b: jax.lax.scan(one, c, b)[1])(start, self.batches(seed))
         return [np.asarray(a) for a in seen]
 
 
@@ -93,21 +93,34 @@ def single(array):
 
 
 def side_by_side(case):
-    """CPU seconds (repeat, optimizer, half) of runs that take turns."""
-    runs = [(case.run(o), (case.params, o.init(case.params))) for o in (case.sgd, case.caeo)]
-    halves = case.batches(0)
-    for run, start in runs:
-        jax.block_until_ready(run(start, halves[0]))
-    turns = []
-    while len(turns) < REPEATS or np.sum(turns) < SECONDS:
-        seconds = np.zeros((2, 2))
-        for which, (run, carry) in enumerate(runs):
-            for half, rows in enumerate(halves):
+    """CPU seconds (repeat, optimizer, part) of runs that take turns at every part."""
+    optimizers = (case.sgd, case.caeo)
+    runs = [case.run(optimizer) for optimizer in optimizers]
+    starts = [(case.params, optimizer.init(case.params)) for optimizer in optimizers]
+    parts = case.batches(0).reshape(PARTS, -1, BATCH)
+    for run, start in zip(runs, starts, strict=True):
+        jax.block_until_ready(run(start, parts[0]))
+    seconds = np.zeros((REPEATS, 2, PARTS))
+    for turn in seconds:
+        carries = list(starts)
+        for part, rows in enumerate(parts):
+            for which, run in enumerate(runs):
                 begun = time.process_time()
-                carry = jax.block_until_ready(run(carry, rows))
-                seconds[which, half] = time.process_time() - begun
-        turns.append(seconds)
-    return np.array(turns)
+                carries[which] = jax.block_until_ready(run(carries[which], rows))
+                turn[which, part] = time.process_time() - begun
+    return seconds
+
+
+def ratio_of(seconds):
+    """CAEO over SGD, of each part's least time over the repeats, and its jackknife error over them."""
+
+    def ratio(chosen):
+        sgd, ours = chosen.min(axis=0).sum(axis=1)
+        return ours / sgd
+
+    without = [ratio(np.delete(seconds, k, axis=0)) for k in range(len(seconds))]
+    spread = np.sqrt((len(seconds) - 1) * np.var(without))
+    return ratio(seconds), spread
 
 
 def main(steps=STEPS, *names):
@@ -115,16 +128,10 @@ def main(steps=STEPS, *names):
         case = Case(name, int(steps))
         seconds = side_by_side(case)
         text = f"{name}: {case.task.size} weights, batch {BATCH}, {case.steps} steps\n"
-        for label, parts, share in (
-            ("whole run", seconds.sum(axis=2), 1.0),
-            ("second half", seconds[:, :, 1], 0.5),
-        ):
-            ratios = parts[:, 1] / parts[:, 0]
-            error, least = ratios.std(ddof=1) / np.sqrt(len(ratios)), parts.min(axis=0)
-            text += f"  {label:12} SGD {1e3 * least[0] / (share * case.steps):.3f} ms a step, "
-            text += (
-                f"CAEO/SGD {ratios.mean():.3f} +- {error:.3f}, of the least times {least[1] / least[0]:.3f}\n"
-            )
+        for label, chosen in (("whole run", seconds), ("second half", seconds[:, :, PARTS // 2 :])):
+            ratio, error = ratio_of(chosen)
+            least = chosen[:, 0].min(axis=0).mean() * PARTS / case.steps
+            text += f"  {label:12} SGD {1e3 * least:.3f} ms a step, CAEO/SGD {ratio:.3f} +- {error:.3f}\n"
         held, true, age, capped = case.accuracy(0)
         error = np.abs(held / true - 1)
         for label, chosen in (("whole run", slice(None)), ("second half", slice(case.steps // 2, None))):

@@ -1,8 +1,9 @@
 """Commands of the bridge's experiments: replay, onsets, campaign, implicit-bias."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +12,7 @@ from eos_sde.cli.terminal import JSON, check_folder, keep, progress_bars
 from solvers.errors import InvalidInput
 
 app = typer.Typer()
+_CIFAR = "cifar-resnet"  # the task whose images the user has
 
 
 @app.command()
@@ -131,6 +133,10 @@ def campaign(
     seed: Annotated[int, typer.Option(help="The first of them; the others follow.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps to forecast. [200; quick: 60]")] = None,
     quick: Annotated[bool, typer.Option(help="Tiny networks, 100 examples, batches 4, 16, all.")] = False,
+    cifar: Annotated[
+        Path | None,
+        typer.Option(help="Official files of CIFAR-10 or an npz: adds the task cifar-resnet."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The store; cells and figures go beside it.")] = Path(
         "campaign.zarr"
     ),
@@ -142,7 +148,7 @@ def campaign(
     campaign --quick --task digits-mlp --out digits.zarr
     """
     from eos_sde import bridge, campaign_plots, plots, report
-    from eos_sde.bridge.campaign import NETWORKS, ON_REQUEST, QUICK
+    from eos_sde.bridge.campaign import NETWORKS, QUICK
 
     check_folder(out.parent)
     known = QUICK if quick else NETWORKS
@@ -152,7 +158,7 @@ def campaign(
     with progress_bars() as advance:
         table = bridge.run_campaign(
             out,
-            tasks={name: {**ON_REQUEST, **known}.get(name, {}) for name in task or known},
+            tasks=_networks(task, known, cifar),
             batch_sizes=batch or (("4", "16", "all") if quick else ("4", "16", "64", "all")),
             rules=rule or (("sgd",) if quick else ("gd", "sgd", "sgdm", "caeo")),
             seeds=range(seed, seed + count),
@@ -175,6 +181,22 @@ def campaign(
     console.print(
         "\n".join([f"store:  {out}", *(f"figure: {path}" for path in figures.values())]), soft_wrap=True
     )
+
+
+def _networks(
+    names: list[str] | None, known: Mapping[str, Mapping[str, Any]], cifar: Path | None
+) -> dict[str, Mapping[str, Any]]:
+    """The networks of a campaign with their settings; the images of cifar-resnet are the user's."""
+    from eos_sde.bridge.campaign import ON_REQUEST
+
+    chosen = list(names or known)
+    if cifar is not None and names is None:
+        chosen.append(_CIFAR)
+    settings = {**ON_REQUEST, **known}
+    found = {name: settings.get(name, {}) for name in chosen}
+    if _CIFAR in found and cifar is not None:
+        found[_CIFAR] = {**found[_CIFAR], "path": str(cifar)}
+    return found
 
 
 @app.command()
