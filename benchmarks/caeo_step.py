@@ -1,6 +1,6 @@
 """What CAEO at its defaults adds to a step of SGD, and how far its sharpness is off: side by side in one process.
 
-Run: OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python benchmarks/caeo_step.py [steps [task ...]]
+Run: OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python benchmarks/caeo_step.py [steps [seed [case]]]
 
 Both optimizers train a Transformer, a CNN and an MLP from their initial weights, on the same batches, in single
 precision. They take turns at every twentieth of the steps; the time is that of the process, all threads, and of every
@@ -23,7 +23,12 @@ from eos_sde.optimizers import caeo, curvature
 from eos_sde.optimizers.curvature import hessian_product
 
 BATCH = 64
-CASES = ("shakespeare-transformer", "fashion-cnn", "fashion-mlp")
+CASES = {
+    "transformer": ("shakespeare-transformer", {}),
+    "cnn": ("fashion-cnn", {}),
+    "mlp": ("fashion-mlp", {}),
+    "wide-mlp": ("fashion-mlp", {"hidden": (256, 256)}),
+}
 STEPS, TRUTH_EVERY = 2000, 5
 REPEATS, PARTS = 5, 20
 
@@ -31,10 +36,11 @@ REPEATS, PARTS = 5, 20
 class Case:
     """A network, its data, and the runs of both optimizers."""
 
-    def __init__(self, name, steps):
-        self.task, self.steps = bridge.load_task(name), steps
+    def __init__(self, name, steps, seed):
+        task, settings = CASES[name]
+        self.task, self.steps, self.seed = bridge.load_task(task, **settings), steps, seed
         self.x, self.y = (single(a) for a in (self.task.x, self.task.y))
-        self.params = jax.tree.map(single, self.task.network.unravel(self.task.init(0)))
+        self.params = jax.tree.map(single, self.task.network.unravel(self.task.init(seed)))
         probe = (self.x[:BATCH], self.y[:BATCH])
         self.curvature_loss = lambda params: self.loss(params, *probe)
         self.caeo, self.sgd = caeo(self.task.eta), optax.sgd(self.task.eta)
@@ -62,11 +68,12 @@ class Case:
 
         return jax.jit(part)
 
-    def batches(self, seed):
+    @property
+    def batches(self):
         """Rows of every batch, shape (steps, BATCH)."""
-        return jax.random.randint(jax.random.key(seed), (self.steps, BATCH), 0, self.task.n)
+        return jax.random.randint(jax.random.key(self.seed), (self.steps, BATCH), 0, self.task.n)
 
-    def accuracy(self, seed):
+    def accuracy(self):
         """Held and true sharpness at every fifth step, which of them measured, and measurements in all."""
         truth = curvature.lanczos(order=4, tol=3e-3, restarts=6)
 
@@ -83,7 +90,7 @@ class Case:
             return (*new, known), (new[1].sharpness, value, new[1].staleness, new[1].capped)
 
         start = (self.params, self.caeo.init(self.params), truth.init(self.params, jax.random.key(1)))
-        seen = jax.jit(lambda c, b: jax.lax.scan(one, c, b)[1])(start, self.batches(seed))
+        seen = jax.jit(lambda c, b: jax.lax.scan(one, c, b)[1])(start, self.batches)
         return [np.asarray(a) for a in seen]
 
 
@@ -97,7 +104,7 @@ def side_by_side(case):
     optimizers = (case.sgd, case.caeo)
     runs = [case.run(optimizer) for optimizer in optimizers]
     starts = [(case.params, optimizer.init(case.params)) for optimizer in optimizers]
-    parts = case.batches(0).reshape(PARTS, -1, BATCH)
+    parts = case.batches.reshape(PARTS, -1, BATCH)
     for run, start in zip(runs, starts, strict=True):
         jax.block_until_ready(run(start, parts[0]))
     seconds = np.zeros((REPEATS, 2, PARTS))
@@ -123,16 +130,16 @@ def ratio_of(seconds):
     return ratio(seconds), spread
 
 
-def main(steps=STEPS, *names):
+def main(steps=STEPS, seed=0, *names):
     for name in names or CASES:
-        case = Case(name, int(steps))
+        case = Case(name, int(steps), int(seed))
         seconds = side_by_side(case)
-        text = f"{name}: {case.task.size} weights, batch {BATCH}, {case.steps} steps\n"
+        text = f"{name}: {case.task.size} weights, batch {BATCH}, {case.steps} steps, seed {seed}\n"
         for label, chosen in (("whole run", seconds), ("second half", seconds[:, :, PARTS // 2 :])):
             ratio, error = ratio_of(chosen)
             least = chosen[:, 0].min(axis=0).mean() * PARTS / case.steps
             text += f"  {label:12} SGD {1e3 * least:.3f} ms a step, CAEO/SGD {ratio:.3f} +- {error:.3f}\n"
-        held, true, age, capped = case.accuracy(0)
+        held, true, age, capped = case.accuracy()
         error = np.abs(held / true - 1)
         for label, chosen in (("whole run", slice(None)), ("second half", slice(case.steps // 2, None))):
             known = error[chosen][np.isfinite(error[chosen])]
