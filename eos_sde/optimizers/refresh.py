@@ -49,12 +49,12 @@ class Policy(Protocol):
         """Return whether update number `count` measures, `age` updates after the last that did."""
         ...
 
-    def measured(self, state: Any, measurement: Measurement) -> Any:
-        """Return the state after a measurement."""
+    def earn(self, state: Any) -> Any:
+        """Return the state of a new update, once it is known whether it measures."""
         ...
 
-    def idle(self, state: Any) -> Any:
-        """Return the state after an update without one."""
+    def measured(self, state: Any, measurement: Measurement) -> Any:
+        """Return that state after a measurement."""
         ...
 
 
@@ -107,7 +107,7 @@ class Every:
         """Nothing to remember."""
         return ()
 
-    def idle(self, state: Any) -> tuple[()]:  # noqa: ARG002
+    def earn(self, state: Any) -> tuple[()]:  # noqa: ARG002
         """Nothing to remember."""
         return ()
 
@@ -205,19 +205,19 @@ class Budget:
         # The error grows with the age at most, and shrinks no faster: bounded, as steps of an integrator are.
         scale = xp.clip(self.tol / xp.maximum(_AIM * off, 1e-6), 0.25, 1.5)
         wait = xp.clip(xp.where(xp.isfinite(off), scale, 0.25) * age, 1.0, float(self.longest))
-        balance = self.idle(state, xp=xp).balance - cost
-        return BudgetState(sharpness, slope, offset, wait, balance, xp.minimum(cost, state.price))
+        price = xp.minimum(cost, state.price)
+        return BudgetState(sharpness, slope, offset, wait, state.balance - cost, price)
 
-    def idle(self, state: BudgetState, *, xp: Any = jnp) -> BudgetState:
+    def earn(self, state: BudgetState, *, xp: Any = jnp) -> BudgetState:
         """Receive the share of one update."""
         return state._replace(balance=xp.minimum(state.balance + self.share, self.allowance))
 
 
 def budget(
     *,
-    share: float = 0.07,
+    share: float = 0.05,
     tol: float = 0.02,
-    allowance: float = 60.0,
+    allowance: float = 40.0,
     size: float = 1.0,
     longest: int = 10_000,
 ) -> Budget:
@@ -265,7 +265,9 @@ def budget(
     Notes
     -----
     Gradient-equivalents are counted, not timed: `PRODUCT_COST` a product, `LINEARIZATION_COST` and `SLOPE_COST` a
-    measurement. That is what they cost where multiplying matrices takes the time; small networks pay half.
+    measurement, 12 for one of three products. In time that was 15 to 18 gradients on networks from 5e3 to 1e7 weights
+    (``benchmarks/caeo_step.py``, ``curvature_cost.py``): a share of 5 % is 6 to 8 % of it. To follow the sharpness is
+    one dot product an update, which shows beside gradients of small batches.
 
     An estimator without a vector (``random_rayleigh``, ``hutchinson``) has no slope: its estimate is held.
 
@@ -304,7 +306,7 @@ def policy(refresh: Any) -> Policy:
     if isinstance(refresh, str):
         if refresh == "auto":
             return budget()
-    elif all(hasattr(refresh, name) for name in ("init", "follow", "due", "measured", "idle")):
+    elif all(hasattr(refresh, name) for name in ("init", "follow", "due", "earn", "measured")):
         return refresh
     elif isinstance(refresh, jax.core.Tracer) or (
         jnp.ndim(refresh) == 0 and refresh >= 1 and int(refresh) == refresh

@@ -184,23 +184,23 @@ def scale_by_caeo(
         age = jnp.asarray(optax.safe_increment(state.staleness))
         followed = plan.follow(state.schedule, params, state.sharpness)
 
-        def measure() -> tuple[jax.Array, jax.Array, jax.Array, Any, Any]:
-            sharpness, residual, new = estimator.update(product(params), params, state.curvature)
+        def measure(held: Any) -> Any:
+            _, _, _, _, before, schedule = held
+            sharpness, residual, new = estimator.update(product(params), params, before)
             sharpness = jnp.asarray(sharpness, dtype)
+            rayleigh = quotient(product, params, new)
             schedule = plan.measured(
-                state.schedule,
-                Measurement(params, sharpness, followed, age, new.products, quotient(product, params, new)),
+                schedule, Measurement(params, sharpness, followed, age, new.products, rayleigh)
             )
             # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
             sound = jnp.isfinite(sharpness)
-            new = jax.tree.map(lambda fresh, old: jnp.where(sound, fresh, old), new, state.curvature)
-            return sharpness, jnp.asarray(residual, dtype), jnp.zeros((), jnp.int32), new, schedule
+            new = jax.tree.map(lambda fresh, old: jnp.where(sound, fresh, old), new, before)
+            return False, sharpness, jnp.asarray(residual, dtype), jnp.zeros((), jnp.int32), new, schedule
 
-        def keep() -> tuple[jax.Array, jax.Array, jax.Array, Any, Any]:
-            return followed, state.residual, age, state.curvature, plan.idle(state.schedule)
-
+        # A loop of one round or none, and no conditional: that would copy the vectors it keeps at every update.
         due = plan.due(state.schedule, state.count, age, followed)
-        sharpness, residual, staleness, new, schedule = jax.lax.cond(due, measure, keep)
+        held = (due, followed, state.residual, age, state.curvature, plan.earn(state.schedule))
+        _, sharpness, residual, staleness, new, schedule = jax.lax.while_loop(lambda h: h[0], measure, held)
         base = jnp.asarray(base_rate(state.count), dtype)
         margin = residual / edge_factor if use_error_bound else 0.0
         seen = sharpness / edge_factor
@@ -265,7 +265,7 @@ def caeo(
     refresh : int, "auto" or policy
         With a number, the curvature is estimated at every `refresh`-th update, the first included; in between the
         last estimate stands, and the state tells its age. With "auto" it is estimated when its change asks for it, at
-        most 7 % of the cost of gradient descent in the long run, and in between followed along its gradient:
+        most 5 % of the gradients of descent in the long run, and in between followed along its gradient:
         `eos_sde.optimizers.refresh.budget`, whose settings may be given instead.
     momentum : float, optional
         Heavy-ball momentum b, as in ``optax.sgd``. The edge moves to lambda = (2 + 2 b)/eta.

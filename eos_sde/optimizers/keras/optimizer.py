@@ -374,10 +374,11 @@ class CAEO(keras.optimizers.Optimizer):
             return sharpness, residual, tf.zeros_like(age), new, after
 
         def keep() -> tuple:
-            return followed, bound, age, old, plan.idle(schedule)
+            return followed, bound, age, old, schedule
 
         count = tf.cast(self._iterations, tf.int64)
         due = plan.due(schedule, count, age, followed)
+        schedule = plan.earn(schedule)
         sharpness, residual, staleness, new, after = tf.cond(due, measure, keep)
         base = tf.cast(self._get_current_learning_rate(), dtype)
         margin = residual if self.use_error_bound else 0.0

@@ -44,7 +44,7 @@ class EverySteps:
         """Nothing to remember."""
         return {}
 
-    def idle(self, state: State) -> State:  # noqa: ARG002
+    def earn(self, state: State) -> State:  # noqa: ARG002
         """Nothing to remember."""
         return {}
 
@@ -89,9 +89,9 @@ class BudgetSteps:
         old = BudgetState(**state)
         return self.plan.settled(old, measurement, slope, offset, xp=keras.ops)._asdict()
 
-    def idle(self, state: State) -> State:
+    def earn(self, state: State) -> State:
         """Receive the share of one update."""
-        return self.plan.idle(BudgetState(**state), xp=keras.ops)._asdict()
+        return self.plan.earn(BudgetState(**state), xp=keras.ops)._asdict()
 
 
 def chosen(refresh: Any) -> int | Budget:
