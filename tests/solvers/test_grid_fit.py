@@ -361,6 +361,10 @@ def test_given_walls_and_cells_are_kept():
     assert half.edges["x"][0] == -1
     assert half.edges["x"][-1] > 3.9
     assert Grid.fit(ornstein_uhlenbeck(1, 0.5), cells=31).size == 31
+
+
+@pytest.mark.slow
+def test_cells_of_one_axis_are_kept():
     assert Grid.fit(separable_wells(), cells={"y": 50}).shape[1] == 50
 
 

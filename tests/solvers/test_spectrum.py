@@ -305,7 +305,10 @@ def test_an_eigenvalue_below_rounding_is_reported_with_the_number():
     assert any(re.match(r"the eigenvalue -?\d.*e-\d+ is below", text) for text in texts)
 
 
-@pytest.mark.parametrize(("D", "n", "k"), [(0.02, 100, 8), (0.03, 100, 6), (0.02, 150, 9)])
+@pytest.mark.parametrize(
+    ("D", "n", "k"),
+    [(0.02, 100, 8), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((0.03, 100, 6), (0.02, 150, 9)))],
+)
 def test_equal_wells_and_the_barrier_between_them(D, n, k):
     """Modes twofold to all digits, beside one on the barrier whose mass is in the wells; sums of lines are exact."""
 

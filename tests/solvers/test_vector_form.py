@@ -279,7 +279,7 @@ STOP = {
 }
 
 
-@pytest.mark.parametrize("stop", STOP)
+@pytest.mark.parametrize("stop", ["region", *(pytest.param(s, marks=SLOW) for s in ("none", "level"))])
 def test_bits_do_not_depend_on_threads_or_chunks(stop):
     def run(threads, chunk):
         return simulate(
@@ -368,7 +368,7 @@ def test_a_continued_run_is_the_whole_run():
     np.testing.assert_array_equal(second["exit_time"], whole["exit_time"])
 
 
-@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("grows", [True, pytest.param(False, marks=SLOW)])
 def test_orders_are_those_of_the_component_form(grows):
     """The same equation on the same numbers: the same fit to rounding."""
     p = {"k": 1.0, "s": 0.5}

@@ -144,7 +144,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if "Davidson" in n else n for n in CASES]
+)
 def test_neighbours_save_work(name, work):
     build, value, k, limits = CASES[name]
     start = problem_of(build(value)).modes(k).near()
@@ -186,7 +188,15 @@ def test_roots_save_work(work):
     assert float(eigenmodes(wells(float(found.root)), 2).gap) == pytest.approx(0.02, rel=1e-6)
 
 
-@pytest.mark.parametrize("build", [wells, swirl, rotating_map, boxes, lambda D: wells(D, 150)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        wells,
+        swirl,
+        rotating_map,
+        *(pytest.param(b, marks=pytest.mark.slow) for b in (boxes, lambda D: wells(D, 150))),
+    ],
+)
 def test_what_a_start_lacks_is_found(build):
     """A start without the slowest decaying mode, exact in all others: iterations alone would never see it."""
     value = {rotating_map: 0.8, swirl: 0.5, boxes: 0.4}.get(build, 0.2)
