@@ -1,5 +1,6 @@
 """The command line, `eos-sde`; each module here holds some of its commands."""
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -7,7 +8,8 @@ from collections.abc import Callable
 import typer
 from typer.exceptions import TyperException
 
-from eos_sde.cli import experiments, listings
+from eos_sde.cli import experiments, listings, model_commands, picture_commands
+from eos_sde.cli.terminal import command_line
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 app = typer.Typer(
@@ -16,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (experiments, listings):
+for commands in (experiments, model_commands, picture_commands, listings):
     app.add_typer(commands.app)
 _INTERRUPTED = 130
 _INTERRUPTION = "interrupted; what was finished is kept where the output goes"
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         interrupted.
     """
     show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
+    given = sys.argv[1:] if arguments is None else arguments
+    command_line.set(shlex.join(["eos-sde", *given]))
     with warnings.catch_warnings():
         warnings.showwarning = show
         try:

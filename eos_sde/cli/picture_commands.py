@@ -1,0 +1,5 @@
+"""Commands that show results: plot, report."""
+
+import typer
+
+app = typer.Typer()
