@@ -157,7 +157,7 @@ def ensemble_figure(dataset: xr.Dataset) -> Figure:
         _band(left, here, time)
         if "mean" in here:
             left.plot(time, here["mean"], color=COLOURS[1], lw=1.5, ls="--", label="mean")
-        left.legend(fontsize=8, frameon=False)
+        left.legend(fontsize=8, framealpha=0.7, loc="upper right")
         left.margins(x=0)
         _told(left, f"{name} over time", xlabel="time", ylabel=name)
         _ends(right, here["final"].values, name)
@@ -224,20 +224,25 @@ def threshold_figure(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def draw_threshold(axis: Axes, dataset: xr.Dataset) -> None:
+def draw_threshold(axis: Axes, dataset: xr.Dataset, *, turned: bool = False, label: str = "located") -> None:
     """A curve of thresholds on axes whose abscissa is the second parameter.
 
     Parameters
     ----------
     axis : Axes
+        To be drawn on.
     dataset : Dataset
         From `thresholds.threshold_curve`.
+    turned : bool
+        The second parameter is the ordinate instead.
+    label : str
+        For the legend.
     """
-    x = dataset[dataset.attrs["along"]].values
-    value, error = dataset["threshold"].values, dataset["stderr"].values
-    if np.isfinite(dataset["closed_form"]).any():
-        axis.plot(x, dataset["closed_form"], color=COLOURS[1], lw=4, alpha=0.4, label="closed form")
-    bars = 2 * np.where(np.isfinite(error), error, 0)
-    axis.errorbar(
-        x, value, bars, fmt="o-", ms=4, lw=1.2, capsize=3, color=COLOURS[0], label="located, ± 2 s.e."
-    )
+    along = dataset[dataset.attrs["along"]].values
+    known, found = dataset["closed_form"].values, dataset["threshold"].values
+    bars = 2 * np.where(np.isfinite(dataset["stderr"].values), dataset["stderr"].values, 0)
+    if np.isfinite(known).any():
+        line = (known, along) if turned else (along, known)
+        axis.plot(*line, color=COLOURS[1], lw=4, alpha=0.5, label="closed form")
+    points = {"x": found, "y": along, "xerr": bars} if turned else {"x": along, "y": found, "yerr": bars}
+    axis.errorbar(**points, fmt="o-", ms=4, lw=1.2, capsize=3, color=COLOURS[0], label=f"{label}, ± 2 s.e.")

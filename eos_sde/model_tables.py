@@ -96,7 +96,9 @@ def threshold_table(dataset: xr.Dataset) -> Group:
         table.add_row("source", Text(facts["source"]))
     formula, difference = _known(row)
     if formula != "-":
-        table.add_row("closed form", Text(f"{formula}   ({row['closed_form_method']}; difference {difference})"))
+        table.add_row(
+            "closed form", Text(f"{formula}   ({row['closed_form_method']}; difference {difference})")
+        )
     return Group(Text(title, style="bold"), table)
 
 

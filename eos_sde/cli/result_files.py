@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from solvers.errors import InvalidInput
@@ -74,9 +75,23 @@ def read_result(path: Path) -> xr.Dataset:
     settings: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     try:
         with xr.open_dataset(path, engine=engine, **settings) as dataset:
-            return dataset.load()
+            return _with_plain_text(dataset.load())
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
             f"{path} holds no dataset that can be read ({first}); give NetCDF or Zarr"
         ) from error
+
+
+def _with_plain_text(dataset: xr.Dataset) -> xr.Dataset:
+    """Texts as NumPy's own type: Zarr gives them as objects."""
+
+    def plain(name: Any) -> Any:
+        array = dataset[name]
+        texts = np.array([str(text) for text in array.values.ravel()], dtype=np.str_).reshape(array.shape)
+        return (array.dims, texts, array.attrs)
+
+    texts = [name for name in dataset.variables if dataset[name].dtype.kind in "OT"]
+    return dataset.assign_coords({name: plain(name) for name in texts if name in dataset.coords}).assign(
+        {name: plain(name) for name in texts if name not in dataset.coords}
+    )
