@@ -37,8 +37,7 @@ def rows_of(dataset: xr.Dataset) -> list[dict[str, Any]]:
     """
     kind = kind_of(dataset)
     if kind == "threshold":
-        rows = model_tables.threshold_records(dataset)["rows"]
-        return [{k: v for k, v in row.items() if k not in {"method", "closed_form_method"}} for row in rows]
+        return [_threshold_row(row) for row in model_tables.threshold_records(dataset)["rows"]]
     if kind == "spectrum" and "parameters" in dataset.attrs:
         return model_tables.spectrum_records(dataset)["rows"]
     if kind == "simulation" and {"parameters", "start"} <= set(dataset.attrs):
@@ -50,6 +49,15 @@ def rows_of(dataset: xr.Dataset) -> list[dict[str, Any]]:
     if kind in {"campaign", "implicit bias"}:
         return json.loads(report.cells_as_json(dataset))["rows"]
     return _points(dataset)
+
+
+def _threshold_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A threshold with its neighbours beside it, without what is the same in all rows."""
+    last = ("threshold", "stderr", "closed_form", "evaluations", "reason")
+    left_out = (*last, "method", "closed_form_method")
+    return {name: value for name, value in row.items() if name not in left_out} | {
+        name: row[name] for name in last
+    }
 
 
 def _points(dataset: xr.Dataset) -> list[dict[str, Any]]:

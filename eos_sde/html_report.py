@@ -18,6 +18,17 @@ from solvers.provenance import provenance
 
 _ROWS = 200
 _HEAVY = 1_500_000  # bytes from which a drawing is embedded as pixels
+_CAPTIONS = {
+    "threshold": "The threshold along a second parameter, with its error and the closed form where there is one.",
+    "spectrum": "Eigenvalues of the slowest modes, the density, and the mode that decays last.",
+    "simulation": "The ensemble over time, and where its paths are at the end.",
+    "replay": "Theory as lines, the network as points, a panel for each experiment.",
+    "onsets": "Predicted against measured onsets, and their ratio by batch size with 95 % intervals.",
+    "campaign": "Every cell, forecast against measured, with bands of 5 and 10 %.",
+    "implicit bias": "Where each rule ends at each batch size, forecast and run.",
+    "stability map": "Regions of CAEO over its margin, and the predicted boundary with its error.",
+    "sweep": "The first variable of the sweep; `eos-sde plot` draws the others.",
+}
 _WORDS: dict[str, Callable[[xr.Dataset], str]] = {
     "onsets": report.onsets_in_words,
     "campaign": report.campaign_in_words,
@@ -82,7 +93,10 @@ def _section(number: int, name: str, dataset: xr.Dataset) -> dict[str, Any]:
         "kind": kind,
         "subject": str(dataset.attrs.get("description") or dataset.attrs.get("model") or ""),
         "words": _WORDS[kind](dataset).split("\n") if kind in _WORDS else [],
-        "figures": [{"caption": key or kind, "uri": _embedded(figure)} for key, figure in drawn.items()],
+        "figures": [
+            {"caption": key or _CAPTIONS.get(kind, kind), "uri": _embedded(figure)}
+            for key, figure in drawn.items()
+        ],
         "silence": silence,
         "columns": columns_of(rows[:_ROWS], dataset),
         "rows": len(rows),

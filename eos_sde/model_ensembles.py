@@ -15,8 +15,9 @@ from solvers import Grid, InvalidInput
 from solvers.provenance import provenance
 
 QUANTILES = (0.05, 0.5, 0.95)
-_STEPS = 100
+_STEPS, _PATHS = 100, 10_000
 _FINER = 10
+_MOST_STEPS = 1e12
 
 
 def simulate_model(
@@ -26,7 +27,7 @@ def simulate_model(
     start: Mapping[str, float] | None = None,
     t1: float | None = None,
     dt: float | None = None,
-    paths: int = 10_000,
+    paths: int | None = None,
     seed: int,
     scheme: str = "euler-maruyama",
     times: int = 200,
@@ -45,7 +46,9 @@ def simulate_model(
         Of each component; the model's own where left out.
     t1, dt : float, optional
         End and step in the model's time; 100 SGD steps, and a tenth of one, if left out. A map has its own step.
-    paths, seed, scheme, histogram, save_paths, threads, progress
+    paths : int, optional
+        10 000, or 1 of a model without noise, if left out.
+    seed, scheme, histogram, save_paths, threads, progress
         As for `solvers.simulate`.
     times : int
         About how many times are kept, besides the start.
@@ -64,6 +67,8 @@ def simulate_model(
     begin = {**model.start, **(start or {})}
     made = model.build(**whole)
     one = model.step_time(**whole)
+    if paths is None:
+        paths = _PATHS if any(whole[name] for name in model.kicks) else 1
     if model.discrete:
         if dt is not None:
             raise InvalidInput(f"dt={dt:g}: {model.name} has its own step, {one:g}; leave dt out")
@@ -75,6 +80,10 @@ def simulate_model(
     end = _STEPS * one if t1 is None else t1
     if not (math.isfinite(step) and step > 0 and math.isfinite(end) and end > 0):
         raise InvalidInput(f"t1={end:g}, dt={step:g}: give an end and a step above 0")
+    if end / step > _MOST_STEPS:
+        raise InvalidInput(
+            f"t1={end:g} takes {end / step:.2g} steps of dt={step:g}: give an earlier end or a longer step"
+        )
     if times < 1:
         raise InvalidInput(f"times={times}: give at least 1")
     table = solvers.simulate(

@@ -145,7 +145,7 @@ def spectrum_records(dataset: xr.Dataset) -> dict[str, Any]:
                 "mode": i,
                 "eigenvalue_real": value.real,
                 "eigenvalue_imaginary": value.imag,
-                "decay_rate": 0.0 if i == 0 and abs(rate) < 1e-12 else rate,
+                "decay_rate": 0.0 if i < int(dataset.attrs["zero_modes"]) else rate,
                 "period": 2 * math.pi / turning if turning > 0 else math.nan,
                 "residual": float(dataset["residual"].values[i]),
             }

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 if an iteration failed or 2 for bad input, with one sentence on standard error; 130 when
+        Exit status: 0; 1 if an iteration or a file failed or 2 for bad input, with one sentence on standard error; 130 when
         interrupted.
     """
     show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
@@ -63,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         except (KeyboardInterrupt, typer.Abort):
             _say(_INTERRUPTION)
             return _INTERRUPTED
+        except OSError as error:  # a full disk, a folder that went away
+            _say(f"a file cannot be read or written: {error}")
+            return 1
         except TyperException as error:  # bad options and values, in typer's own words
             _say(error.format_message())
             return 2

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from eos_sde.cli.model_options import complete_task
 from eos_sde.cli.terminal import JSON, check_folder, keep, progress_bars
 from solvers.errors import InvalidInput
 
@@ -15,7 +16,9 @@ app = typer.Typer()
 
 @app.command()
 def replay(
-    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "fashion-mlp",
+    task: Annotated[
+        str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
+    ] = "fashion-mlp",
     rule: Annotated[str, typer.Option(help="gd, sgd or caeo: which experiments to run.")] = "caeo",
     eta: Annotated[float | None, typer.Option(help="Learning rate; the task's own by default.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size B; 8 B is used beside it.")] = 8,
@@ -118,7 +121,8 @@ def campaign(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated. (default: all that are small, without the transformer; quick: the two mlp)"
+            help="May be repeated. (default: all that are small, without the transformer; quick: the two mlp)",
+            autocompletion=complete_task,
         ),
     ] = None,
     rule: Annotated[
@@ -179,7 +183,9 @@ def campaign(
 
 @app.command()
 def implicit_bias(
-    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
+    task: Annotated[
+        str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
+    ] = "digits-mlp",
     rule: Annotated[
         list[str] | None, typer.Option(help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: gd, sgd)")
     ] = None,

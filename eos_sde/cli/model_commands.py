@@ -170,7 +170,7 @@ def simulate(
     dt: Annotated[
         float | None, typer.Option(help="Time step. (default: a tenth of an SGD step; a map has its own)")
     ] = None,
-    paths: Annotated[int, typer.Option(help="How many.")] = 10_000,
+    paths: Annotated[int | None, typer.Option(help="How many. (default: 10000; without noise 1)")] = None,
     scheme: Annotated[
         str, typer.Option(help="auto, or a scheme of solvers.simulate.", autocompletion=complete_scheme)
     ] = "euler-maruyama",

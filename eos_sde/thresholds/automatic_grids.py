@@ -55,7 +55,10 @@ def automatic_grid(
     if isinstance(model, NoisyMap):
         return _of_map(model, {} if start is None else start, boundary, dict(cells or {}))
     chosen: Any = cells or (dict.fromkeys(model.names, _PLANE) if model.dimension == 2 else None)
-    return Grid.fit(model, boundary=boundary, cells=chosen)
+    try:
+        return Grid.fit(model, boundary=boundary, cells=chosen)
+    except InvalidInput as error:
+        raise InvalidInput(f"no grid can be chosen for this model ({error}); give the grid") from error
 
 
 def common_grid(grids: Iterable[Grid]) -> Grid:

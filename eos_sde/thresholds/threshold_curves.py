@@ -15,6 +15,7 @@ from eos_sde.thresholds.automatic_grids import automatic_grid, common_grid
 from eos_sde.thresholds.catalogue_thresholds import CRITERIA, GROWTH, closed_form, refuse_unavailable
 from eos_sde.thresholds.crossing import locate
 from eos_sde.thresholds.result import Threshold
+from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
 
@@ -87,12 +88,30 @@ def threshold_curve(
     table = _table(results, model, over, name, values)
     return table.assign_attrs(
         provenance(
-            kind="threshold", model=model.name, criterion=criterion, meaning=CRITERIA[criterion], over=over,
+            kind="threshold", model=model.name, criterion=criterion, meaning=_meaning(criterion, settings), over=over,
             bracket=json.dumps(list(bracket)), parameters=json.dumps(fixed), along=name,
             source=next(found.source for found, _, _ in results if found is not None),
             **{key: settings[key] for key in ("p", "level", "ratio", "horizon", "seed") if key in settings},
         )
     )  # fmt: skip
+
+
+def _meaning(criterion: str, settings: Mapping[str, Any]) -> str:
+    """What the threshold is of, with the numbers that it was asked for."""
+    if criterion == "moment":
+        order = float(settings.get("p", 2.0))
+        return f"the moment Lyapunov exponent Lambda({order:g}) at the fixed point is 0" + (
+            " (mean-square)" if order == 2 else ""
+        )
+    if criterion == "gap" and "level" in settings:
+        return f"the spectral gap is {settings['level']:g} per time"
+    if criterion == "gap":
+        return (
+            f"the second decay rate is {float(settings.get('ratio', MARGINAL_RATIO)):.6g} times the slowest"
+        )
+    if criterion == "escape":
+        return f"one escape is expected in a time of {settings['horizon']:g}"
+    return CRITERIA[criterion]
 
 
 def _others(
