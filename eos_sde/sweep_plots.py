@@ -45,8 +45,8 @@ def sweep_figure(
     dataset : Dataset
         Whose dimensions are the axes of the sweep, with coordinates; variables with units and long names.
     value : str, optional
-        Which variable; left out, the first one of numbers that is no error and no bookkeeping. Its errors are
-        ``<value>_stderr``, if the dataset has them.
+        Which variable; left out, the first over most axes that is of numbers, and no error or bookkeeping. Its errors
+        are ``<value>_stderr``, if the dataset has them.
     over : sequence of str, optional
         One axis or two (across, up). Left out: both of two axes of at least three numbers each, else the longest axis
         of numbers; the others become colours.
@@ -65,7 +65,7 @@ def sweep_figure(
     InvalidInput
         If a name is unknown, there are no numbers, or an axis has to be fixed first.
     """
-    name = _chosen_value(dataset, value)
+    name = _chosen_value(dataset, value, over or ())
     part = selected(dataset, at or {})
     values = part[name].squeeze(drop=True)
     across = _chosen_axes(values, over)
@@ -76,7 +76,7 @@ def sweep_figure(
     return _lines(part, name, values, across[0])
 
 
-def _chosen_value(dataset: xr.Dataset, value: str | None) -> str:
+def _chosen_value(dataset: xr.Dataset, value: str | None, over: Sequence[str]) -> str:
     numbers = [
         str(name)
         for name, each in dataset.data_vars.items()
@@ -97,8 +97,12 @@ def _chosen_value(dataset: xr.Dataset, value: str | None) -> str:
     ]
     if not told:
         raise InvalidInput("the dataset has no variable of numbers over an axis: there is nothing to draw")
-    floats = [name for name in told if dataset[name].dtype.kind == "f"]
-    return (floats or told)[0]
+
+    def fitness(name: str) -> tuple[bool, int, bool]:
+        dims = dataset[name].dims
+        return set(over) <= set(dims), len(dims), dataset[name].dtype.kind == "f"
+
+    return max(told, key=fitness)  # the first of the best
 
 
 def selected(dataset: xr.Dataset, at: Mapping[str, Any]) -> xr.Dataset:

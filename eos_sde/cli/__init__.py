@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 if an iteration or a file failed or 2 for bad input, with one sentence on standard error; 130 when
-        interrupted.
+        Exit status: 0; 1 if an iteration or a file failed or 2 for bad input, with one sentence on standard error; 130
+        when interrupted.
     """
     show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
     given = sys.argv[1:] if arguments is None else arguments
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = show
         try:
-            result = app(arguments, standalone_mode=False)
+            result = app(arguments, standalone_mode=False, prog_name="eos-sde")
         except typer.Exit as leaving:
             if leaving.exit_code == _INTERRUPTED:  # typer's reading of Ctrl-C
                 _say(_INTERRUPTION)

@@ -1,4 +1,4 @@
-"""Thresholds of the catalogue: located against formulas and direct computations; what a model does not have is refused."""
+"""Thresholds of the catalogue, located against formulas and direct computations; what does not exist is refused."""
 
 import math
 
@@ -58,7 +58,12 @@ def test_located_formula_and_truth_agree(model, criterion, over, bracket, parame
 def test_the_well_between_one_and_two():
     """The ratio of a quartic well is met at mu = 0 for any C and s; a coarse grid errs within its stated error."""
     found = threshold_curve(
-        FLIP, {"C": 2.0, "s": 0.2}, over="mu", bracket=(-0.3, 0.4), criterion="gap", grid=Grid.uniform(A=(-1.6, 1.6, 160))
+        FLIP,
+        {"C": 2.0, "s": 0.2},
+        over="mu",
+        bracket=(-0.3, 0.4),
+        criterion="gap",
+        grid=Grid.uniform(A=(-1.6, 1.6, 160)),
     )
     assert float(found["closed_form"]) == 0
     assert abs(float(found["threshold"])) < 3 * float(found["stderr"]) < 0.01
@@ -90,7 +95,13 @@ def test_a_curve_tells_where_it_has_no_point():
         ("gradient-flow", "almost_sure", "eta", {"curvature": 3.0, "noise": 0.1}, "blind to the edge"),
         ("sme2", "moment", "eta", {"curvature": 3.0, "noise": 0.1}, "blind to the edge"),
         ("line-map", "almost_sure", "third", {"eta": 0.1, "curvature": 3.0}, "does not depend on third"),
-        ("self-stabilization", "almost_sure", "eta", {"alpha": 1.0, "beta": 1.0}, "centres at all parameters"),
+        (
+            "self-stabilization",
+            "almost_sure",
+            "eta",
+            {"alpha": 1.0, "beta": 1.0},
+            "centres at all parameters",
+        ),
         ("catapult-map", "moment", "eta", {"width": 3.0}, "left beyond eta l = 2"),
         ("catapult-map", "gap", "eta", {"width": 3.0}, "it has no noise"),
         ("matched-linear", "gap", "eta", {"curvature": 3.0, "noise": 0.0}, "needs noise"),
