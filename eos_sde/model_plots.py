@@ -154,7 +154,15 @@ def ensemble_figure(dataset: xr.Dataset) -> Figure:
         if "state" in here:
             shown = here["state"].isel(path=slice(_SHOWN_PATHS)).transpose("time", "path").values
             left.plot(time, shown, color=GREY, alpha=0.5, lw=0.6)
-        _band(left, here, time)
+        counted = "density" in dataset and dataset["density"].dims == ("time", name)
+        if counted:
+            density = dataset["density"].values.T
+            settled = density[
+                :, density.shape[1] // 5 :
+            ].max()  # a start in one point would outshine all that follows
+            left.pcolormesh(time, dataset[name], density, shading="nearest", cmap="Blues", rasterized=True,
+                            vmin=0, vmax=settled)  # fmt: skip
+        _band(left, here, time, filled=not counted)
         if "mean" in here:
             left.plot(time, here["mean"], color=COLOURS[1], lw=1.5, ls="--", label="mean")
         left.legend(fontsize=8, framealpha=0.7, loc="upper right")
@@ -166,12 +174,16 @@ def ensemble_figure(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def _band(axis: Axes, here: xr.Dataset, time: np.ndarray) -> None:
+def _band(axis: Axes, here: xr.Dataset, time: np.ndarray, *, filled: bool) -> None:
     if "quantile" in here:
         levels = here["q"].values
         low, high = here["quantile"].sel(q=levels.min()), here["quantile"].sel(q=levels.max())
         label = f"{100 * levels.min():g} to {100 * levels.max():g} % of the paths"
-        axis.fill_between(time, low, high, color=COLOURS[0], alpha=0.25, lw=0, label=label)
+        if filled:
+            axis.fill_between(time, low, high, color=COLOURS[0], alpha=0.25, lw=0, label=label)
+        else:
+            axis.plot(time, low, color=COLOURS[0], lw=1, ls=":", label=label)
+            axis.plot(time, high, color=COLOURS[0], lw=1, ls=":")
         middle = here["quantile"].sel(q=0.5, method="nearest")
         axis.plot(time, middle, color=COLOURS[0], lw=2, label="median")
     elif "variance" in here and "mean" in here:

@@ -257,7 +257,7 @@ def _curves_inside(axis: Axes, part: xr.Dataset, across: str, up: str) -> int:
     """Thresholds that the dataset itself holds: variables over one axis whose attribute "over" names the other."""
     number = 0
     for name, line in part.data_vars.items():
-        other = {(across,): up, (up,): across}.get(tuple(map(str, line.dims)))
+        other = {across: up, up: across}.get(str(line.dims[0])) if line.ndim == 1 else None
         if other is None or line.attrs.get("over") != other or line.dtype.kind not in "fiu":
             continue
         xy = (line[across], line) if line.dims == (across,) else (line, line[up])
@@ -377,7 +377,7 @@ def agreement_figure(dataset: xr.Dataset) -> Figure:
         if log
         else ends + np.array([-0.06, 0.06]) * (np.ptp(ends) or abs(ends[0]) or 1.0)
     )
-    line = np.geomspace(*ends, 50) if log else np.linspace(*ends, 50)
+    line = np.geomspace(ends[0], ends[1], 50) if log else np.linspace(ends[0], ends[1], 50)
     axis.fill_between(
         line,
         line - 0.05 * np.abs(line),

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -43,7 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status: 0; 1 if an iteration or a file failed or 2 for bad input, with one sentence on standard error; 130
         when interrupted.
     """
-    show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
+    said = set()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
+        if str(message) not in said:  # once, from however many places
+            said.add(str(message))
+            _say(str(message))
+
     given = sys.argv[1:] if arguments is None else arguments
     command_line.set(shlex.join(["eos-sde", *given]))
     with warnings.catch_warnings():

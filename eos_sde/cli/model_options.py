@@ -70,12 +70,12 @@ class Span(NamedTuple):
     name: str
     low: float
     high: float
-    count: int
+    number: int
 
     def values(self) -> list[float]:
         """The values, equally spaced, both ends included."""
-        width = (self.high - self.low) / max(self.count - 1, 1)
-        return [self.low + k * width for k in range(self.count)]
+        width = (self.high - self.low) / max(self.number - 1, 1)
+        return [self.low + k * width for k in range(self.number)]
 
 
 def chosen_model(name: str) -> Model:
@@ -118,7 +118,7 @@ def given_grid(given: Iterable[str] | None, names: tuple[str, ...]) -> Grid | No
             raise InvalidInput(f"--grid {text}: the components are {', '.join(names)}")
         if axis.name in axes:
             raise InvalidInput(f"--grid {text}: {axis.name} is given twice; give it once")
-        axes[axis.name] = (axis.low, axis.high, axis.count)
+        axes[axis.name] = (axis.low, axis.high, axis.number)
     missing = [name for name in names if name not in axes]
     if not axes:
         return None
@@ -131,7 +131,8 @@ def given_grid(given: Iterable[str] | None, names: tuple[str, ...]) -> Grid | No
 
 def given_boundary(given: Iterable[str] | None, names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """NAME=LO:HI walls as `solvers.FokkerPlanck` takes them; axes that are not named reflect."""
-    walls = dict.fromkeys(names, ("reflecting", "reflecting"))
+    both: tuple[str, str] = ("reflecting", "reflecting")
+    walls = dict.fromkeys(names, both)
     for text in given or ():
         name, rest = _split("--boundary", text, "NAME=LO:HI")
         kinds = rest.split(":")

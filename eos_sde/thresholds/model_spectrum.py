@@ -65,7 +65,7 @@ def model_spectrum(
     if grid is None and kinds != {"reflecting"}:
         raise InvalidInput("a wall that absorbs or wraps needs a grid: where it stands is part of the model")
     say = progress if progress is not None else _silent
-    made = model.build_map(**whole) if model.discrete else model.build(**whole)
+    made: Any = model.build_map(**whole) if model.discrete else model.build(**whole)
     say("grid", 0.0)
     grid = automatic_grid(made, start=model.start) if grid is None else grid
     say("operator", 0.0)
