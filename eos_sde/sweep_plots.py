@@ -68,6 +68,10 @@ def sweep_figure(
     name = _chosen_value(dataset, value, over or ())
     part = selected(dataset, at or {})
     values = part[name].squeeze(drop=True)
+    if values.dtype.kind == "c":  # eigenvalues against a parameter
+        values = values.real.rename(name).assign_attrs(
+            part[name].attrs, long_name=f"real part of {_words(part[name])}"
+        )
     across = _chosen_axes(values, over)
     if len(across) == 2:
         return _phase_diagram(part, values, across, curves)
@@ -80,7 +84,7 @@ def _chosen_value(dataset: xr.Dataset, value: str | None, over: Sequence[str]) -
     numbers = [
         str(name)
         for name, each in dataset.data_vars.items()
-        if each.dtype.kind in "fiub" and each.size > 1 and each.dims
+        if each.dtype.kind in "fiubc" and each.size > 1 and each.dims
     ]
     if value is not None:
         if value not in dataset.data_vars:
@@ -172,9 +176,13 @@ def _chosen_axes(values: xr.DataArray, over: Sequence[str] | None) -> list[str]:
     return chosen
 
 
+def _words(array: xr.DataArray) -> str:
+    return str(array.attrs.get("long_name", array.name))
+
+
 def _label(array: xr.DataArray) -> str:
     units = array.attrs.get("units", "1")
-    text = str(array.attrs.get("long_name", array.name))
+    text = _words(array)
     text = str(array.name) if not text else text if text == str(array.name) else f"{array.name}: {text}"
     return text if units in {"1", ""} else f"{text} [{units}]"
 
