@@ -6,7 +6,15 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from eos_sde import campaign_plots, implicit_bias_report, model_plots, plots, stability_plots, sweep_plots
+from eos_sde import (
+    agreement_plots,
+    campaign_plots,
+    implicit_bias_report,
+    model_plots,
+    plots,
+    stability_plots,
+    sweep_plots,
+)
 from solvers.errors import InvalidInput
 
 SWEEP = "sweep"
@@ -128,5 +136,5 @@ def _of_sweep(
             f"beside a sweep only threshold curves are drawn, and a file is a {wrong[0]}; leave it out"
         )
     if value is None and over is None and not others and {"predicted", "measured"} <= set(first.data_vars):
-        return sweep_plots.agreement_figure(first if not at else sweep_plots.selected(first, at))
+        return agreement_plots.agreement_figure(first if not at else sweep_plots.selected(first, at))
     return sweep_plots.sweep_figure(first, value=value, over=over, at=at, curves=others)

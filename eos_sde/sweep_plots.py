@@ -1,4 +1,4 @@
-"""Figures of sweeps: phase diagrams over two axes, lines over one, predicted against measured."""
+"""Figures of sweeps: phase diagrams over two axes, lines over one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -241,7 +241,7 @@ def _phase_diagram(
         xlim=_ends(axis, "x", x),
         ylim=_ends(axis, "y", y),
     )
-    axis.set_title(_fixed(part), fontsize=9, loc="left")
+    axis.set_title(fixed_axes(part), fontsize=9, loc="left")
     missing = z.size - kept.size
     if missing:
         axis.set_title(
@@ -285,8 +285,19 @@ def _curves_beside(axis: Axes, curves: Sequence[xr.Dataset], across: str, up: st
     return len(curves)
 
 
-def _fixed(part: xr.Dataset) -> str:
-    """The axes that were fixed, and where."""
+def fixed_axes(part: xr.Dataset) -> str:
+    """The axes that were fixed, and where.
+
+    Parameters
+    ----------
+    part : Dataset
+        From `selected`.
+
+    Returns
+    -------
+    str
+        For a title.
+    """
     told = []
     for name, coordinate in part.coords.items():
         if coordinate.ndim == 0:
@@ -335,77 +346,10 @@ def _lines(part: xr.Dataset, name: str, values: xr.DataArray, over: str) -> Figu
     axis.spines[["top", "right"]].set_visible(False)
     axis.set(xlabel=_label(part[over]), ylabel=_label(values))
     axis.set_title(
-        _fixed(part) + (" (bars: one standard error)" if error is not None else ""), fontsize=9, loc="left"
+        fixed_axes(part) + (" (bars: one standard error)" if error is not None else ""),
+        fontsize=9,
+        loc="left",
     )
     if others:
         axis.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def agreement_figure(dataset: xr.Dataset) -> Figure:
-    """Predicted against measured on the diagonal, a colour for each label of the shortest axis of text.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        With ``predicted`` and ``measured`` over the same axes, and ``predicted_stderr``, ``measured_stderr`` if known.
-
-    Returns
-    -------
-    Figure
-        Bars of one standard error, and a band of 5 % about the diagonal.
-
-    Raises
-    ------
-    InvalidInput
-        If no point has both.
-    """
-    names = ("predicted", "measured", "predicted_stderr", "measured_stderr")
-    table = xr.broadcast(
-        *(dataset[name] if name in dataset else xr.zeros_like(dataset["measured"]) for name in names)
-    )
-    x, y, dx, dy = (array.astype(float) for array in table)
-    both = np.isfinite(x.values) & np.isfinite(y.values)
-    if not both.any():
-        raise InvalidInput("no point of the dataset has both a predicted and a measured value")
-    texts = [
-        str(dim)
-        for dim in x.dims
-        if dim in dataset.coords and dataset[dim].dtype.kind in "UOT" and x.sizes[dim] > 1
-    ]
-    by = min(texts, key=lambda dim: x.sizes[dim], default=None)
-    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
-    axis = figure.subplots()
-    ends = np.array(
-        [min(x.values[both].min(), y.values[both].min()), max(x.values[both].max(), y.values[both].max())]
-    )
-    log = ends[0] > 0 and ends[1] > 5 * ends[0]
-    ends = (
-        ends * np.array([0.9, 1.1])
-        if log
-        else ends + np.array([-0.06, 0.06]) * (np.ptp(ends) or abs(ends[0]) or 1.0)
-    )
-    line = np.geomspace(ends[0], ends[1], 50) if log else np.linspace(ends[0], ends[1], 50)
-    axis.fill_between(
-        line,
-        line - 0.05 * np.abs(line),
-        line + 0.05 * np.abs(line),
-        color=GREY,
-        alpha=0.2,
-        lw=0,
-        label="± 5 %",
-    )
-    axis.plot(line, line, color=GREY, lw=1)
-    for i, label in enumerate(dataset[by].values if by else [None]):
-        where = {} if label is None else {by: label}
-        points = [array.sel(where).values.ravel() for array in (x, y, dy, dx)]
-        points[2:] = [np.where(np.isfinite(bar), bar, 0) for bar in points[2:]]
-        axis.errorbar(*points, fmt="osD^v<>"[i % 7], ms=4.5, lw=1, capsize=2, color=COLOURS[i % len(COLOURS)],
-                      label=None if label is None else f"{by} = {label}")  # fmt: skip
-    if log:
-        axis.set(xscale="log", yscale="log")
-    axis.set(xlabel="predicted", ylabel="measured", xlim=ends, ylim=ends)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
-    axis.set_title(_fixed(dataset), fontsize=9, loc="left")
     return figure

@@ -23,7 +23,7 @@ from eos_sde.cli.model_options import (
     named_numbers,
     span,
     start_of,
-)  # fmt: skip
+)
 from eos_sde.cli.result_files import ENDINGS, PICTURES, check_file, write_result
 from eos_sde.cli.terminal import JSON, command_line, progress_bars
 from solvers.errors import InvalidInput

@@ -131,8 +131,9 @@ def given_grid(given: Iterable[str] | None, names: tuple[str, ...]) -> Grid | No
 
 def given_boundary(given: Iterable[str] | None, names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """NAME=LO:HI walls as `solvers.FokkerPlanck` takes them; axes that are not named reflect."""
-    both: tuple[str, str] = ("reflecting", "reflecting")
-    walls = dict.fromkeys(names, both)
+    walls: dict[str, tuple[str, str]] = {}
+    for name in names:
+        walls[name] = ("reflecting", "reflecting")
     for text in given or ():
         name, rest = _split("--boundary", text, "NAME=LO:HI")
         kinds = rest.split(":")

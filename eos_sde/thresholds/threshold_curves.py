@@ -75,10 +75,8 @@ def threshold_curve(
         known = closed_form(model, criterion, over, here, bracket, **settings)
         try:
             results.append((_located(model, here, over, bracket, criterion, settings), known, ""))
-        except (
-            InvalidInput,
-            ConvergenceFailure,
-        ) as error:  # told in the dataset, raised where nothing else is
+        except (InvalidInput, ConvergenceFailure) as error:
+            # told in the dataset; raised below where nothing else was found
             results.append((None, known, str(error)))
             failures.append(error)
         if progress is not None:
