@@ -32,16 +32,20 @@ def kind_of(dataset: xr.Dataset) -> str:
     -------
     str
         "replay", "onsets", "campaign", "implicit bias", "stability map", "fluctuation forecast",
-        "fluctuation measurement", "threshold", "spectrum", "simulation", or "sweep": variables over labelled axes.
+        "fluctuation measurement", "threshold", "spectra", "spectrum", "simulation", or "sweep": variables over
+        labelled axes.
     """
     names, dims = set(map(str, dataset.variables)), set(map(str, dataset.dims))
     told = dataset.attrs.get("kind")
     for kind, variables, axes in _SIGNS:
-        if told in {kind, None} and variables <= names and axes <= dims and (told or kind != "threshold"):
+        agrees = told == kind or (told is None and kind not in _TOLD)
+        if agrees and variables <= names and axes <= dims:
             return kind
     return SWEEP
 
 
+# Kinds that only their attribute tells from a sweep.
+_TOLD = ("threshold", "spectra")
 # Kind, variables, dimensions; ordered: the first that fits.
 _SIGNS: tuple[tuple[str, set[str], set[str]], ...] = (
     ("threshold", {"threshold", "stderr", "closed_form"}, set()),
@@ -56,6 +60,7 @@ _SIGNS: tuple[tuple[str, set[str], set[str]], ...] = (
     ("stability map", {"regime", "delta_escape"}, {"delta", "batch_size", "eta_base"}),
     ("fluctuation forecast", {"density", "position", "eigenvalue"}, {"model", "direction", "bin"}),
     ("fluctuation measurement", {"density", "density_stderr", "position"}, {"direction", "bin"}),
+    ("spectra", {"decay_rate", "frequency", "gap", "reason"}, {"mode"}),
     ("spectrum", {"eigenvalue", "right", "residual"}, {"mode"}),
     ("simulation", {"final", "diverged"}, {"path", "component"}),
 )
@@ -117,6 +122,7 @@ _FIGURES: dict[str, Callable[[xr.Dataset], Figure]] = {
     "implicit bias": implicit_bias_report.implicit_bias_figure,
     "stability map": stability_plots.stability_figure,
     "threshold": model_plots.threshold_figure,
+    "spectra": model_plots.spectra_figure,
     "spectrum": model_plots.spectrum_figure,
     "simulation": model_plots.ensemble_figure,
 }

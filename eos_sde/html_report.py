@@ -20,6 +20,7 @@ _ROWS = 200
 _HEAVY = 1_500_000  # bytes from which a drawing is embedded as pixels
 _CAPTIONS = {
     "threshold": "The threshold along a second parameter, with its error and the closed form where there is one.",
+    "spectra": "Decay rates of the slowest modes against a parameter.",
     "spectrum": "Eigenvalues of the slowest modes, the density, and the mode that decays last.",
     "simulation": "The ensemble over time, and where its paths are at the end.",
     "replay": "Theory as lines, the network as points, a panel for each experiment.",

@@ -86,6 +86,39 @@ def spectrum_figure(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def spectra_figure(dataset: xr.Dataset) -> Figure:
+    """Decay rates of the slowest modes against a parameter.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `thresholds.spectrum_curve`.
+
+    Returns
+    -------
+    Figure
+        On a logarithmic scale where the rates span more than two decades; modes that turn are open.
+    """
+    along = dataset.attrs["along"]
+    figure, ((axis,),) = _page(1)
+    x, rates = dataset[along].values, dataset["decay_rate"].values
+    for mode in range(1, dataset.sizes["mode"]):
+        colour = COLOURS[(mode - 1) % len(COLOURS)]
+        axis.plot(x, rates[:, mode], lw=1.2, color=colour, label=f"mode {mode}")
+        for turns in (False, True):
+            here = (dataset["frequency"].values[:, mode] > 0) == turns
+            axis.plot(x[here], rates[here, mode], "o", ms=4, color=colour, mfc="white" if turns else colour)
+    kept = rates[:, 1:][np.isfinite(rates[:, 1:]) & (rates[:, 1:] > 0)]
+    if kept.size and kept.max() > _WIDE_RANGE * kept.min():
+        axis.set_yscale("log")
+    axis.legend(fontsize=8, frameon=False, loc="best")
+    _told(
+        axis, "Decay rates of the slowest modes (open: they turn)", xlabel=along, ylabel="decay rate [1/time]"
+    )
+    _heading(figure, dataset)
+    return figure
+
+
 def _eigenvalues(axis: Axes, values: np.ndarray, *, transfer: bool) -> None:
     number = np.arange(values.size)
     if transfer:

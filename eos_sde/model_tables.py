@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eos_sde.report import number
+from eos_sde.thresholds.spectrum_curves import rates_of
 
 _ROWS = 12
 
@@ -130,26 +131,18 @@ def spectrum_records(dataset: xr.Dataset) -> dict[str, Any]:
         The attributes, "gap" in 1/time, and "rows": eigenvalue (real and imaginary part), decay rate, period,
         residual.
     """
-    rows = []
-    step = dataset.attrs.get("step")
-    for i, value in enumerate(dataset["eigenvalue"].values):
-        value = complex(value)
-        if step is None:
-            rate, turning = -value.real, abs(value.imag)
-        else:
-            size = abs(value)
-            rate = (-math.log(size) if size > 0 else math.inf) / step
-            turning = abs(math.atan2(value.imag, value.real)) / step
-        rows.append(
-            {
-                "mode": i,
-                "eigenvalue_real": value.real,
-                "eigenvalue_imaginary": value.imag,
-                "decay_rate": 0.0 if i < int(dataset.attrs["zero_modes"]) else rate,
-                "period": 2 * math.pi / turning if turning > 0 else math.nan,
-                "residual": float(dataset["residual"].values[i]),
-            }
-        )
+    rates, turning = rates_of(dataset)
+    rows = [
+        {
+            "mode": i,
+            "eigenvalue_real": complex(value).real,
+            "eigenvalue_imaginary": complex(value).imag,
+            "decay_rate": float(rates[i]),
+            "period": 2 * math.pi / float(turning[i]) if turning[i] > 0 else math.nan,
+            "residual": float(dataset["residual"].values[i]),
+        }
+        for i, value in enumerate(dataset["eigenvalue"].values)
+    ]
     return {**_facts(dataset), "gap": float(dataset["gap"]), "rows": rows}
 
 
@@ -193,6 +186,57 @@ def spectrum_table(dataset: xr.Dataset) -> Group:
             else f"spectral gap {gap:.6g}"
         ),
     )
+
+
+def spectra_records(dataset: xr.Dataset) -> dict[str, Any]:
+    """The facts, and a row for each value of the parameter.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `thresholds.spectrum_curve`.
+
+    Returns
+    -------
+    dict
+        The attributes, and "rows": the parameter, "gap", "decay_rates", "frequencies", "reason".
+    """
+    along = dataset.attrs["along"]
+    rows = [
+        {
+            along: float(dataset[along][i]),
+            "gap": float(dataset["gap"][i]),
+            "decay_rates": dataset["decay_rate"].values[i].tolist(),
+            "frequencies": dataset["frequency"].values[i].tolist(),
+            "reason": str(dataset["reason"].values[i]),
+        }
+        for i in range(dataset.sizes[along])
+    ]
+    return {**_facts(dataset), "rows": rows}
+
+
+def spectra_table(dataset: xr.Dataset) -> Group:
+    """Gap and decay rates along a parameter.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `thresholds.spectrum_curve`.
+
+    Returns
+    -------
+    Group
+        For a terminal.
+    """
+    along = dataset.attrs["along"]
+    modes = range(1, dataset.sizes["mode"])
+    table = _table("", (along, "gap", *(f"rate {mode}" for mode in modes)))
+    rows = spectra_records(dataset)["rows"]
+    for row in rows:
+        numbers = [row["gap"], *(row["decay_rates"][mode] for mode in modes)]
+        table.add_row(f"{row[along]:.6g}", *(f"{n:.5g}" if math.isfinite(n) else "-" for n in numbers))
+    notes = [Text(f"{along} = {row[along]:.6g}: {row['reason']}") for row in rows if row["reason"]]
+    return Group(Text(f"{_named(dataset)}: decay rates per time", style="bold"), table, *notes)
 
 
 def ensemble_records(dataset: xr.Dataset) -> dict[str, Any]:

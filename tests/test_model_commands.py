@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from eos_sde import cli
 from eos_sde.cli import model_options
 from eos_sde.cli.result_files import read_result
-from eos_sde.models import catalogue
+from eos_sde.dataset_figures import kind_of
+from eos_sde.models import catalogue, flip_rate_kramers
 from eos_sde.thresholds.automatic_grids import automatic_grid, common_grid
+from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 from solvers import Grid, InvalidInput
 
 FLIP = "flip-normal-form --param mu=0.1 --param C=1 --param s=0.1"
@@ -85,6 +87,30 @@ def test_spectrum_of_an_ornstein_uhlenbeck_process(capsys, tmp_path):
     status, out, _ = _run(f"spectrum {FLIP} --grid A=-0.6:0.6:60 --boundary A=absorbing --modes 3", capsys)
     assert status == 0
     assert "60 cells, A from -0.6 to 0.6" in out
+
+
+def test_decay_rates_along_a_parameter(capsys, tmp_path):
+    """The gap of the flip normal form closes beyond mu = 0: flips at twice Kramers' rate, good to the inverse barrier.
+
+    At mu = 0.2, s = 0.05 the barrier mu^2/(2 C s^2) is 8. At mu = -0.2 first-order
+    perturbation gives |mu| + 3 C s^2/(2 |mu|) = 0.21875, whose relative correction is 9 %: its square is the tolerance,
+    doubled.
+    """
+    line = "spectrum flip-normal-form --param C=1 --param s=0.05 --along mu=-0.2:0.2:3 --modes 3"
+    status, out, err = _run(f"{line} --json --out s.zarr --figure s.png", capsys)
+    assert (status, err) == (0, "")
+    rows = json.loads(out)["rows"]
+    assert [row["mu"] for row in rows] == pytest.approx([-0.2, 0, 0.2])
+    assert rows[0]["gap"] == pytest.approx(0.21875, rel=2 * 0.09375**2)
+    assert rows[1]["decay_rates"][2] / rows[1]["gap"] == pytest.approx(MARGINAL_RATIO, rel=5e-3)
+    assert rows[2]["gap"] == pytest.approx(2 * flip_rate_kramers(0.2, 1.0, 0.05), rel=1 / 8)
+    kept = read_result(tmp_path / "s.zarr")
+    assert kind_of(kept) == "spectra"
+    assert float(kept["gap"][2]) == rows[2]["gap"]
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+    assert "rate 2" in _run(line, capsys)[1]
+    status, _, err = _run("spectrum flip-normal-form --param C=1 --param s=0 --along mu=0:1:2", capsys)
+    assert (status, err.count("\n")) == (2, 1)
 
 
 @pytest.mark.slow
@@ -157,6 +183,10 @@ REFUSED = [
     (f"threshold {FLIP} --over mu=0:1", "both given and varied"),
     (f"spectrum {FLIP} --seed -1", "seed=-1 must be at least 0"),
     (f"spectrum {FLIP} --modes 1", "modes=1"),
+    (f"spectrum {FLIP} --along mu=0:1:3", "both given and varied"),
+    (f"spectrum {FLIP} --along k=0:1:3", "no parameter 'k'"),
+    (f"spectrum {FLIP} --along m=0:1", "write NAME=LO:HI:COUNT"),
+    (f"spectrum {FLIP} --along m=0:1:2 --modes -1", "modes=-1"),
     (f"spectrum {FLIP} --method best", "method='best'"),
     (f"spectrum {FLIP} --grid A=0:1:0", "no whole number of at least 2"),
     (f"spectrum {FLIP} --grid x=0:1:20", "the components are A"),

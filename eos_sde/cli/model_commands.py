@@ -124,6 +124,13 @@ def spectrum(
     param: PARAM = None,
     grid: GRID = None,
     boundary: BOUNDARY = None,
+    along: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=LO:HI:COUNT",
+            help="A parameter along which decay rates are followed. (default: none)",
+        ),
+    ] = None,
     modes: Annotated[int, typer.Option(help="How many.")] = 6,
     method: Annotated[
         str, typer.Option(help="auto, tridiagonal, shift-invert, davidson, arnoldi or dense.")
@@ -139,11 +146,23 @@ def spectrum(
     """
     from eos_sde import model_plots, model_tables
     from eos_sde.thresholds.model_spectrum import model_spectrum
+    from eos_sde.thresholds.spectrum_curves import spectrum_curve
 
     chosen = chosen_model(model)
     _check_outputs(seed, out, figure)
     names = tuple(chosen.components)
     given, walls = given_grid(grid, names), given_boundary(boundary, names)
+    if along is not None:
+        varied = span("--along", along, counted=True)
+        with progress_bars() as advance:
+            table = spectrum_curve(
+                chosen, named_numbers("--param", param), along=(varied.name, varied.values()), grid=given,
+                boundary=walls, modes=modes, method=method, progress=lambda fraction: advance("spectra", fraction),
+            ).assign_attrs(command=command_line.get(), seed=seed)  # fmt: skip
+        drawn = model_plots.spectra_figure(table) if figure is not None else None
+        files = _written(table, out, drawn, figure)
+        _say(model_tables.spectra_records(table), files, as_json, lambda: model_tables.spectra_table(table))
+        return
     with progress_bars() as advance:
         table = model_spectrum(
             chosen, named_numbers("--param", param), grid=given, boundary=walls, modes=modes, method=method,

@@ -42,6 +42,7 @@ from eos_sde.thresholds.result import Threshold
 from eos_sde.thresholds.sde_validity import sde_validity, svag_mean_square
 from eos_sde.thresholds.sgd_tail import sgd_tail_exponent
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
+from eos_sde.thresholds.spectrum_curves import spectrum_curve
 from eos_sde.thresholds.threshold_curves import threshold_curve
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ __all__ = [
     "sgd_sufficient_bound",
     "sgd_tail_exponent",
     "sharpness_plateau",
+    "spectrum_curve",
     "stochastic_edge",
     "svag_mean_square",
     "threshold_curve",
