@@ -13,9 +13,9 @@ from eos_sde import cli, sweep_plots
 from eos_sde.cli.result_files import read_result, write_result
 from eos_sde.dataset_figures import figures_of, kind_of
 from eos_sde.dataset_rows import columns_of, rows_of
-from eos_sde.html_report import html_report
 from eos_sde.models import catalogue
-from eos_sde.thresholds.model_spectrum import model_spectrum
+from eos_sde.report_page import html_report
+from eos_sde.thresholds.model_spectra import model_spectrum
 from solvers import FokkerPlanck, Grid, InvalidInput, eigenmodes
 from tests import browser
 

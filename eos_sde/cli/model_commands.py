@@ -145,7 +145,7 @@ def spectrum(
     Example: eos-sde spectrum flip-normal-form --param mu=0.1 --param C=1 --param s=0.05 --figure flip.png
     """
     from eos_sde import model_plots, model_tables
-    from eos_sde.thresholds.model_spectrum import model_spectrum
+    from eos_sde.thresholds.model_spectra import model_spectrum
     from eos_sde.thresholds.spectrum_curves import spectrum_curve
 
     chosen = chosen_model(model)

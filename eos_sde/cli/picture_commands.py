@@ -83,7 +83,7 @@ def report(
 
     Example: eos-sde report replay/replay.nc flip.nc sweep.zarr --out report.html
     """
-    from eos_sde.html_report import html_report
+    from eos_sde.report_page import html_report
 
     _check(seed, out, (".html", ".htm"))
     datasets = {str(file): read_result(file) for file in files}

@@ -27,7 +27,7 @@ from eos_sde.thresholds.gram import GramBasis, GramOperator
 from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square
 from eos_sde.thresholds.mean_square_bounds import sgd_necessary_bounds, sgd_sufficient_bound
 from eos_sde.thresholds.mean_square_factored import BracketedThreshold
-from eos_sde.thresholds.model_spectrum import model_spectrum
+from eos_sde.thresholds.model_spectra import model_spectrum
 from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
 from eos_sde.thresholds.plateau_law import sharpness_plateau

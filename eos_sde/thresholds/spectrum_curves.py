@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from eos_sde.models.registry import Model
-from eos_sde.thresholds.model_spectrum import model_spectrum
+from eos_sde.thresholds.model_spectra import model_spectrum
 from solvers import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
 
