@@ -107,15 +107,16 @@ def columns_of(rows: list[dict[str, Any]], dataset: xr.Dataset) -> list[Column]:
         values = [row[name] for row in rows]
         if all(value is None or value == "" for value in values):
             continue
-        units = str(dataset[name].attrs.get("units", "1")) if name in dataset.variables else "1"
+        units = str(dataset[name].attrs.get("units", "")) if name in dataset.variables else ""
+        units = "" if units in {"1", "see units"} else units  # a table of mixed units has a column of them
         if all(
             value is None or (isinstance(value, (int, float, complex)) and not isinstance(value, bool))
             for value in values
         ):
-            columns.append(Column(name, "" if units == "1" else units, _aligned(values), True))
+            columns.append(Column(name, units, _aligned(values), True))
         else:
             texts = ["" if value is None else str(value) for value in values]
-            columns.append(Column(name, "" if units == "1" else units, texts, False))
+            columns.append(Column(name, units, texts, False))
     return columns
 
 
