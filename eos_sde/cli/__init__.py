@@ -1,13 +1,15 @@
 """The command line, `eos-sde`; each module here holds some of its commands."""
 
+import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
 
-from eos_sde.cli import experiments, listings
+from eos_sde.cli import experiments, listings, model_commands, picture_commands
+from eos_sde.cli.terminal import command_line
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 app = typer.Typer(
@@ -16,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (experiments, listings):
+for commands in (experiments, model_commands, picture_commands, listings):
     app.add_typer(commands.app)
 _INTERRUPTED = 130
 _INTERRUPTION = "interrupted; what was finished is kept where the output goes"
@@ -38,14 +40,22 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 if an iteration failed or 2 for bad input, with one sentence on standard error; 130 when
-        interrupted.
+        Exit status: 0; 1 if an iteration or a file failed or 2 for bad input, with one sentence on standard error; 130
+        when interrupted.
     """
-    show: Callable[..., None] = lambda message, *args, **kwargs: _say(str(message))  # noqa: ARG005, E731
+    said = set()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
+        if str(message) not in said:  # once, from however many places
+            said.add(str(message))
+            _say(str(message))
+
+    given = sys.argv[1:] if arguments is None else arguments
+    command_line.set(shlex.join(["eos-sde", *given]))
     with warnings.catch_warnings():
         warnings.showwarning = show
         try:
-            result = app(arguments, standalone_mode=False)
+            result = app(arguments, standalone_mode=False, prog_name="eos-sde")
         except typer.Exit as leaving:
             if leaving.exit_code == _INTERRUPTED:  # typer's reading of Ctrl-C
                 _say(_INTERRUPTION)
@@ -59,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         except (KeyboardInterrupt, typer.Abort):
             _say(_INTERRUPTION)
             return _INTERRUPTED
+        except OSError as error:  # a full disk, a folder that went away
+            _say(f"a file cannot be read or written: {error}")
+            return 1
         except TyperException as error:  # bad options and values, in typer's own words
             _say(error.format_message())
             return 2

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from eos_sde.cli.model_options import complete_task
 from eos_sde.cli.terminal import JSON, check_folder, keep, progress_bars
 from solvers.errors import InvalidInput
 
@@ -17,7 +18,9 @@ _CIFAR = "cifar-resnet"  # the task whose images the user has
 
 @app.command()
 def replay(
-    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "fashion-mlp",
+    task: Annotated[
+        str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
+    ] = "fashion-mlp",
     rule: Annotated[str, typer.Option(help="gd, sgd or caeo: which experiments to run.")] = "caeo",
     eta: Annotated[float | None, typer.Option(help="Learning rate; the task's own by default.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size B; 8 B is used beside it.")] = 8,
@@ -120,7 +123,8 @@ def campaign(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated. (default: all that are small, without the transformer; quick: the two mlp)"
+            help="May be repeated. (default: all that are small, without the transformer; quick: the two mlp)",
+            autocompletion=complete_task,
         ),
     ] = None,
     rule: Annotated[
@@ -201,7 +205,9 @@ def _networks(
 
 @app.command()
 def implicit_bias(
-    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
+    task: Annotated[
+        str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
+    ] = "digits-mlp",
     rule: Annotated[
         list[str] | None, typer.Option(help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: gd, sgd)")
     ] = None,

@@ -1,7 +1,8 @@
-"""What the commands share: the JSON option, a progress bar, folders checked, datasets written whole or not at all."""
+"""What the commands share: their own line, the JSON option, a progress bar, folders checked, datasets kept whole."""
 
 import os
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from solvers.errors import InvalidInput
 
+command_line: ContextVar[str] = ContextVar("command_line", default="eos-sde")
+"""What is being run, for the record of results."""
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
 

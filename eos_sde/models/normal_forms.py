@@ -32,6 +32,14 @@ class ShakenFlip(NamedTuple):
     m: float
 
 
+class ScaledFlip(NamedTuple):
+    """Parameters of dA = (mu A - C A^3) dk + m A dW."""
+
+    mu: float
+    C: float
+    m: float
+
+
 class SelfStabilization(NamedTuple):
     """Parameters of the self-stabilization model."""
 
@@ -57,7 +65,8 @@ def flip_normal_form(mu: float, C: float, s: float, m: float = 0.0) -> SDE:
         Standard deviation of the kick to the weight per step, >= 0: eta times that of the gradient noise.
     m : float
         Standard deviation of the growth factor of a step, >= 0: eta times that of the batch curvature. The noise is
-        then sqrt(s^2 + m^2 A^2), gradient and curvature noise taken as uncorrelated.
+        then sqrt(s^2 + m^2 A^2), gradient and curvature noise taken as uncorrelated, and m A where s = 0: A = 0 is
+        then a fixed point, and the model has no parameter s.
 
     Returns
     -------
@@ -72,6 +81,9 @@ def flip_normal_form(mu: float, C: float, s: float, m: float = 0.0) -> SDE:
     """
     params = Flip(finite("mu", mu), finite("C", C), non_negative("s", s, "give the kick per step, >= 0"))
     if non_negative("m", m, "give the spread of the growth factor, >= 0") > 0:
+        if params.s == 0:
+            scaled = ScaledFlip(params.mu, params.C, float(m))
+            return SDE(_flip_drift, _scaled_diffusion, params=scaled, names=("A",), convention="ito")
         shaken = ShakenFlip(*params, float(m))
         return SDE(_flip_drift, _shaken_diffusion, params=shaken, names=("A",), convention="ito")
     sde = SDE(_flip_drift, _flip_diffusion, params=params, names=("A",), convention="ito")
@@ -91,6 +103,10 @@ def _flip_diffusion(t: float, y: Any, p: Flip, xp: Any) -> Any:  # noqa: ARG001
 def _shaken_diffusion(t: float, y: Any, p: ShakenFlip, xp: Any) -> Any:  # noqa: ARG001
     (amplitude,) = y
     return (xp.sqrt(p.s * p.s + p.m * p.m * amplitude * amplitude),)
+
+
+def _scaled_diffusion(t: float, y: Any, p: ScaledFlip, xp: Any) -> Any:  # noqa: ARG001
+    return (p.m * y[0],)
 
 
 def _flip_potential(t: float, y: Any, p: Flip, xp: Any) -> Any:  # noqa: ARG001

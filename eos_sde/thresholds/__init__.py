@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from eos_sde.thresholds.almost_sure import scalar_almost_sure, sgd_almost_sure
+from eos_sde.thresholds.automatic_grids import automatic_grid
 from eos_sde.thresholds.batch_gradients import batch_sharpness, gradient_noise_interaction
 from eos_sde.thresholds.caeo_regimes import CaeoStability, caeo_stability, caeo_stability_map
 from eos_sde.thresholds.closed_forms import (
@@ -26,6 +27,7 @@ from eos_sde.thresholds.gram import GramBasis, GramOperator
 from eos_sde.thresholds.mean_square import mean_square_growth, sgd_mean_square
 from eos_sde.thresholds.mean_square_bounds import sgd_necessary_bounds, sgd_sufficient_bound
 from eos_sde.thresholds.mean_square_factored import BracketedThreshold
+from eos_sde.thresholds.model_spectra import model_spectrum
 from eos_sde.thresholds.moment_growth import sgd_moment_exponents
 from eos_sde.thresholds.noise_kernel import noise_kernel_norm, stochastic_edge
 from eos_sde.thresholds.plateau_law import sharpness_plateau
@@ -40,6 +42,8 @@ from eos_sde.thresholds.result import Threshold
 from eos_sde.thresholds.sde_validity import sde_validity, svag_mean_square
 from eos_sde.thresholds.sgd_tail import sgd_tail_exponent
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
+from eos_sde.thresholds.spectrum_curves import spectrum_curve
+from eos_sde.thresholds.threshold_curves import threshold_curve
 
 if TYPE_CHECKING:
     from eos_sde.training import StabilityMonitor, max_stable_lr
@@ -56,6 +60,7 @@ __all__ = [
     "TailExponent",
     "Threshold",
     "adam",
+    "automatic_grid",
     "batch_sharpness",
     "caeo_stability",
     "caeo_stability_map",
@@ -73,6 +78,7 @@ __all__ = [
     "locate",
     "max_stable_lr",
     "mean_square_growth",
+    "model_spectrum",
     "momentum_sgd_scalar",
     "noise_kernel_norm",
     "pitchfork_d_bifurcation",
@@ -91,8 +97,10 @@ __all__ = [
     "sgd_sufficient_bound",
     "sgd_tail_exponent",
     "sharpness_plateau",
+    "spectrum_curve",
     "stochastic_edge",
     "svag_mean_square",
+    "threshold_curve",
 ]
 
 

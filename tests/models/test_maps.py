@@ -23,6 +23,17 @@ def test_one_step_of_each_map_is_its_formula():
     np.testing.assert_allclose(got[1], y + eta * (0.7 - 0.55 * x**2), rtol=1e-13)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_curvature_noise_has_the_variance_of_both(noise):
+    """A step from x by one deviation: eta sqrt(s^2 + c^2 x^2); at 0 a fixed point exactly where s = 0."""
+    rule = maps.quadratic_map(0.1, 3.0, noise, spread=2.0)
+    for x in (-1.5, 0.0, 0.4):
+        (still,), (kicked,) = rule.step((x,), (0.0,)), rule.step((x,), (1.0,))
+        assert still == pytest.approx(0.7 * x)
+        assert abs(kicked - still) == pytest.approx(0.1 * np.hypot(noise, 2.0 * x))
+    assert "noise" not in rule.sde.params._fields or noise > 0
+
+
 @pytest.mark.parametrize("sharpness", [-3.0, 0.0, 1.0, 6.2, 6.4, 40.0])
 def test_caeo_map_caps_the_rate(sharpness):
     base, delta, alpha, beta, s = 0.3, 0.1, 0.7, 1.1, 0.5
@@ -156,6 +167,7 @@ def test_the_map_is_an_euler_step_of_its_sde():
         (lambda: maps.caeo_map(0.0, alpha=1.0, beta=1.0), "eta_base=0.0"),
         (lambda: maps.self_stabilization_map(1.0, 1.0, -0.1), "eta=-0.1"),
         (lambda: maps.quadratic_map(0.1, 1.0, -1.0), "noise=-1.0"),
+        (lambda: maps.quadratic_map(0.1, 1.0, 1.0, spread=-1.0), "spread=-1.0"),
         (lambda: maps.quadratic_map(0.1, 1.0, 1.0).iterate((np.nan,), steps=1, seed=0), "state of 'x'"),
         (lambda: maps.quadratic_map(0.1, 1.0, 1.0).iterate((1.0, 2.0), steps=1, seed=0), "2 components"),
         (lambda: maps.quadratic_map(0.1, 1.0, 1.0).iterate((1.0,), steps=-1, seed=0), "steps=-1"),
