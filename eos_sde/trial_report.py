@@ -21,6 +21,7 @@ _COLUMNS = (
     ("gradients_to_target", "gradients to target"),
     ("seconds_to_target", "seconds to target"),
     ("best_validation_loss", "best validation loss"),
+    ("end_validation_loss", "at the end"),
     ("test_accuracy", "test accuracy"),
     ("test_nll", "NLL"),
     ("test_brier", "Brier"),
@@ -89,10 +90,10 @@ def comparison_in_words(found: xr.Dataset) -> str:
     """
     attrs, seeds = found.attrs, found.sizes["seed"]
     reference = attrs["reference"]
+    aim = "steps to the target" if attrs["tune_for"] == "steps" else "validation loss at the end"
     lines = [
-        f"Tuned alike: {attrs['budget']}, neighbours {attrs['ratio']:g} apart, for the least "
-        f"{'steps to the target' if attrs['tune_for'] == 'steps' else 'validation loss'}; judged on {seeds} other "
-        "seeds.",
+        f"Tuned alike: {attrs['budget']}, neighbours {attrs['ratio']:g} apart, for the least {aim}; judged on {seeds} "
+        "other seeds.",
         f"Target: validation {attrs['target_kind']} {attrs['target']:.4g}. Differences are paired by the seed against "
         f"{reference}; p after Holm over {found.sizes['rule'] - 1} rules.",
     ]

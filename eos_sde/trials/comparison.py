@@ -14,7 +14,7 @@ import xarray as xr
 from eos_sde.bridge.cells import check_counts
 from eos_sde.trials.contenders import CONTENDERS, check_contenders
 from eos_sde.trials.judgement import judged_dataset
-from eos_sde.trials.milestones import Target, first_reached
+from eos_sde.trials.milestones import Target, end_loss, first_reached
 from eos_sde.trials.programs import knob_of
 from eos_sde.trials.training import train
 from eos_sde.trials.trial import CURVATURE_RULES, Trial, split_task, updates_of
@@ -23,7 +23,7 @@ from solvers.provenance import provenance
 
 TUNE_FOR = ("loss", "steps")
 SLACK = 1.1
-"""The target, where none is given, over the least validation loss that the reference reached while it was tuned."""
+"""The target, where none is given, over the validation loss at which the tuning run of the reference ended."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,10 @@ def compare(
     points, ratio : int, float
         Of the grid of each rule's knob; an odd number.
     tune_for : {"loss", "steps"}
-        The least validation loss of the run, or the fewest steps to the target.
+        The least validation loss at the end (the mean over the last fifth of the rows), or the fewest steps to the
+        target, then the least loss.
     target : Target, optional
-        If left out, 1.1 times the least validation loss that the reference reached in its tuning runs.
+        If left out, 1.1 times that loss of the reference, at its best in the tuning runs.
     probe : int
         Examples of the fixed batch whose curvature "caeo", "caeo-ss" and "inverse-sharpness" measure; 0 for that of
         each update's own batch. "cdat" measures the batch of the update, of which its gradient is.
@@ -220,7 +221,7 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
             run = tried[row, point] = contest.run(name, float(knob), contest.tuning_seed)
             diverged[row, point] = bool(run["diverged"])
             if not diverged[row, point]:
-                losses[row, point] = float(run["validation_loss"].min())
+                losses[row, point] = end_loss(run["validation_loss"])
             told((row * contest.points + point + 1) / math.prod(shape))
     goal = contest.target
     if goal is None:
@@ -243,7 +244,7 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
     over = ("rule", "point")
     contents = {
         "tuning_knob": variable(over, knobs, "values of the knob that were tried"),
-        "tuning_loss": variable(over, losses, "least validation loss of the run; NaN where it diverged"),
+        "tuning_loss": variable(over, losses, "validation loss at the end; NaN where it diverged"),
         "tuning_steps": variable(over, steps, "updates to the target; NaN where it was not reached"),
         "tuning_diverged": variable(over, diverged, "whether the run diverged"),
         "knob": variable(("rule",), knobs[rows, chosen], "value of the knob that was chosen"),

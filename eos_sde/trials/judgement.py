@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from eos_sde.trials.costs import Flops, task_flops, work_of
-from eos_sde.trials.milestones import Target, first_reached, mean_loss_variance
+from eos_sde.trials.milestones import Target, end_loss, first_reached, mean_loss_variance
 from eos_sde.trials.significance import holm, mean_interval, paired_difference, paired_ratio
 from eos_sde.trials.trial import split_task
 
@@ -37,6 +37,7 @@ METRICS: Mapping[str, Metric] = {
     "gradients_to_target": Metric("1", "gradient-equivalents to the target", "ratio", -1),
     "seconds_to_target": Metric("s", "time in updates to the target", "ratio", -1),
     "best_validation_loss": Metric("1", "least validation loss", "ratio", -1),
+    "end_validation_loss": Metric("1", "validation loss at the end", "ratio", -1),
     "final_train_loss": Metric("1", "training loss at the end", "ratio", -1),
     "test_loss": Metric("1", "test loss at the end", "difference", -1),
     "test_accuracy": Metric("1", "test accuracy at the end", "difference", 1),
@@ -137,6 +138,7 @@ def _of_run(contest: Any, rule: str, run: xr.Dataset, goal: Target, flops: Flops
         total = flops.of(work, gradients=updates, examples=examples, batch_size=trial.batch_size)
         found |= {
             "best_validation_loss": float(run["validation_loss"].min()),
+            "end_validation_loss": end_loss(run["validation_loss"]),
             "final_train_loss": float(run["train_loss"][-1]),
             "flops_per_sample": total / (updates * trial.batch_size),
         }

@@ -101,3 +101,20 @@ def mean_loss_variance(losses: ArrayLike) -> float:
     if not np.isfinite(values).all():
         return math.nan
     return float(values.var(axis=0, ddof=1).mean())
+
+
+def end_loss(losses: ArrayLike) -> float:
+    """Mean over the last fifth of the measurements: a run that swings at its end is not taken by its luckiest point.
+
+    Parameters
+    ----------
+    losses : array
+        At the measured steps.
+
+    Returns
+    -------
+    float
+        NaN if one of them is.
+    """
+    values = np.asarray(losses, float)
+    return float(values[-max(1, len(values) // 5) :].mean())

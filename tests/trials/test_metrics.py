@@ -46,7 +46,9 @@ def test_a_calibrated_classifier_has_no_error_but_that_of_sampling():
     scores = classifier_scores(np.log(p), labels)
     # each bin's gap has standard deviation at most sqrt(1/4/n_b); three of them all at once: p < 1e-3 by far
     assert scores.ece < 3 * 0.5 * np.sqrt(scores.count).sum() / right.size
-    np.testing.assert_allclose(scores.nll, np.mean(-right * np.log(right) - (1 - right) * np.log(1 - right)), atol=0.02)
+    np.testing.assert_allclose(
+        scores.nll, np.mean(-right * np.log(right) - (1 - right) * np.log(1 - right)), atol=0.02
+    )
     sharpened = classifier_scores(np.log(np.stack([0.5 + right / 2, 0.5 - right / 2], axis=1)), labels)
     assert sharpened.ece > 0.1
 
@@ -137,7 +139,9 @@ def test_operations_of_products_and_loops():
 
 def test_operations_of_a_run_add_up():
     work, flops = CurvatureWork(2, 6, 1), Flops(10.0, 20.0, 50.0)
-    assert flops.of(work, gradients=100, examples=4, batch_size=8) == 100 * 8 * 10 + 4 * (2 * 10 + 6 * 20 + 50)
+    assert flops.of(work, gradients=100, examples=4, batch_size=8) == 100 * 8 * 10 + 4 * (
+        2 * 10 + 6 * 20 + 50
+    )
     assert work.gradients(0.5) == 0.5 * (2 * 1 + 6 * 2 + 1 * 5)
 
 
@@ -150,6 +154,8 @@ def test_energy_is_read_and_survives_a_turn_of_the_counter(tmp_path):
     meter = EnergyMeter(tmp_path)
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("500000\n")  # 1.5 J later, past the turn
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("9250000\n")
-    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("9900000\n")  # a part of the first: not counted again
+    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text(
+        "9900000\n"
+    )  # a part of the first: not counted again
     assert meter.joules() == pytest.approx(1.75)
     assert meter.joules() == pytest.approx(1.75)
