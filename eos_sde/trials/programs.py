@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -126,11 +126,20 @@ def _make(trial: Trial, name: str) -> Programs:
         told = jnp.mean(losses), jnp.var(losses), rates[-1], *(jnp.sum(part) for part in work)
         return theta, state, told
 
-    def evaluate(theta: jax.Array, data: tuple, out: tuple) -> tuple:
-        there = dataclasses.replace(held, x_test=out[0], y_test=out[1])
-        accuracy = jnp.nan if task.regression else there.accuracy(theta)
-        return task.loss(theta, *data), task.loss(theta, *out), jnp.asarray(accuracy)
+    evaluate, sharpness = _measures(task, held)
+    data = (task.x, task.y)
+    return Programs(_ahead(partial(jax.jit(advance), data=data, fixed=probe)), evaluate, sharpness)
 
+
+@lru_cache(maxsize=4)
+def _measures(task: Task, held: Task) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What is measured of weights whatever the rule."""
+
+    @jax.jit
+    def evaluate(theta: jax.Array, data: tuple, out: tuple) -> tuple:
+        return task.loss(theta, *data), task.loss(theta, *out), _accuracy(held, theta, *out)
+
+    @jax.jit
     def sharpness(theta: jax.Array, data: tuple) -> tuple:
         start = _ESTIMATOR.init(
             theta, jax.random.key(0)
@@ -139,12 +148,17 @@ def _make(trial: Trial, name: str) -> Programs:
         return _ESTIMATOR.update(product, theta, start)[:2]
 
     data, out = (task.x, task.y), (held.x, held.y)
-    evaluated, sharp = jax.jit(evaluate), jax.jit(sharpness)
-    return Programs(
-        advance=_ahead(partial(jax.jit(advance), data=data, fixed=probe)),
-        evaluate=lambda theta: [float(part) for part in evaluated(theta, data, out)],
-        sharpness=lambda theta: [float(part) for part in sharp(theta, data)],
+    return (
+        lambda theta: [float(part) for part in evaluate(theta, data, out)],
+        lambda theta: [float(part) for part in sharpness(theta, data)],
     )
+
+
+def _accuracy(task: Task, theta: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """On examples that are arguments of a compiled program; NaN for a regression."""
+    if task.regression:
+        return jnp.asarray(jnp.nan)
+    return dataclasses.replace(task, x_test=x, y_test=y).accuracy(theta)
 
 
 def _rate_at(trial: Trial, name: str, knob: jax.Array, count: jax.Array) -> jax.Array:
@@ -169,11 +183,11 @@ def _ahead(program: partial) -> Callable[..., Any]:
 def _tested(task: Task, theta: jax.Array, x: jax.Array, y: jax.Array) -> tuple:
     outputs = task.apply(theta, x)
     labels = y if of_classes(y) else jnp.argmax(y, axis=-1)
-    return jax.nn.log_softmax(outputs), labels, task.loss(theta, x, y)
+    return jax.nn.log_softmax(outputs), labels, task.loss(theta, x, y), _accuracy(task, theta, x, y)
 
 
-def scores_at(task: Task, theta: NDArray) -> tuple[float, Scores | None]:
-    """Loss on the test examples, and the scores where the outputs are a softmax's.
+def scores_at(task: Task, theta: NDArray) -> tuple[float, float, Scores | None]:
+    """Loss and accuracy on the test examples, and the scores where the outputs are a softmax's.
 
     Parameters
     ----------
@@ -184,11 +198,12 @@ def scores_at(task: Task, theta: NDArray) -> tuple[float, Scores | None]:
 
     Returns
     -------
-    (float, Scores or None)
-        None for a loss without probabilities. Positions of a sequence count as examples.
+    (float, float, Scores or None)
+        NaN accuracy for a regression; None for a loss without probabilities. Positions of a sequence count as examples.
     """
-    logs, labels, loss = _tested(task, jnp.asarray(theta), task.x_test, task.y_test)
+    logs, labels, loss, accuracy = _tested(task, jnp.asarray(theta), task.x_test, task.y_test)
     if task.loss_name != "cross-entropy":
-        return float(loss), None
+        return float(loss), float(accuracy), None
     logs = np.asarray(logs)
-    return float(loss), classifier_scores(logs.reshape(-1, logs.shape[-1]), np.asarray(labels).ravel())
+    scores = classifier_scores(logs.reshape(-1, logs.shape[-1]), np.asarray(labels).ravel())
+    return float(loss), float(accuracy), scores

@@ -199,10 +199,7 @@ def _dataset(trial: Trial, rows: list[dict[str, Any]], theta: Any) -> xr.Dataset
     whole = rows[-1]["step"] == trial.steps and rows[-1]["train_loss"] is not None
     limit = DIVERGED * max(1.0, rows[0]["train_loss"] or 0.0)
     diverged = not whole or rows[-1]["train_loss"] > limit
-    loss, scores = (np.nan, None) if diverged else scores_at(split.training, theta)
-    accuracy = np.nan
-    if not diverged and not split.training.regression:
-        accuracy = float(split.training.accuracy(theta))
+    loss, accuracy, scores = (np.nan, np.nan, None) if diverged else scores_at(split.training, theta)
 
     def variable(dims: tuple[str, ...], values: Any, units: str, long_name: str) -> tuple:
         return dims, values, {"units": units, "long_name": long_name}
