@@ -64,7 +64,7 @@ def train(
         "probe": probe, "seed": seed, "task_settings": _assignments("set", settings),
     }  # fmt: skip
     if steps is None:
-        trials.Trial(task, rule, steps=every, **(given | {"schedule": "constant"})).check()
+        trials.Trial(task, rule, steps=every, **{**given, "schedule": "constant"}).check()
         whole = updates_of(20 if epochs is None else epochs, trials.Trial(task, rule, steps=every, **given))
         steps = every * -(-whole // every)
     trial = trials.Trial(task, rule, steps=steps, **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.core
@@ -47,7 +48,7 @@ def chosen_direction(direction: str | optax.GradientTransformation) -> optax.Gra
     return optax.with_extra_args_support(direction)
 
 
-def check_setting(name: str, value: object, *, below: float = float("inf"), zero: bool = False) -> None:
+def check_setting(name: str, value: Any, *, below: float = float("inf"), zero: bool = False) -> None:
     """Refuse a setting that is not a positive number; one that is traced has no value yet and passes.
 
     Parameters

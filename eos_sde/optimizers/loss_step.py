@@ -142,7 +142,8 @@ def l4(
         gradient, averaged = mean.update(updates, state.gradient, params)
         ascent, new = way.update(updates, state.direction, params, value=value, **extra_args)
         least = jnp.where(state.count == 0, initial * loss, jnp.minimum(state.least, loss))
-        rate = alpha * (loss - gamma * least) / (optax.tree.vdot(gradient, ascent).astype(dtype) + eps)
+        along = jnp.asarray(optax.tree.vdot(gradient, ascent), dtype)
+        rate = alpha * (loss - gamma * least) / (along + eps)
         if learning_rate is not None:
             rate = jnp.minimum(rate, learning_rate)
         rate = rate.astype(dtype)

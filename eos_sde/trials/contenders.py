@@ -61,7 +61,7 @@ class Contender:
             Ascending.
         """
         centre = self.centre * (eta if self.of_task else 1.0)
-        return centre * ratio ** (np.arange(points) - points // 2.0)
+        return np.float64(centre) * np.float64(ratio) ** (np.arange(points) - points // 2)
 
 
 CONTENDERS: dict[str, Contender] = {

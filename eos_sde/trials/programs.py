@@ -56,7 +56,8 @@ class Programs:
     Attributes
     ----------
     advance : callable
-        (knob, weights, state, batches, updates before) to weights, state and what every update tells.
+        (knob, weights, state, batches, updates before) to a function without arguments that returns weights, state and
+        what the updates tell; compiled by then.
     evaluate : callable
         Weights to training loss, validation loss and validation accuracy.
     sharpness : callable
@@ -85,9 +86,9 @@ def programs_of(trial: Trial) -> Programs:
         See there.
     """
     name = knob_of(trial)[0]
-    settings = trial.settings | {"seed": None}
-    options = {**settings.pop("options"), "eta": settings.pop("eta")} | {name: None}
-    key = json.dumps([settings, options], sort_keys=True)
+    settings = trial.settings
+    settings["options"] |= {"eta": settings["eta"], name: None}
+    key = json.dumps(settings | {"seed": None, "eta": None}, sort_keys=True)
     if key not in _COMPILED:
         while len(_COMPILED) >= _MOST:
             _COMPILED.pop(next(iter(_COMPILED)))
@@ -128,7 +129,7 @@ def _make(trial: Trial, name: str) -> Programs:
 
     evaluate, sharpness = _measures(task, held)
     data = (task.x, task.y)
-    return Programs(_ahead(partial(jax.jit(advance), data=data, fixed=probe)), evaluate, sharpness)
+    return Programs(_ahead(jax.jit(advance), data=data, fixed=probe), evaluate, sharpness)
 
 
 @lru_cache(maxsize=4)
@@ -167,14 +168,14 @@ def _rate_at(trial: Trial, name: str, knob: jax.Array, count: jax.Array) -> jax.
     return jnp.asarray(rate(count) if callable(rate) else rate)
 
 
-def _ahead(program: partial) -> Callable[..., Any]:
+def _ahead(program: Any, **fixed: Any) -> Callable[..., Any]:
     """Compile at the first call, before the clock runs; arguments keep their shapes."""
     compiled: list[Any] = []
 
     def prepare(*arguments: Any) -> Callable[[], Any]:
         if not compiled:
-            compiled.append(program.func.lower(*arguments, **program.keywords).compile())
-        return lambda: jax.block_until_ready(compiled[0](*arguments, **program.keywords))
+            compiled.append(program.lower(*arguments, **fixed).compile())
+        return lambda: jax.block_until_ready(compiled[0](*arguments, **fixed))
 
     return prepare
 

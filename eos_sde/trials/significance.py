@@ -109,7 +109,7 @@ def paired_ratio(values: ArrayLike, reference: ArrayLike, *, confidence: float =
     one, two = np.asarray(values, float), np.asarray(reference, float)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = paired_difference(np.log(one), np.log(two), confidence=confidence)
-    return Paired(*(math.exp(part) for part in found[:3]), found.p)
+    return Paired(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.p)
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

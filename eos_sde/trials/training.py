@@ -141,7 +141,6 @@ def _run(
         seconds = before["seconds"]
     counts = [before.get(name, 0) for name in _COUNTED]
     told: tuple = (np.nan, np.nan, np.nan, 0, 0, 0)
-    limit = DIVERGED * max(1.0, rows[0]["train_loss"]) if rows else None
     while True:
         if not rows or rows[-1]["step"] < done:
             counts = [count + int(new) for count, new in zip(counts, told[3:], strict=True)]
@@ -154,11 +153,9 @@ def _run(
                 log.append(row)
         if keeper is not None and done and (done % checkpoint_every == 0 or done == trial.steps):
             keeper.save(done, (theta, state))
-        loss = rows[-1]["train_loss"]
-        limit = DIVERGED * max(1.0, loss or 0.0) if limit is None else limit
         if progress is not None:
             progress(done)
-        if done == trial.steps or loss is None or loss > limit:
+        if done == trial.steps or _lost(rows):
             return rows, theta
         batches = ordered_batches(trial.seed, done, trial.every, examples=task.n, batch_size=trial.batch_size)
         work = programs.advance(knob, theta, state, jnp.asarray(batches), jnp.asarray(done))
@@ -166,6 +163,12 @@ def _run(
         theta, state, told = work()
         seconds += time.perf_counter() - began
         done += trial.every
+
+
+def _lost(rows: list[dict[str, Any]]) -> bool:
+    """Whether the last row is of a run that diverged."""
+    loss = rows[-1]["train_loss"]
+    return loss is None or loss > DIVERGED * max(1.0, rows[0]["train_loss"] or 0.0)
 
 
 def _row(
@@ -196,9 +199,7 @@ def _row(
 
 def _dataset(trial: Trial, rows: list[dict[str, Any]], theta: Any) -> xr.Dataset:
     split = split_task(trial)
-    whole = rows[-1]["step"] == trial.steps and rows[-1]["train_loss"] is not None
-    limit = DIVERGED * max(1.0, rows[0]["train_loss"] or 0.0)
-    diverged = not whole or rows[-1]["train_loss"] > limit
+    diverged = _lost(rows)
     loss, accuracy, scores = (np.nan, np.nan, None) if diverged else scores_at(split.training, theta)
 
     def variable(dims: tuple[str, ...], values: Any, units: str, long_name: str) -> tuple:

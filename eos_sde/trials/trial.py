@@ -242,11 +242,15 @@ def epoch_length(trial: Trial) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON holds of a setting; of other things their text."""
+    """What JSON holds of a setting; of policies and estimators, which are data, their text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, np.generic):
         return value.item()
+    if callable(value):
+        raise InvalidInput(
+            f"{value!r} has no name to be kept under: a trial's options are numbers, words and policies"
+        )
     return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
