@@ -92,8 +92,8 @@ def comparison_in_words(found: xr.Dataset) -> str:
     reference = attrs["reference"]
     aim = "steps to the target" if attrs["tune_for"] == "steps" else "validation loss at the end"
     lines = [
-        f"Tuned alike: {attrs['budget']}, neighbours {attrs['ratio']:g} apart, for the least {aim}; judged on {seeds} "
-        "other seeds.",
+        f"Tuned alike: {attrs['budget']}, neighbours a factor {attrs['ratio']:g} apart, for the least {aim}; judged on "
+        f"{seeds} other seeds.",
         f"Target: validation {attrs['target_kind']} {attrs['target']:.4g}. Differences are paired by the seed against "
         f"{reference}; p after Holm over {found.sizes['rule'] - 1} rules.",
     ]

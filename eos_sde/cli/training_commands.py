@@ -95,7 +95,8 @@ def compare(
     ] = None,
     reference: Annotated[str, typer.Option(help="The rule that others are compared with.")] = "sgdm",
     seeds: Annotated[int, typer.Option(help="How many judge; at least 3.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the tuning runs; those that judge follow.")] = 0,
+    seed: Annotated[int, typer.Option(help="The first of those that tune; those that judge follow.")] = 0,
+    tuning_seeds: Annotated[int, typer.Option(help="How many tune.")] = 3,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 32,
     epochs: Annotated[float, typer.Option(help="Of every run.")] = 40,
     rows: Annotated[int, typer.Option(help="Measurements of a run.")] = 50,
@@ -137,6 +138,7 @@ def compare(
     with progress_bars() as advance:
         found = trials.compare(
             task, store=out, rules=rule or tuple(trials.CONTENDERS), reference=reference, seeds=seeds, seed=seed,
+            tuning_seeds=tuning_seeds,
             epochs=epochs, batch_size=batch, rows=rows, points=points, ratio=ratio, tune_for=tune_for,
             target=targets[0] if targets else None, probe=probe, validation=validation,
             task_settings=_assignments("set", settings), progress=advance,

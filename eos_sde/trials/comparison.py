@@ -34,7 +34,7 @@ class Contest:
     rules: tuple[str, ...]
     reference: str
     seeds: tuple[int, ...]
-    tuning_seed: int
+    tuning_seeds: tuple[int, ...]
     steps: int
     every: int
     batch_size: int
@@ -78,6 +78,7 @@ def compare(
     reference: str = "sgdm",
     seeds: int = 5,
     seed: int = 0,
+    tuning_seeds: int = 3,
     steps: int | None = None,
     epochs: float = 40,
     batch_size: int = 32,
@@ -94,8 +95,9 @@ def compare(
     """Tune every rule alike, train it on seeds of their own, and say what differs by more than chance.
 
     Each rule has one knob: its learning rate, or what stands for it in a rule that makes its own. Each is tried at
-    `points` values, neighbours a factor of `ratio` apart, about a centre set beforehand, in one run of `seed` each. The
-    best is trained on the next `seeds` seeds, whose weights and order of the data no tuning saw. The validation
+    `points` values, neighbours a factor of `ratio` apart, about a centre set beforehand, in a run of each of the tuning
+    seeds: a single one would choose by luck what stands on the brink. The best on their mean is trained on the next
+    `seeds` seeds, whose weights and order of the data no tuning saw. The validation
     examples, which tune and tell when a target is reached, are the same throughout; the test examples are looked at
     once, after the last update.
 
@@ -113,7 +115,9 @@ def compare(
     seeds : int
         How many judge; 3 or more.
     seed : int
-        Of the tuning runs; those that judge follow it.
+        The first of the tuning runs.
+    tuning_seeds : int
+        How many tune; those that judge follow them.
     steps : int, optional
         Updates of every run; if left out, those of `epochs`, rounded up to a multiple of `rows`.
     epochs : float
@@ -126,7 +130,7 @@ def compare(
         Of the grid of each rule's knob; an odd number.
     tune_for : {"loss", "steps"}
         The least validation loss at the end (the mean over the last fifth of the rows), or the fewest steps to the
-        target, then the least loss.
+        target, then the least loss; means over the tuning seeds. A value that loses one of their runs is out.
     target : Target, optional
         If left out, 1.1 times that loss of the reference, at its best in the tuning runs.
     probe : int
@@ -143,8 +147,8 @@ def compare(
     -------
     Dataset
         See `judgement.judged_dataset`; with the tuning runs over (rule, point): ``tuning_knob``, ``tuning_loss``,
-        ``tuning_steps``, ``tuning_diverged``, and over rule ``knob`` (the value chosen) and ``at_edge``, whether that
-        is an end of the grid.
+        ``tuning_steps`` (means), ``tuning_diverged`` (how many), and over rule ``knob`` (the value chosen) and
+        ``at_edge``, whether that is an end of the grid.
 
     Raises
     ------
@@ -153,7 +157,12 @@ def compare(
     """
     check_contenders(rules, reference)
     check_counts(
-        seeds=(seeds, 3), seed=(seed, 0), rows=(rows, 1), points=(points, 3), batch_size=(batch_size, 1)
+        seeds=(seeds, 3),
+        seed=(seed, 0),
+        tuning_seeds=(tuning_seeds, 1),
+        rows=(rows, 1),
+        points=(points, 3),
+        batch_size=(batch_size, 1),
     )
     if points % 2 == 0 or not 1 < ratio < math.inf:
         raise InvalidInput(
@@ -172,8 +181,9 @@ def compare(
     if steps % rows:
         raise InvalidInput(f"rows={rows} must divide steps={steps}")
     contest = Contest(
-        task, tuple(rules), reference, tuple(range(seed + 1, seed + 1 + seeds)), seed, steps, steps // rows, batch_size,
-        points, ratio, tune_for, target, probe, validation, store, given,
+        task, tuple(rules), reference, tuple(range(seed + tuning_seeds, seed + tuning_seeds + seeds)),
+        tuple(range(seed, seed + tuning_seeds)), steps, steps // rows, batch_size, points, ratio,
+        tune_for, target, probe, validation, store, given,
     )  # fmt: skip
     for name in rules:
         contest.trial(name, None, seed).check()
@@ -188,8 +198,9 @@ def compare(
     found.attrs = provenance(
         task=task, description=split_task(model).training.description, reference=reference, steps=steps,
         batch_size=batch_size, seed=seed, seeds=seeds, tune_for=tune_for, target_kind=goal.kind, target=goal.value,
-        probe=probe, ratio=ratio, points=points, validation=validation, epochs=steps / updates_of(1, model),
-        budget=f"each rule: {points} runs of {steps} updates with seed {seed}, one knob",
+        probe=probe, ratio=ratio, points=points, tuning_seeds=tuning_seeds,
+        validation=validation, epochs=steps / updates_of(1, model),
+        budget=f"each rule: {points} values of one knob, each on {tuning_seeds} seeds for {steps} updates",
         task_settings=json.dumps(model.settings["task_settings"]),
     )  # fmt: skip
     return found
@@ -212,16 +223,17 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
     """Try every rule on its grid; choose by the plan, once the target is known."""
     shape = len(contest.rules), contest.points
     knobs, losses, steps = (np.full(shape, np.nan) for _ in range(3))
-    diverged, tried = np.zeros(shape, bool), {}
+    diverged, tried = np.zeros(shape, int), {}
     for row, name in enumerate(contest.rules):
         known = CONTENDERS[name]
-        eta = split_task(contest.trial(name, None, contest.tuning_seed)).training.eta
+        eta = split_task(contest.trial(name, None, 0)).training.eta
         knobs[row] = known.grid(eta, contest.points, contest.ratio)
         for point, knob in enumerate(knobs[row]):
-            run = tried[row, point] = contest.run(name, float(knob), contest.tuning_seed)
-            diverged[row, point] = bool(run["diverged"])
+            runs = [contest.run(name, float(knob), seed) for seed in contest.tuning_seeds]
+            tried[row, point] = runs
+            diverged[row, point] = sum(bool(run["diverged"]) for run in runs)
             if not diverged[row, point]:
-                losses[row, point] = end_loss(run["validation_loss"])
+                losses[row, point] = np.mean([end_loss(run["validation_loss"]) for run in runs])
             told((row * contest.points + point + 1) / math.prod(shape))
     goal = contest.target
     if goal is None:
@@ -229,10 +241,12 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
         if not np.isfinite(best).any():
             raise InvalidInput(f"reference={contest.reference!r} diverged on all of its grid: give a target")
         goal = Target("loss", SLACK * float(np.nanmin(best)))
-    for (row, point), run in tried.items():
-        if not diverged[row, point]:
-            reached = goal.reached(run["validation_loss"], run["validation_accuracy"])
-            steps[row, point] = first_reached(run["step"], reached)
+    for at, runs in tried.items():
+        if not diverged[at]:
+            reached = [goal.reached(run["validation_loss"], run["validation_accuracy"]) for run in runs]
+            steps[at] = np.mean(
+                [first_reached(run["step"], where) for run, where in zip(runs, reached, strict=True)]
+            )
     chosen = [
         _best(losses[row], steps[row], for_steps=contest.tune_for == "steps") for row in range(shape[0])
     ]
@@ -244,9 +258,9 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
     over = ("rule", "point")
     contents = {
         "tuning_knob": variable(over, knobs, "values of the knob that were tried"),
-        "tuning_loss": variable(over, losses, "validation loss at the end; NaN where it diverged"),
-        "tuning_steps": variable(over, steps, "updates to the target; NaN where it was not reached"),
-        "tuning_diverged": variable(over, diverged, "whether the run diverged"),
+        "tuning_loss": variable(over, losses, "mean validation loss at the end; NaN where a run diverged"),
+        "tuning_steps": variable(over, steps, "mean updates to the target; NaN where a run missed it"),
+        "tuning_diverged": variable(over, diverged, "runs that diverged"),
         "knob": variable(("rule",), knobs[rows, chosen], "value of the knob that was chosen"),
         "knob_name": variable(("rule",), [_knob_name(contest, name) for name in contest.rules], "the knob"),
         "at_edge": variable(
@@ -257,7 +271,7 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
 
 
 def _knob_name(contest: Contest, name: str) -> str:
-    return knob_of(contest.trial(name, None, contest.tuning_seed))[0]
+    return knob_of(contest.trial(name, None, 0))[0]
 
 
 def _best(losses: np.ndarray, steps: np.ndarray, *, for_steps: bool) -> int:

@@ -12,7 +12,7 @@ from solvers.errors import InvalidInput
 
 
 class RunLog:
-    """Rows of numbers, one JSON object a line, the first of them the settings; each row is on disk once appended.
+    """Rows of numbers, one JSON object a line, the first of them the settings; no row is lost once appended.
 
     A process that is killed while it writes leaves a last line without an end. Such a line is no row.
 
@@ -22,6 +22,8 @@ class RunLog:
         Of the file.
     settings : mapping
         All that decides the numbers, as it comes back from JSON.
+    synced : bool
+        Whether each row is waited for until it is on disk, so that it outlives the machine and not only the process.
 
     Raises
     ------
@@ -29,8 +31,9 @@ class RunLog:
         If the file is of other settings.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, synced: bool = True):
         self._path, self._settings = path, dict(settings)
+        self._synced = synced
         lines = self._lines()
         if lines and lines[0].get("settings") != self._settings:
             known = lines[0].get("settings") or {}
@@ -69,11 +72,12 @@ class RunLog:
         return kept
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row and wait until it is on disk."""
+        """Add a row."""
         with self._path.open("ab") as file:
             file.write(json.dumps(dict(row)).encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            if self._synced:
+                os.fsync(file.fileno())
 
 
 def write_whole(path: Path, content: bytes) -> None:

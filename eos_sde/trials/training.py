@@ -55,9 +55,9 @@ def train(
 ) -> xr.Dataset:
     """Train, and log as it goes.
 
-    With a folder, every row of the log is on disk before the next update, and a run that was killed goes on from its
-    last checkpoint, or from the start if there is none: to the same bits as a run that was not. A run that has
-    finished is read.
+    With a folder, every row of the log is written before the next update (with checkpoints, it is on disk by then),
+    and a run that was killed goes on from its last checkpoint, or from the start if there is none: to the same bits as
+    a run that was not. A run that has finished is read.
 
     Parameters
     ----------
@@ -93,7 +93,11 @@ def train(
             raise InvalidInput(
                 f"checkpoint_every={checkpoint_every} must be a positive multiple of every={trial.every}"
             )
-    log = None if folder is None else RunLog(folder / "log.jsonl", settings)
+    log = (
+        None
+        if folder is None
+        else RunLog(folder / "log.jsonl", settings, synced=checkpoint_every is not None)
+    )
     if folder is not None and (folder / "run.nc").exists():
         finished = xr.load_dataset(folder / "run.nc", engine="h5netcdf")
         if json.loads(finished.attrs["settings"]) != settings:
@@ -134,11 +138,9 @@ def _run(
             raise InvalidInput(
                 f"the log has lost the row of the checkpoint at step {done}; choose another folder"
             )
-    meter, seconds = EnergyMeter(), 0.0
-    before = rows[-1] if rows else {}
-    joules_before = before.get("joules")
-    if rows:
-        seconds = before["seconds"]
+    meter, before = EnergyMeter(), rows[-1] if rows else {}
+    seconds = before.get("seconds", 0.0)
+    joules = before.get("joules", 0.0) if meter.readable else None
     counts = [before.get(name, 0) for name in _COUNTED]
     told: tuple = (np.nan, np.nan, np.nan, 0, 0, 0)
     while True:
@@ -146,8 +148,7 @@ def _run(
             counts = [count + int(new) for count, new in zip(counts, told[3:], strict=True)]
             row = _row(trial, programs, done, theta, told[:3], counts)
             row["seconds"] = seconds
-            used = meter.joules()
-            row["joules"] = None if used is None else used + (joules_before or 0.0)
+            row["joules"] = joules
             rows.append(row)
             if log is not None:
                 log.append(row)
@@ -159,9 +160,11 @@ def _run(
             return rows, theta
         batches = ordered_batches(trial.seed, done, trial.every, examples=task.n, batch_size=trial.batch_size)
         work = programs.advance(knob, theta, state, jnp.asarray(batches), jnp.asarray(done))
-        began = time.perf_counter()
+        began, used = time.perf_counter(), meter.joules()
         theta, state, told = work()
         seconds += time.perf_counter() - began
+        if used is not None and joules is not None:
+            joules += (meter.joules() or used) - used
         done += trial.every
 
 

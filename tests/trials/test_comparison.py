@@ -17,6 +17,7 @@ CLOCKED = [name for name in METRICS if "seconds" in name or name == "joules"]
 SMALL = {
     "rules": ("sgdm", "sgd"),
     "seeds": 3,
+    "tuning_seeds": 2,
     "points": 3,
     "ratio": 4.0,
     "steps": 20,
@@ -47,15 +48,25 @@ def test_the_best_of_a_grid():
     assert _best(np.array([nan, nan]), np.array([nan, nan]), for_steps=False) == 0
 
 
-def test_knobs_are_chosen_and_the_target_is_set_by_the_tuning_runs(found):
+def test_knobs_are_chosen_and_the_target_is_set_by_the_tuning_runs(found, store):
+    tuned = []
+    for path in store.glob("runs/*/run.nc"):
+        run = xr.load_dataset(path, engine="h5netcdf")
+        if int(run.attrs["seed"]) in (0, 1):
+            end = float(run["validation_loss"][-2:].mean())  # a fifth of eleven rows
+            tuned.append((run.attrs["rule"], json.loads(run.attrs["settings"])["eta"], end))
     assert found.attrs["target"] == SLACK * found["tuning_loss"].sel(rule="sgdm").min()
     for i, rule in enumerate(found["rule"].values):
         grid = CONTENDERS[rule].centre * 0.2 * np.array([0.25, 1.0, 4.0])
         np.testing.assert_allclose(found["tuning_knob"][i], grid)
+        for point, knob in enumerate(grid):
+            losses = [loss for name, eta, loss in tuned if name == rule and np.isclose(eta, knob)]
+            assert len(losses) == 2
+            np.testing.assert_allclose(found["tuning_loss"][i, point], np.mean(losses))
         best = int(np.nanargmin(found["tuning_loss"].values[i]))
         assert found["knob"][i] == found["tuning_knob"][i, best]
         assert found["at_edge"][i] == (best in (0, 2))
-    assert set(found["seed"].values) == {1, 2, 3}
+    assert set(found["seed"].values) == {2, 3, 4}
     assert found.attrs["seed"] == 0
 
 
@@ -93,7 +104,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_bits(tmp_path, found):
     with pytest.raises(KeyboardInterrupt):
         small(tmp_path, progress=stop)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/run.nc")}
-    assert len(before) == 6 + 2
+    assert len(before) == 2 * 6 + 2
     again = small(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     clocked = [name for name in found.data_vars if any(str(name).startswith(one) for one in CLOCKED)]
@@ -109,7 +120,7 @@ def test_what_the_commands_write_and_print(tmp_path, capsys, monkeypatch, store,
     assert cli.main(["compare"]) == 0
     out = capsys.readouterr().out
     assert "| sgdm | eta = " in " ".join(out.split())
-    assert "Tuned alike: each rule: 3 runs of 20 updates with seed 0" in out
+    assert "Tuned alike: each rule: 3 values of one knob, each on 2 seeds for 20 updates" in out
     assert (tmp_path / "compare" / "compare.png").stat().st_size > 10_000
     xr.testing.assert_identical(
         xr.load_dataset(tmp_path / "compare" / "compare.nc", engine="h5netcdf"), found
@@ -130,7 +141,8 @@ def test_what_the_commands_write_and_print(tmp_path, capsys, monkeypatch, store,
 def test_compare_by_the_command(tmp_path, capsys, found):
     """The runs are those of the fixture's settings; from Python or the command line the numbers are the same."""
     arguments = [
-        "compare", "--rule", "sgdm", "--rule", "sgd", "--seeds", "3", "--points", "3", "--ratio", "4", "--epochs", "4",
+        "compare", "--rule", "sgdm", "--rule", "sgd", "--seeds", "3", "--tuning-seeds", "2",
+        "--points", "3", "--ratio", "4", "--epochs", "4",
         "--rows", "10", "--batch", "8", "--out", str(tmp_path), "--set", "loss=cross-entropy", "--set", "examples=50",
         "--set", "test_examples=40", "--set", "hidden=4,", "--set", "pool=2",
     ]  # fmt: skip
