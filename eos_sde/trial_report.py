@@ -16,6 +16,13 @@ from eos_sde.report import number
 from eos_sde.trials.judgement import METRICS
 
 _LEVEL = 0.05
+_MORE = (
+    "#56B4E9",
+    "#E69F00",
+    "#8C564B",
+    "#000000",
+    "#7F7F7F",
+)  # beyond the four colours of the other figures
 _COLUMNS = (
     ("steps_to_target", "steps to target"),
     ("gradients_to_target", "gradients to target"),
@@ -230,18 +237,17 @@ def comparison_figure(found: xr.Dataset) -> Figure:
     Returns
     -------
     Figure
-        Lines are means over the seeds, bands 95 % intervals; bars 95 % intervals of paired ratios.
+        Lines are geometric means over the seeds, bands two standard errors of the logarithm; bars 95 % intervals of
+        paired ratios.
     """
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     (steps, spent), (ratios, ends) = figure.subplots(2, 2)
     for i, rule in enumerate(found["rule"].values):
-        row, colour = found.sel(rule=rule), COLOURS[i % len(COLOURS)]
-        style = "-" if i < len(COLOURS) else "--"
-        _curve(steps, found["step"].values, row["validation_loss_path"].values, colour, style, str(rule))
-        at = row["gradient_equivalents_path"].values
-        if np.isfinite(at).any():
-            where = np.nanmean(at, axis=0) if np.isfinite(at).all() else np.nanmax(at, axis=0, initial=0.0)
-            _curve(spent, where, row["validation_loss_path"].values, colour, style, str(rule))
+        row, colour = found.sel(rule=rule), _colour(i)
+        losses, price = (row[f"{name}_path"].values for name in ("validation_loss", "gradient_equivalents"))
+        _curve(steps, found["step"].values, losses, colour, str(rule))
+        if np.isfinite(price).all():
+            _curve(spent, price.mean(axis=0), losses, colour, str(rule))
     for axis, label in ((steps, "updates"), (spent, "gradient-equivalents")):
         axis.set_xlabel(label, fontsize=9)
         axis.set_ylabel("validation loss", fontsize=9)
@@ -256,15 +262,20 @@ def comparison_figure(found: xr.Dataset) -> Figure:
     return figure
 
 
-def _curve(axis: Axes, at: Any, values: Any, colour: str, style: str, label: str) -> None:
-    whole = values[:, np.isfinite(values).all(axis=0)]
-    if not whole.shape[1]:
+def _colour(number: int) -> str:
+    palette = (*COLOURS, *_MORE)
+    return palette[number % len(palette)]
+
+
+def _curve(axis: Axes, at: Any, values: Any, colour: str, label: str) -> None:
+    there = np.isfinite(values).all(axis=0)
+    if not there.any():
         return
-    mean, error = whole.mean(axis=0), whole.std(axis=0, ddof=1) / math.sqrt(len(whole))
-    at = at[np.isfinite(values).all(axis=0)]
-    axis.plot(at, mean, color=colour, ls=style, lw=1.2, label=label)
+    logs = np.log(np.maximum(values[:, there], 1e-12))
+    mean, error = logs.mean(axis=0), logs.std(axis=0, ddof=1) / math.sqrt(len(logs))
+    axis.plot(at[there], np.exp(mean), color=colour, lw=1.2, label=label)
     axis.fill_between(
-        at, np.maximum(mean - 2 * error, 1e-12), mean + 2 * error, color=colour, alpha=0.15, lw=0
+        at[there], np.exp(mean - 2 * error), np.exp(mean + 2 * error), color=colour, alpha=0.12, lw=0
     )
 
 
@@ -274,12 +285,12 @@ def _forest(axis: Axes, found: xr.Dataset, name: str, label: str) -> None:
         row = found.sel(rule=rule)
         value, low, high = (row[f"{name}_{part}"].item() for part in ("versus", "versus_low", "versus_high"))
         if math.isfinite(value):
-            axis.plot([low, high], [i, i], color=COLOURS[i % len(COLOURS)], lw=1.5)
-            axis.plot([value], [i], "o", color=COLOURS[i % len(COLOURS)], ms=5)
+            axis.plot([low, high], [i, i], color=_colour(i), lw=1.5)
+            axis.plot([value], [i], "o", color=_colour(i), ms=5)
         else:
             axis.text(1.0, i, " not reached, or diverged, by a seed", fontsize=7, va="center", color=GREY)
     axis.axvline(1.0, color=GREY, ls=":", lw=1)
     axis.set_xscale("log")
     axis.set_yticks(range(len(rules)), rules, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rules) - 0.5, -0.5)
     axis.set_xlabel(label, fontsize=9)
