@@ -66,7 +66,7 @@ class Contender:
 
 CONTENDERS: dict[str, Contender] = {
     "sgdm": Contender("sgdm", 0.3),
-    "adamw": Contender("adamw", 0.02, options={"weight_decay": 1e-4}),
+    "adamw": Contender("adamw", 0.08, options={"weight_decay": 1e-4}),
     "sgd": Contender("sgd", 1.0),
     "sgd-cosine": Contender("sgd", 2.0, schedule="warmup-cosine"),
     "l4": Contender("l4", KNOBS["l4"][1], of_task=False),
@@ -75,10 +75,11 @@ CONTENDERS: dict[str, Contender] = {
         "inverse-sharpness", KNOBS["inverse-sharpness"][1], of_task=False, steady=True
     ),
     "caeo": Contender("caeo", 2.0, steady=True),
+    "caeo-momentum": Contender("caeo", 0.6, options={"momentum": 0.9}, steady=True),
     "caeo-ss": Contender("caeo-ss", 2.0, steady=True),
 }
-"""By name. Centres are the multiples of the campaign for learning rates, but for the schedule's, whose best was at the
-end of its grid on digits; the authors' own values for L4 and CDAT."""
+"""By name. Centres are the multiples of the campaign for learning rates, but for the schedule's and AdamW's, whose best
+were at the ends of their grids on digits; the authors' own values for L4 and CDAT."""
 
 
 def check_contenders(names: Sequence[str], reference: str) -> None:
