@@ -188,9 +188,10 @@ def split_task(trial: Trial) -> Split:
     """
     if isinstance(trial.validation, bool) or not 0 < trial.validation < 1:
         raise InvalidInput(f"validation={trial.validation!r} must lie between 0 and 1")
-    return _split(
-        trial.task, tuple(sorted(trial.task_settings.items())), float(trial.validation), trial.split_seed
-    )
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in trial.task_settings.items()
+    }
+    return _split(trial.task, tuple(sorted(settings.items())), float(trial.validation), trial.split_seed)
 
 
 @lru_cache(maxsize=4)
