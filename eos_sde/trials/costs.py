@@ -1,6 +1,7 @@
 """What a run costs: the curvature that its rule measures, in gradients of a batch, and floating-point operations."""
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -99,6 +100,7 @@ class Flops(NamedTuple):
         return float(gradients * batch_size * self.gradient + examples * curved)
 
 
+@lru_cache(maxsize=4)
 @double_precision
 def task_flops(task: Task, batch_size: int) -> Flops:
     """Operations of a task, for one example of a batch.

@@ -85,11 +85,11 @@ def test_intervals_and_tests_are_those_of_the_numbers(found):
     np.testing.assert_array_equal(values, paths[:, :, -1])
 
 
-def test_a_missed_target_leaves_no_ratio(tmp_path, found):
+def test_a_missed_target_leaves_no_ratio(store, found):
     """A target between what the runs reach: counts say how many, and no mean is taken over the lucky ones."""
     best = np.sort(found["best_validation_loss"].values[1])
     target = Target("loss", float(best[0] + best[1]) / 2)
-    missed = small(tmp_path, target=target)
+    missed = small(store, target=target)  # of the runs that are there
     assert missed["reached_runs"].sel(rule="sgd") == 1
     assert np.isnan(missed["steps_to_target_versus"].sel(rule="sgd"))
     assert np.isfinite(missed["steps_to_target"].sel(rule="sgd")).sum() == 1
