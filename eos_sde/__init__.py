@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eos_sde import bridge, models, thresholds, training
+    from eos_sde import bridge, models, thresholds, training, trials
     from eos_sde.optimizers import caeo, curvature, scale_by_caeo
 
 __version__ = version("eos-sde")
@@ -22,10 +22,11 @@ _WHERE = {
     "report": "eos_sde.report",
     "thresholds": "eos_sde.thresholds",
     "training": "eos_sde.training",
+    "trials": "eos_sde.trials",
 }
 _OPTIMIZERS = ("caeo", "curvature", "scale_by_caeo")
 
-__all__ = ["bridge", "caeo", "curvature", "models", "scale_by_caeo", "thresholds", "training"]
+__all__ = ["bridge", "caeo", "curvature", "models", "scale_by_caeo", "thresholds", "training", "trials"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from eos_sde.bridge.batches import draw_batches, stream
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.replicas import DIVERGED
-from eos_sde.bridge.rules import make_rule
+from eos_sde.bridge.rules import SELF_SET, make_rule
 from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers import curvature
 from solvers.errors import AccuracyWarning, InvalidInput
@@ -86,13 +86,13 @@ def record(
     task : Task
         What to train.
     rule : str or optax transformation
-        A name of `make_rule`, or a transformation whose update may take ``value_fn``, the full-batch loss.
+        A name of `make_rule`, or a transformation, told ``value``, the batch's loss, and ``value_fn``, that of all.
     steps : int
         Updates.
     seed : int
         Of the initial weights (if `start` is left out) and of the batches.
     eta : float, optional
-        Learning rate; the task's if left out.
+        Learning rate; if left out the task's, or no bound for the rules that make their own rate.
     batch_size : int, optional
         B. If left out, all examples for "gd" and 16 for the other rules.
     delta : float
@@ -142,7 +142,7 @@ def record(
         raise InvalidInput(f"task={task!r} is not a Task; make one with load_task(name)")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InvalidInput(f"seed={seed!r} must be an integer of at least 0")
-    eta = task.eta if eta is None else eta
+    eta = task.eta if eta is None and rule not in SELF_SET else eta
     transformation = (
         _named(rule, eta, delta, tuple(options.items()))
         if isinstance(rule, str)
@@ -162,8 +162,8 @@ def record(
     if directions.ndim != 2 or directions.shape[0] != task.size:
         raise InvalidInput(f"project has shape {directions.shape}: it must be ({task.size}, k)")
     plan = _Plan(
-        task, optax.with_extra_args_support(transformation), eta, steps, seed, batch_size, every, replicas,
-        batches_measured, curvature, average,
+        task, optax.with_extra_args_support(transformation), np.nan if eta is None else eta, steps, seed,
+        batch_size, every, replicas, batches_measured, curvature, average,
     )  # fmt: skip
     measured, stepwise, final, mean = _run(plan, theta, directions, progress)
     diverged_at = _diverged_at(measured)
@@ -171,7 +171,7 @@ def record(
         first = diverged_at[diverged_at >= 0].min()
         warn(
             f"{np.sum(diverged_at >= 0)} of {replicas} runs diverged, the first by step {first}: "
-            f"lower eta={eta:g}",
+            f"{'give a bound eta' if eta is None else f'lower eta={eta:g}'}",
             AccuracyWarning,
             stacklevel=3,
         )
@@ -183,7 +183,7 @@ def record(
 
 
 @lru_cache(maxsize=16)
-def _named(name: str, eta: float, delta: float, options: tuple) -> optax.GradientTransformationExtraArgs:
+def _named(name: str, eta: Any, delta: float, options: tuple) -> optax.GradientTransformationExtraArgs:
     """Build a rule once, so that a second run of it compiles nothing."""
     return make_rule(name, eta=eta, delta=delta, **dict(options))
 
@@ -246,10 +246,11 @@ def _advance(
     ) -> tuple:  # fmt: skip
         x, y = data
 
-        def step(carry: tuple, given: tuple) -> tuple:
-            (theta, state, total), (batch, counts) = carry, given
+        def step(carry: tuple, drawn: tuple) -> tuple:
+            (theta, state, total), (batch, counts) = carry, drawn
             loss, gradient = jax.value_and_grad(task.loss)(theta, x[batch], y[batch])
-            updates, new = rule.update(gradient, state, theta, value_fn=lambda w: task.loss(w, x, y))
+            given = {"value": loss, "value_fn": lambda w: task.loss(w, x, y)}
+            updates, new = rule.update(gradient, state, theta, **given)
             rate = optax.tree_utils.tree_get(new, "learning_rate", default=eta)
             kept = {
                 "batch_loss": loss,
@@ -340,7 +341,7 @@ def _dataset(
     *,
     projected: bool,
 ) -> xr.Dataset:
-    steps, eta = attrs["steps"], attrs["eta"]
+    steps, eta = attrs["steps"], attrs.get("eta", np.nan)
     replicas, taken = len(final), stepwise["rate"].shape[1] if stepwise else 0
     after = (diverged_at[:, None] >= 0) & (np.arange(taken) >= diverged_at[:, None])
 
@@ -392,9 +393,7 @@ def _batch_size(task: Task, rule: str, batch_size: int | None) -> int:
 def _start(task: Task, start: ArrayLike | None, seed: int, replicas: int) -> jax.Array:
     theta = np.asarray(task.init(seed) if start is None else start, np.float64)
     if theta.shape not in ((task.size,), (replicas, task.size)):
-        raise InvalidInput(
-            f"start has shape {theta.shape}: it must be ({task.size},) or ({replicas}, {task.size})"
-        )
+        raise InvalidInput(f"start has shape {theta.shape}, not ({task.size},) or ({replicas}, {task.size})")
     if not np.all(np.isfinite(theta)):
         raise InvalidInput("start holds values that are not finite: start from finite weights")
     return jnp.asarray(np.broadcast_to(theta, (replicas, task.size)))

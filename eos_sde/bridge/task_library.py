@@ -199,8 +199,10 @@ class Task:
         x, y = (self.x_test, self.y_test) if part == "test" else (self.x, self.y)
         outputs = self.network.apply(theta, x)
         if self.outputs == 1:
-            return jnp.mean(jnp.sign(outputs) == jnp.sign(y))
-        return jnp.mean(jnp.argmax(outputs, axis=-1) == (y if of_classes(y) else jnp.argmax(y, axis=-1)))
+            right = jnp.sign(outputs) == jnp.sign(y)
+        else:
+            right = jnp.argmax(outputs, axis=-1) == (y if of_classes(y) else jnp.argmax(y, axis=-1))
+        return jnp.mean(right, dtype=jnp.float64)
 
 
 def _description(network: Network, examples: str, loss: str, eta: float) -> str:

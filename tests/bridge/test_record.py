@@ -193,6 +193,15 @@ def test_a_transformation_of_ones_own(task):
     assert np.array_equal(own.final_params, named.final_params)
 
 
+def test_a_rule_that_makes_its_own_rate_is_not_bounded(task):
+    """By name without eta; the rate recorded is that of CDAT at the start."""
+    run = record(task, "cdat", steps=1, seed=0, batch_size=task.n, curvature=False)
+    slope, theta = jax.grad(task.loss), task.init(0)
+    gradient, image = jax.jit(lambda w: jax.jvp(slope, (w,), (slope(w),)))(theta)
+    np.testing.assert_allclose(run["rate"][0, 0], 2 * gradient @ gradient / abs(gradient @ image), rtol=1e-9)
+    assert "eta" not in run.attrs
+
+
 def test_every_variable_has_units_and_a_name(task):
     data = record(task, "gd", steps=1, seed=0, project=np.eye(task.size)[:, :1])
     for variable in data.variables.values():
@@ -204,7 +213,7 @@ def test_every_variable_has_units_and_a_name(task):
     ("settings", "message"),
     [
         ({"rule": "sgdd"}, "rule='sgdd' is not known"),
-        ({"rule": "l4"}, "rule='l4' is not available yet"),
+        ({"rule": "l4", "eta": -1.0}, "eta=-1.0"),
         ({"rule": "sgd", "eta": -1.0}, "eta=-1.0"),
         ({"rule": "sgd", "batch_size": 13}, "batch_size=13 must be an integer from 1 to 12"),
         ({"rule": "gd", "batch_size": 4}, "not full batch"),

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from eos_sde.optimizers import caeo, caeo_adamw, self_stabilizing_caeo
+from eos_sde.optimizers import caeo, caeo_adamw, cdat, inverse_sharpness, l4, self_stabilizing_caeo
 from solvers.errors import InvalidInput
 
 OPTIMIZERS = {
@@ -20,6 +20,9 @@ OPTIMIZERS = {
     "caeo-momentum": (caeo, {"learning_rate": 1e-3, "momentum": 0.9}),
     "caeo-adamw": (caeo_adamw, {"learning_rate": 0.1, "weight_decay": 1e-6}),
     "caeo-ss": (self_stabilizing_caeo, {"learning_rate": 1e-3}),
+    "l4": (l4, {"alpha": 0.1}),
+    "cdat": (cdat, {"sigma": 1.0}),
+    "inverse-sharpness": (inverse_sharpness, {"multiple": 0.5}),
 }
 slow = pytest.mark.slow
 every = pytest.mark.parametrize(

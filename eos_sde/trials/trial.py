@@ -1,0 +1,257 @@
+"""A trial: all that decides the numbers of one training run, and its data in three parts."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import optax
+
+from eos_sde.bridge.batches import stream
+from eos_sde.bridge.precision import double_precision
+from eos_sde.bridge.rules import RULES, SELF_SET, make_rule
+from eos_sde.bridge.task_library import Task, load_task, task_defaults
+from eos_sde.trials.schedules import scheduled_rate
+from solvers.errors import InvalidInput
+
+CURVATURE_RULES = ("caeo", "caeo-ss", "cdat", "inverse-sharpness")
+"""Rules that measure the curvature of a loss that they are given."""
+_SPLIT = 4  # a stream of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run: a function of a task, a rule, a schedule and a seed.
+
+    Attributes
+    ----------
+    task : str
+        One of `bridge.tasks()`.
+    rule : str
+        One of the names of `bridge.make_rule`.
+    steps : int
+        Updates.
+    batch_size : int
+        B, at most the training examples that are left after the split.
+    seed : int
+        Of the initial weights, the order of the data, and the random vectors of curvature estimators.
+    eta : float or None
+        Learning rate, as for `bridge.make_rule`; if left out the task's, or none for rules that make their own.
+    delta : float
+        Margin of "caeo" and "caeo-ss".
+    options : mapping
+        Further options of the rule. Of the rules that measure the sharpness ``refresh`` is "auto" here, as users have
+        it, instead of the 1 of `bridge.make_rule`.
+    schedule : str
+        "constant" or "warmup-cosine".
+    task_settings : mapping
+        Of `bridge.load_task`.
+    validation : float
+        Part of the training examples that is held out, in (0, 1).
+    split_seed : int
+        Which they are; the same for all seeds.
+    every : int
+        Updates between two rows of the log.
+    curvature_every : int
+        Rows between two measurements of the sharpness of all training examples; 0 for the last row alone.
+    probe : int
+        Training examples of the fixed batch whose loss the rule's curvature is that of; 0 for each update's own batch.
+    """
+
+    task: str
+    rule: str
+    steps: int
+    batch_size: int = 32
+    seed: int = 0
+    eta: float | None = None
+    delta: float = 0.1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schedule: str = "constant"
+    task_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    validation: float = 0.2
+    split_seed: int = 0
+    every: int = 10
+    curvature_every: int = 0
+    probe: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All fields, as they come back from JSON, with the settings of the task complete."""
+        size = self.task_settings.get("size", "small")
+        whole = {**task_defaults(self.task, size=size), **self.task_settings}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _plain(fields | {"task_settings": whole, "eta": self.rate, "options": self.rule_options})
+
+    @property
+    def rate(self) -> float | None:
+        """The learning rate, or None for a rule that makes its own without a bound."""
+        if self.eta is None and self.rule not in SELF_SET:
+            return split_task(self).training.eta
+        return self.eta
+
+    @property
+    def rule_options(self) -> dict[str, Any]:
+        """Options of the rule, complete."""
+        measured = self.rule in CURVATURE_RULES and self.rule != "cdat"
+        return {**({"refresh": "auto"} if measured else {}), **self.options}
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before any work.
+
+        Raises
+        ------
+        InvalidInput
+            Naming the argument, the value and the remedy.
+        """
+        if self.rule not in RULES:
+            raise InvalidInput(f"rule={self.rule!r} is not known: choose one of {', '.join(RULES)}")
+        for name, least in (
+            ("steps", 1), ("batch_size", 1), ("every", 1), ("seed", 0), ("split_seed", 0), ("curvature_every", 0),
+            ("probe", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}")
+        if self.steps % self.every:
+            raise InvalidInput(f"every={self.every} must divide steps={self.steps}")
+        if self.schedule != "constant" and self.rule in SELF_SET:
+            raise InvalidInput(
+                f"schedule={self.schedule!r} needs a learning rate, and {self.rule} makes its own: use 'constant'"
+            )
+        if self.probe and self.rule not in CURVATURE_RULES:
+            raise InvalidInput(f"probe={self.probe} is for rules that measure curvature: leave it at 0")
+        training = split_task(self).training
+        for name in ("batch_size", "probe"):
+            if getattr(self, name) > training.n:
+                raise InvalidInput(
+                    f"{name}={getattr(self, name)} must be at most the {training.n} examples left for training"
+                )
+        self.transformation()
+
+    def transformation(self, **traced: Any) -> optax.GradientTransformationExtraArgs:
+        """The rule in optax.
+
+        Parameters
+        ----------
+        **traced
+            Values in place of ``eta`` or of options, which may be traced.
+
+        Returns
+        -------
+        optax.GradientTransformationExtraArgs
+            See `bridge.make_rule`.
+        """
+        eta = traced.pop("eta", self.rate)
+        if eta is not None:
+            eta = scheduled_rate(self.schedule, eta, steps=self.steps)
+        return make_rule(self.rule, eta=eta, delta=self.delta, **{**self.rule_options, **traced})
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A task in three parts.
+
+    Attributes
+    ----------
+    training : Task
+        Without the examples held out; it also has the test examples.
+    validating : Task
+        The same network on the examples held out.
+    """
+
+    training: Task
+    validating: Task
+
+
+def split_task(trial: Trial) -> Split:
+    """The data of a trial.
+
+    Of classifications and regressions the examples held out are drawn at random; of a text they are its last windows,
+    so that no window of the one part overlaps more than the border of the other.
+
+    Parameters
+    ----------
+    trial : Trial
+        The run.
+
+    Returns
+    -------
+    Split
+        Training and validation; the test examples are the task's own.
+
+    Raises
+    ------
+    InvalidInput
+        If a part would be empty, or as `bridge.load_task`.
+    """
+    if isinstance(trial.validation, bool) or not 0 < trial.validation < 1:
+        raise InvalidInput(f"validation={trial.validation!r} must lie between 0 and 1")
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in trial.task_settings.items()
+    }
+    return _split(trial.task, tuple(sorted(settings.items())), float(trial.validation), trial.split_seed)
+
+
+@lru_cache(maxsize=4)
+@double_precision
+def _split(name: str, settings: tuple, validation: float, seed: int) -> Split:
+    task = load_task(name, **dict(settings))
+    held = round(validation * task.n)
+    if not 1 <= held < task.n:
+        raise InvalidInput(
+            f"validation={validation:g} of the {task.n} examples of {name} leaves a part empty: choose another"
+        )
+    if np.issubdtype(task.y.dtype, np.integer):
+        order = np.arange(task.n)
+    else:
+        order = np.argsort(stream(seed, _SPLIT).random_raw(task.n), kind="stable")
+    kept, out = np.sort(order[: task.n - held]), np.sort(order[task.n - held :])
+    parts = (dataclasses.replace(task, x=task.x[index], y=task.y[index]) for index in (kept, out))
+    return Split(*parts)
+
+
+def updates_of(epochs: float, trial: Trial) -> int:
+    """Updates that make so many epochs of the training part.
+
+    Parameters
+    ----------
+    epochs : float
+        Positive.
+    trial : Trial
+        Its ``steps`` are not read.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not a positive number.
+    """
+    if not 0 < epochs < math.inf:
+        raise InvalidInput(f"epochs={epochs!r} must be a positive number")
+    return max(1, round(epochs * epoch_length(trial)))
+
+
+def epoch_length(trial: Trial) -> int:
+    """Updates in an epoch: whole batches of the training part."""
+    return max(1, split_task(trial).training.n // trial.batch_size)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON holds of a setting; of policies and estimators, which are data, their text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if callable(value):
+        raise InvalidInput(
+            f"{value!r} has no name to be kept under: a trial's options are numbers, words and policies"
+        )
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
