@@ -35,13 +35,19 @@ def judge(name: str, *, steps: int, replicas: int, well: bool, out: Path | None)
     theta = bridge.checkpoint(task, eta=eta, steps=CHECKPOINT, seed=seed, batch_size=32)
     for size in batches:
         found = forecast_caeo_boundary(
-            task, theta, batch_size=size, steps=steps, eta=eta, seed=seed, progress=lambda line: print(f"    {line}", flush=True)
+            task,
+            theta,
+            batch_size=size,
+            steps=steps,
+            eta=eta,
+            seed=seed,
+            progress=lambda line: print(f"    {line}", flush=True),
         )
         boundary, low, high = (float(found[f"boundary{end}"]) for end in ("", "_low", "_high"))
         print(
             f"  batch {size}: forecast {boundary:.3f} [{low:.3f}, {high:.3f}]; plateau * eta "
-            f"{eta * float(found['plateau']):.3f}, deviation * eta {eta * float(found['plateau_deviation']):.3f}; alpha "
-            f"{float(found['alpha_start']):.3f} at the checkpoint, {float(found['alpha']):.3f} on the plateau",
+            f"{eta * float(found['plateau']):.3f}, deviation * eta {eta * float(found['plateau_deviation']):.3f}; "
+            f"alpha {float(found['alpha_start']):.3f} at the checkpoint, {float(found['alpha']):.3f} on the plateau",
             flush=True,
         )
         if out is not None:
@@ -50,14 +56,24 @@ def judge(name: str, *, steps: int, replicas: int, well: bool, out: Path | None)
             old = bridge.forecast_caeo_stability(
                 task, theta, batch_size=[size], delta=[0.1], steps=steps, eta=eta, seed=seed
             ).squeeze()
-            print(f"    the well: {float(old['delta_escape']):.3f} +- {float(old['delta_escape_stderr']):.3f}", flush=True)
+            print(
+                f"    the well: {float(old['delta_escape']):.3f} +- {float(old['delta_escape_stderr']):.3f}",
+                flush=True,
+            )
         if not 0 < boundary < math.inf:
             print("    no boundary forecast: runs at margins from 0.02 to 1.8", flush=True)
         middle = boundary if 0 < boundary < math.inf else 0.2
         spread = MULTIPLES if 0 < boundary < math.inf else (0.1, 0.4, 1.5, 4.0, 9.0)
         margins = [m for m in middle * np.array(spread) if m < 1.95]
         runs = measure_caeo_boundary(
-            task, theta, eta=eta, batch_size=size, deltas=margins, steps=steps, replicas=replicas, seed=seed + 10000
+            task,
+            theta,
+            eta=eta,
+            batch_size=size,
+            deltas=margins,
+            steps=steps,
+            replicas=replicas,
+            seed=seed + 10000,
         )
         counts = runs["runs_away"].values
         print(
@@ -66,11 +82,17 @@ def judge(name: str, *, steps: int, replicas: int, well: bool, out: Path | None)
             + "  ".join(f"{m:.3f}: {k}/{replicas}" for m, k in zip(margins, counts, strict=True)),
             flush=True,
         )
-        print("    late sharpness * eta " + np.array2string(eta * runs["late_sharpness"].values.mean(axis=1), precision=2))
+        print(
+            "    late sharpness * eta "
+            + np.array2string(eta * runs["late_sharpness"].values.mean(axis=1), precision=2)
+        )
         if 0 < counts.sum() < counts.size * replicas:
             onset, *ends = boundary_from_counts(margins, counts, replicas)
             apart = "within" if low <= float(onset) <= high else "OUTSIDE"
-            print(f"    measured {float(onset):.3f} [{ends[0]:.3f}, {ends[1]:.3f}]: {apart} the forecast's interval", flush=True)
+            print(
+                f"    measured {float(onset):.3f} [{ends[0]:.3f}, {ends[1]:.3f}]: {apart} the forecast's interval",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
@@ -78,7 +100,9 @@ if __name__ == "__main__":
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--replicas", type=int, default=8)
-    parser.add_argument("--well", action="store_true", help="the forecast of the reduced model's well as well")
+    parser.add_argument(
+        "--well", action="store_true", help="the forecast of the reduced model's well as well"
+    )
     parser.add_argument("--out", type=Path, help="folder for the forecasts")
     given = parser.parse_args()
     if given.out is not None:

@@ -136,7 +136,7 @@ def measure_caeo_boundary(
 
 @lru_cache(maxsize=8)
 def capped_runs(task: Task, order: int) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    """Compiled runs from one start: (weights, base rate, margin, batches) -> sharpness, rate and batch loss of each update."""
+    """Compiled runs: (weights, base rate, margin, batches) -> sharpness, rate and batch loss of each update."""
     estimator = curvature.lanczos(order=order)
 
     def run(

@@ -5,8 +5,9 @@ changes along the path by a factor of two and more, the climb from the plateau t
 margin decides about both. The stochastic central flow of the rule, whose rate is capped by the sharpness of single
 iterates, has all of it: alpha, its feedback and the noise are those of the averaged path at each step, of all modes,
 and exact for the given training set, so that they bring no sampling error over the examples. The margin is sought at
-which the flow's late sharpness is that at which `measure_caeo_boundary` counts a run as run away: so many standard deviations
-above SGD's own plateau. Then half of the runs have run away, since they scatter evenly about the averaged path.
+which the flow's late sharpness is that at which `measure_caeo_boundary` counts a run as run away: so many standard
+deviations above SGD's own plateau. Then half of the runs have run away, since they scatter evenly about the averaged
+path.
 
 Left out is the escape of single runs from a plateau that holds on average. It lowers the boundary where the horizon is
 long beside the climb; `thresholds.caeo_stability` has its rate in the reduced model.
@@ -154,7 +155,8 @@ def forecast_caeo_boundary(
     boundary, low, high = (crossing(margins, scores, level) for level in (0.0, -_BAND, _BAND))
     one = [crossing(margins, scores, level) for level in (-1.0, 1.0)]
     alphas = [
-        float(calibrate(task, jnp.asarray(w), batch_size=batch_size, k=1)["alpha"]) for w in (theta, sgd.final)
+        float(calibrate(task, jnp.asarray(w), batch_size=batch_size, k=1)["alpha"])
+        for w in (theta, sgd.final)
     ]
     columns = {
         "late_sharpness": ([readings[m].sharpness for m in margins], "1/time", "late sharpness of iterates"),

@@ -20,7 +20,7 @@ OUTCOMES = ("held", "runaway", "diverged", "uncapped")
 
 diverged: a number is not finite, or the mean loss of the last tenth is ten times that at the start; uncapped: the cap
 never bound, and every update is SGD's; runaway: as for `measure_caeo_boundary`, above SGD's own plateau, or where SGD
-diverges at that rate, above the edge at the base rate; held: none of these."""
+diverges at that rate, above the edge at the base rate and above where the run began; held: none of these."""
 _OUTGROWN = 10.0
 
 
@@ -152,7 +152,7 @@ def diverged(sharpness: NDArray, loss: NDArray, first: float) -> NDArray:
 def _level(sharpness: NDArray, eta: float, lost: NDArray) -> float:
     """Sharpness from which on a run counts as run away."""
     if lost.any():
-        return 2.0 / eta
+        return max(2.0 / eta, float(sharpness[0, 0]))
     last = sharpness[:, 2 * sharpness.shape[1] // 3 :]
     return float(last.mean() + DEVIATIONS * last.std(ddof=1))
 

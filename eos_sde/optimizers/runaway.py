@@ -14,7 +14,7 @@ RISE = math.log(1.25)
 """Rise of the log sharpness that is called a runaway: the capped rate has lost a fifth."""
 
 CLIMB = math.log(1.05)
-"""Rise that is one where the sharpness is already so far beyond the edge at the base rate that a fifth of it is lost."""
+"""Rise that is one where the sharpness is so far beyond the edge at the base rate that a fifth of it is lost."""
 
 SIGNIFICANCE = 6.0
 """The rise must also be so many standard errors of a difference of two running means."""

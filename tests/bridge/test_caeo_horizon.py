@@ -48,7 +48,7 @@ def test_ladder_brackets_the_interval(truth, gap):
     scores = [found[margin].sharpness for margin in sorted(found)]
     beyond = (scores[0] < -1.96, scores[-1] > 1.96)
     assert all(beyond) or len(found) == 9 or min(found) < 0.0136 or max(found) > 1.4
-    assert 0.01 <= min(found)
+    assert min(found) >= 0.01
     assert max(found) <= 1.9
 
 

@@ -31,7 +31,13 @@ def test_outcomes_of_made_up_runs():
 def test_corners_of_a_network(small_task, small_start):
     """Far below the cap CAEO is SGD; at a cap of eight times 1/sharpness and a base rate beyond it diverges."""
     found = measure_caeo_regimes(
-        small_task, small_start, eta_base=[1e-3, 100.0], batch_size=8, deltas=[-6.0, 0.1], steps=40, replicas=2
+        small_task,
+        small_start,
+        eta_base=[1e-3, 100.0],
+        batch_size=8,
+        deltas=[-6.0, 0.1],
+        steps=40,
+        replicas=2,
     )
     names = np.array(OUTCOMES)[found["outcome"].values]
     assert (names[0] == "uncapped").all()
