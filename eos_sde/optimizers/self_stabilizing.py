@@ -88,9 +88,9 @@ def self_stabilizing_caeo(
         The most by which the oscillation grows in an update beyond a factor of one, at least 0.
     least_growth : float, optional
         The least by which it grows where the margin is given up, from 0 to `growth`, below the base rate: the rate is
-        then at least (2 + least_growth)/sharpness. If left out, it grows by what the descent pays. 0.05 to 0.2 is
-        several times better where that stalls, and for starts up to 1.5 times the edge only: from beyond, growth by
-        factors overshoots and the run may be lost.
+        then at least (2 + least_growth)/sharpness. If left out, it grows by what the descent pays. 0.05 to 0.2 helps
+        where that stalls, near the edge only: growth by factors overshoots from afar, and in the reduced model the
+        run is lost from five times the edge with 0.05, and from three times with 0.2.
     release : {"descent", "always"}
         When the margin is given up. "always" is CDAT on edge, bounded by the growth; it costs much where gradient
         noise makes the iterate oscillate anyway.
@@ -128,8 +128,13 @@ def self_stabilizing_caeo(
     the feedback beta on the sharpness is weak (4, where digits has 116), so that the oscillation which holds it costs
     lambda alpha/beta, 0.012 at a loss of 0.03; the two largest eigenvalues are within 2 % of each other and both
     oscillate; and on the edge of R the loss stands still to second order, with rate * sharpness at 2.02 to 2.04 for
-    thousands of updates, since the descent along the rest is a thousandth of the gradient. `least_growth` is the way
-    out there.
+    thousands of updates, since the descent along the rest is a thousandth of the gradient. With
+    `least_growth` of 0.05 the median loss of the last of 10000 steps is 0.003 to 0.006 on seeds 1 to 3 where it is
+    0.023 to 0.031 without, and 0.003 to 0.005 with 0.2.
+
+    On digits (442 weights, all examples, 600 steps, 3 seeds) `refresh` of 10 and "auto" give the losses of 1 within
+    their errors, at one and at four times the task's rate. A momentum chained before it cannot be seen from here, and
+    is wrong: what comes in then is no gradient.
 
     See Also
     --------
