@@ -9,10 +9,10 @@ the edge at the base rate: hits of such runs, alarms in others, each with its 95
 came. Runs whose cap binds from the first step on are the same at either rate, and are counted once.
 
 Developed on digits-mlp, seeds 1 to 3 (nine runs: all hits and both others alarm either way; with the edge the first
-alarm comes 48 to 55 steps sooner with all examples at four times the rate of the task). Judged once on fashion-mlp, seeds 301
-to 305: without the edge 5 of 6 hits, on average at step 514, and no alarm in the 9 others; with it 6 of 6 (the five at
-270, the sixth, with batches, at 865) and 2 of 9 false alarms [0.06, 0.55], both of batches of 32 under a cap that binds
-at every step. Of the first 800 steps alone: 4 and 5 hits.
+alarm comes 48 to 55 steps sooner with all examples at four times the task's rate). Judged once on fashion-mlp, seeds
+301 to 305: without the edge 5 of 6 hits, on average at step 514, and no alarm in the 9 others; with it 6 of 6 (the five
+at 270, the sixth, with batches, at 865) and 2 of 9 false alarms [0.06, 0.55], both of batches of 32 under a cap that
+binds at every step. Of the first 800 steps alone: 4 and 5 hits.
 """
 
 import argparse

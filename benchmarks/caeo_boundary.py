@@ -5,7 +5,9 @@ Run: python benchmarks/caeo_boundary.py [NETWORK ...] [--steps N] [--replicas N]
 The checkpoint is taken after 150 steps of SGD. `bridge.forecast_caeo_boundary` gives the margin at which half of the
 runs have run away by the end, with its 95 % interval; then CAEO is trained at five multiples of it, and the margin at
 which half of them run away is fitted (profile likelihood, 95 %). Beside it stands what the well of the reduced model
-says with alpha of SGD's plateau, if asked for by --well. Networks "A" and "B" are those it was developed on.
+says with alpha of SGD's plateau, if asked for by --well. Networks "A" and "B" are those it was developed on. "fashion",
+with a seed used for nothing else, was judged once: at batch 8 forecast 0.621 [0.542, 0.696], measured 0.694 [0.632,
+0.764]. Half of the distance is the deviation of SGD's sharpness (times eta), forecast as 0.026 and measured as 0.059.
 """
 
 import argparse
