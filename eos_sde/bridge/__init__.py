@@ -3,6 +3,8 @@
 from eos_sde.bridge.applicability import Applicable, applicable_criterion
 from eos_sde.bridge.caeo_boundary import measure_caeo_boundary
 from eos_sde.bridge.caeo_forecast import forecast_caeo_stability
+from eos_sde.bridge.caeo_horizon import forecast_caeo_boundary
+from eos_sde.bridge.caeo_regions import measure_caeo_regimes
 from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.campaign import run_campaign
 from eos_sde.bridge.capped_flow import caeo_flow
@@ -45,6 +47,7 @@ __all__ = [
     "curvature_gram",
     "describe_task",
     "find_minimum",
+    "forecast_caeo_boundary",
     "forecast_caeo_stability",
     "forecast_fluctuations",
     "forecast_plateau",
@@ -54,6 +57,7 @@ __all__ = [
     "load_task",
     "make_rule",
     "measure_caeo_boundary",
+    "measure_caeo_regimes",
     "measure_escape",
     "measure_fluctuations",
     "measure_onset",

@@ -24,7 +24,8 @@ DEVIATIONS = 5.0
 """How far above SGD's plateau, in standard deviations of its sharpness, a run counts as run away."""
 BINDING = 0.9
 """Share of the last third of the updates whose rate is capped, from which on the cap binds nearly always."""
-_NEVER = -1e9  # a margin at which the cap never binds: SGD
+NEVER = -1e9
+"""A margin at which the cap never binds: SGD."""
 _CHI2 = 1.92  # half the 95 % quantile of chi^2 with one degree of freedom
 _WIDTHS = np.geomspace(0.02, 0.6, 25)  # of the transition, in log(delta)
 
@@ -99,8 +100,8 @@ def measure_caeo_boundary(
         for r in range(replicas)
     ])  # fmt: skip
     sharpness, rate = np.empty((2, margins.size + 1, replicas, steps))
-    for i, delta in enumerate([_NEVER, *margins]):
-        sharpness[i], rate[i] = _runs(task, order)(theta, eta, float(delta), batches)
+    for i, delta in enumerate([NEVER, *margins]):
+        sharpness[i], rate[i] = capped_runs(task, order)(theta, eta, float(delta), batches)[:2]
         if progress is not None:
             progress((i + 1) / (margins.size + 1))
     if not np.all(np.isfinite(sharpness)):
@@ -134,20 +135,20 @@ def measure_caeo_boundary(
 
 
 @lru_cache(maxsize=8)
-def _runs(task: Task, order: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Compiled runs from one start: (weights, base rate, margin, batches) -> sharpness and rate of each update."""
+def capped_runs(task: Task, order: int) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """Compiled runs: (weights, base rate, margin, batches) -> sharpness, rate and batch loss of each update."""
     estimator = curvature.lanczos(order=order)
 
     def run(
         theta: jax.Array, eta: jax.Array, delta: jax.Array, batches: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         optimizer = caeo(eta, delta=delta, curvature=estimator, refresh=1)  # pyright: ignore[reportArgumentType]
 
         def step(carry: tuple, batch: jax.Array) -> tuple:
             theta, state = carry
-            gradient = jax.grad(task.loss)(theta, task.x[batch], task.y[batch])
+            loss, gradient = jax.value_and_grad(task.loss)(theta, task.x[batch], task.y[batch])
             updates, state = optimizer.update(gradient, state, theta, value_fn=task.loss)
-            return (theta + updates, state), (state.sharpness, state.learning_rate)
+            return (theta + updates, state), (state.sharpness, state.learning_rate, loss)
 
         return jax.lax.scan(step, (theta, optimizer.init(theta)), batches)[1]
 

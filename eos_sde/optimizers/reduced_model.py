@@ -111,7 +111,7 @@ def reduced_path(
                 base, sharpness, directional, released=released
             )
             rate = float(given)
-        monitor = runaway.watch(monitor, sharpness, rate < base)
+        monitor = runaway.watch(monitor, sharpness, rate < base, edge=2.0 / base)
         rows.append((x, sharpness, rate, bool(monitor.runaway)))
         x, level = x - rate * gradient, level + rate * (alpha - beta * x * x / 2)
         if not abs(x) < 1e3:

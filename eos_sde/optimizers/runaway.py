@@ -13,6 +13,9 @@ WINDOW = 32.0
 RISE = math.log(1.25)
 """Rise of the log sharpness that is called a runaway: the capped rate has lost a fifth."""
 
+CLIMB = math.log(1.05)
+"""Rise that is one where the sharpness is so far beyond the edge at the base rate that a fifth of it is lost."""
+
 SIGNIFICANCE = 6.0
 """The rise must also be so many standard errors of a difference of two running means."""
 
@@ -66,7 +69,9 @@ def start(*, dtype: Any = np.float64, xp: Any = np) -> RunawayMonitor:
     return RunawayMonitor._make([*numbers, xp.zeros((), bool)])
 
 
-def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np) -> RunawayMonitor:
+def watch(
+    monitor: RunawayMonitor, sharpness: Any, capped: Any, *, edge: Any = None, xp: Any = np
+) -> RunawayMonitor:
     r"""Return the monitor after one more update.
 
     In the reduced model the sharpness obeys :math:`d\lambda/dt = \eta (\alpha - \beta x^2/2)`, with x the
@@ -77,6 +82,10 @@ def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np)
     :math:`\lambda^2 = \lambda_0^2 + 2 (2 - \delta) \alpha t`, and the sharpness has risen by a quarter
     :math:`0.28\, \lambda_0^2/((2 - \delta) \alpha)` updates after the cap began to bind; the alarm comes about
     `WINDOW` later, the lag of a running mean.
+
+    A run that starts far beyond the edge has lost its rate before the sharpness rises, and climbs so slowly, at a rate
+    so low, that a quarter more takes thousands of updates. Where the running mean lies a quarter beyond the edge at
+    the base rate, a significant rise by `CLIMB` is therefore enough.
 
     No alarm comes where the cap binds on less than half of the updates, as in training limited by gradient noise,
     which rests below the edge, nor while the sharpness falls from a start beyond the edge. Where the mean
@@ -96,6 +105,9 @@ def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np)
         The last estimate of the largest Hessian eigenvalue.
     capped : bool or array
         Whether the rate was below the base rate.
+    edge : float or array, optional
+        The sharpness at which the base rate is at its edge, 2/base for gradient descent. If left out, only a rise by
+        a quarter counts.
     xp : module
         ``numpy`` or ``jax.numpy``.
 
@@ -125,7 +137,10 @@ def watch(monitor: RunawayMonitor, sharpness: Any, capped: Any, *, xp: Any = np)
     lowest = xp.where(binding > 0.5, xp.minimum(monitor.lowest, level), level)
     rise = level - lowest
     error = xp.sqrt(2.0 * scatter / (2.0 * WINDOW - 1.0))
-    runaway = (rise > RISE) & (rise > SIGNIFICANCE * error)
+    climbs = rise > RISE
+    if edge is not None:
+        climbs = climbs | ((rise > CLIMB) & (level - xp.log(edge) > RISE))
+    runaway = climbs & (rise > SIGNIFICANCE * error)
     dtype = monitor.level.dtype
     numbers = [xp.asarray(number, dtype) for number in (binding, measured, level, scatter, lowest, rise)]
     return RunawayMonitor._make([*numbers, xp.asarray(runaway)])

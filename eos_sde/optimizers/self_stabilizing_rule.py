@@ -26,6 +26,7 @@ def self_stabilizing_learning_rate(
     released: Any,
     delta: Any = 0.1,
     growth: Any = GROWTH,
+    least_growth: Any = None,
     error_bound: Any = 0.0,
     xp: Any = np,
 ) -> Any:
@@ -69,6 +70,8 @@ def self_stabilizing_learning_rate(
         Distance kept from the edge where it is not.
     growth : float
         At least 0.
+    least_growth : float, optional
+        A released rate is at least min(base, (2 + least_growth)/sharpness).
     error_bound : float or array, optional
         Added to the sharpness.
     xp : module
@@ -98,6 +101,9 @@ def self_stabilizing_learning_rate(
     margin = xp.where(released, -growth, delta)
     ceiling = rule.learning_rate(base, sharpness, margin, error_bound=error_bound, xp=xp)
     edge = rule.learning_rate(ceiling, directional, 0.0, xp=xp)
+    if least_growth is not None:
+        least = rule.learning_rate(base, sharpness, -least_growth, error_bound=error_bound, xp=xp)
+        edge = xp.maximum(edge, least)
     return xp.where(released, edge, ceiling)[()]
 
 
@@ -158,25 +164,31 @@ def descent(mean: Any, product: Any, updates: Any, *, xp: Any = np) -> Any:
     return mean + xp.where(sound, gain * (xp.where(sound, product, 0.0) - mean), 0.0)
 
 
-def validate_growth(growth: Any) -> None:
+def validate_growth(growth: Any, *, name: str = "growth", most: float = math.inf) -> None:
     """Refuse a growth with which the rule cannot work.
 
     Parameters
     ----------
     growth : float
         See `self_stabilizing_learning_rate`.
+    name : str
+        Of the argument.
+    most : float
+        The largest that is allowed.
 
     Raises
     ------
     InvalidInput
-        If it is not a finite number of at least 0.
+        If it is not a finite number of at least 0, or above the largest.
     """
     try:
         number = float(growth)
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"growth must be a single number, got {growth!r}.") from error
+        raise InvalidInput(f"{name} must be a single number, got {growth!r}.") from error
     if not (math.isfinite(number) and number >= 0):
         raise InvalidInput(
-            f"growth must be a finite number of at least 0, got {number!r}: below 0 the iterate cannot oscillate "
+            f"{name} must be a finite number of at least 0, got {number!r}: below 0 the iterate cannot oscillate "
             "and the rate runs away; use 1."
         )
+    if number > most:
+        raise InvalidInput(f"{name}={number!r} must be at most growth, {most!r}: lower it or raise growth.")

@@ -224,7 +224,9 @@ def scale_by_caeo(
             curvature=new,
             schedule=schedule,
             travelled=travelled,
-            monitor=runaway.watch(state.monitor, sharpness, rate < base, xp=jnp),
+            monitor=runaway.watch(
+                state.monitor, sharpness, rate < base, edge=2.0 * edge_factor / base, xp=jnp
+            ),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -14,11 +14,11 @@ from solvers.errors import InvalidInput
 W = runaway.WINDOW
 
 
-def alarms(sharpness, capped):
+def alarms(sharpness, capped, edge=None):
     """Return the alarm after each update, (steps, ...)."""
     monitor, seen = runaway.start(), []
     for value, binds in zip(sharpness, capped, strict=True):
-        monitor = runaway.watch(monitor, value, binds)
+        monitor = runaway.watch(monitor, value, binds, edge=edge)
         seen.append(monitor.runaway)
     return np.array(seen)
 
@@ -40,6 +40,27 @@ def test_sees_the_law_one_window_after_the_mark(quarter):
     assert not alarms(sharpness[::-1], np.ones(t.size, bool)).any()  # a start beyond the edge that comes down
 
 
+def test_a_start_far_beyond_the_edge_needs_a_smaller_rise():
+    """The law from five times the edge, level first: a rise by 5 % counts there, and not below 1.25 times the edge.
+
+    It rises by 5 % after `rise` updates, by (1.05^2 - 1) of its square; the lag is at most that of the other test. A
+    quarter would take (1.25^2 - 1)/(1.05^2 - 1) = 5.5 times as long.
+    """
+    rise = 400
+    t = np.arange(rise + 400)
+    climb = 10.0 * np.sqrt(1 + (1.05**2 - 1) * t / rise)
+    sharpness = np.concatenate([np.full(100, 10.0), climb])
+    binds = np.ones(sharpness.size, bool)
+    seen = alarms(sharpness, binds, edge=2.0)
+    assert 100 + rise <= int(np.argmax(seen)) <= 100 + rise + 2 * W + 18
+    assert seen[-1]
+    assert not alarms(sharpness, binds).any()
+    assert not alarms(sharpness, binds, edge=9.0).any()
+    assert not alarms(sharpness[::-1], binds, edge=2.0).any()  # while it comes down
+    # where the cap seldom binds, being beyond the edge is no runaway
+    assert not alarms(sharpness, np.arange(sharpness.size) % 5 < 2, edge=2.0).any()
+
+
 def test_is_silent_where_the_cap_binds_rarely():
     """A rise by half with the cap binding at two of five updates, as noise would make it."""
     t = np.arange(2000)
@@ -56,6 +77,7 @@ def test_false_alarms_at_constant_sharpness():
     noise = np.exp(0.4 * rng.standard_normal((5000, 40)))
     always = np.ones(noise.shape, bool)
     assert not alarms(10 * noise, always).any()
+    assert not alarms(10 * noise, always, edge=2.0).any()
     assert alarms(10 * noise * np.linspace(1, 1.6, 5000)[:, None], always).any(axis=0).all()
 
 
@@ -75,7 +97,7 @@ def test_jax_agrees_and_scans():
     @jax.jit
     def scanned(sharpness, capped):
         def step(monitor, given):
-            monitor = runaway.watch(monitor, *given, xp=jnp)
+            monitor = runaway.watch(monitor, *given, edge=jnp.asarray(5.0), xp=jnp)
             return monitor, monitor.rise
 
         return jax.lax.scan(step, runaway.start(xp=jnp), (sharpness, capped))
@@ -83,7 +105,7 @@ def test_jax_agrees_and_scans():
     final, rises = scanned(sharpness, capped)
     monitor, expected = runaway.start(), []
     for value, binds in zip(sharpness, capped, strict=True):
-        monitor = runaway.watch(monitor, value, binds)
+        monitor = runaway.watch(monitor, value, binds, edge=5.0)
         expected.append(monitor.rise)
     np.testing.assert_allclose(rises, expected, rtol=0, atol=1e-12)
     assert bool(final.runaway) == bool(monitor.runaway)
@@ -95,7 +117,8 @@ def test_reduced_model_runs_away_as_the_law_says(start):
     path = reduced_model.reduced_path("caeo", start=start, steps=3000)
     law = np.sqrt(start**2 + 2 * 1.9 * 0.02 * np.arange(3000))
     np.testing.assert_allclose(path["sharpness"], law, rtol=2e-3)
-    mark = (1.25**2 - 1) * start**2 / (2 * 1.9 * 0.02)
+    by = 1.25 if start < 1.25 * 2 else 1.05  # the edge is at 2
+    mark = (by**2 - 1) * start**2 / (2 * 1.9 * 0.02)
     first = int(np.argmax(path["runaway"]))
     assert mark <= first <= mark + 2 * W + 18
 

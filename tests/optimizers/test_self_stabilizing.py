@@ -81,6 +81,35 @@ def test_bad_settings_are_refused(growth):
         self_stabilizing_caeo(0.1, growth=growth)
 
 
+def test_least_growth_is_a_floor_of_the_released_rate():
+    """On a gradient along the top direction 2/R is the edge; the floor lies beyond it, and below the base rate."""
+    rate = functools.partial(
+        stabilizing.self_stabilizing_learning_rate, sharpness=10.0, directional=10.0, least_growth=0.5
+    )
+    assert rate(1.0, released=True) == pytest.approx(0.25)
+    assert rate(0.22, released=True) == pytest.approx(0.22)
+    assert rate(1.0, released=False) == pytest.approx(0.19)
+    # where the descent pays for more it grows by more
+    assert rate(1.0, directional=0.1, released=True) == pytest.approx(0.3)
+    start = jnp.array([0.0, 0.0, 1.0, 0.0])
+    given = (lambda p: quadratic(p[:3]) + 1e-3 * p[3], start, jnp.zeros((40, 4)))
+    slow = run(self_stabilizing_caeo(0.25, release="always"), *given)
+    fast = run(self_stabilizing_caeo(0.25, release="always", least_growth=0.2), *given)
+    np.testing.assert_allclose(slow.caeo.learning_rate, 0.2, rtol=1e-4)
+    np.testing.assert_allclose(fast.caeo.learning_rate, 0.22, rtol=1e-6)
+    with pytest.raises(InvalidInput, match=r"least_growth=1\.5 must be at most growth"):
+        self_stabilizing_caeo(0.1, least_growth=1.5)
+    with pytest.raises(InvalidInput, match="least_growth must be"):
+        self_stabilizing_caeo(0.1, least_growth=-0.1)
+
+
+def test_momentum_is_refused_plainly():
+    with pytest.raises(InvalidInput, match=r"momentum=0\.9 is not for self-stabilizing CAEO"):
+        self_stabilizing_caeo(0.1, momentum=0.9)
+    with pytest.raises(InvalidInput, match=r"momentum=0\.9 is not for self-stabilizing CAEO"):
+        bridge.make_rule("caeo-ss", eta=0.1, momentum=0.9)
+
+
 def test_refusals_name_the_argument():
     with pytest.raises(InvalidInput, match="release must be one of descent, always"):
         self_stabilizing_caeo(0.1, release="never")

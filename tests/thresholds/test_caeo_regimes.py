@@ -218,6 +218,15 @@ def test_errors_follow_the_inputs(name):
         ({"sharpness": 50.0}, -2.5, "diverging"),
         ({"sharpness": 50.0}, -1.5, "stable"),
         ({"sharpness": 50.0, "catapult": 12.0}, -2.5, "stable"),
+        ({}, 0.0, "stable"),  # on the edge the separatrix is at infinity
+        ({}, 1.99, "runaway"),
+        # the cap is reached where top + eta^2 alpha T = 2 - delta: 0.2 + 0.01 T = 1.9 at T = 170
+        ({"sharpness": 2.0, "horizon": 169}, 0.1, "uncapped"),
+        ({"sharpness": 2.0, "horizon": 171}, 0.1, "stable"),
+        ({"sharpness": 39.9}, -3.0, "stable"),  # the first step is below 4, whatever the cap
+        ({"sharpness": 40.0}, -3.0, "diverging"),
+        ({"sharpness": 40.0}, -2.0, "diverging"),
+        ({"sharpness": 40.0}, -1.99, "stable"),
     ],
 )
 def test_regimes(changes, delta, regime):

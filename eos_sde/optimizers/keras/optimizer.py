@@ -390,7 +390,7 @@ class CAEO(keras.optimizers.Optimizer):
         self.capped.assign(rate < base)
         state.write(self._estimator, new)
         state.write(self._schedule, after)
-        state.write(self._monitor, watching.watch(monitor, sharpness, rate < base))
+        state.write(self._monitor, watching.watch(monitor, sharpness, rate < base, 2.0 / base))
 
 
 def _along(flat: Flat, slope: Derivative, vector: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -21,15 +21,17 @@ def start(flat: Flat) -> dict[str, Any]:
     return runaway.start(dtype=np.dtype(flat.dtype.name))._asdict()
 
 
-def watch(monitor: dict[str, Any], sharpness: tf.Tensor, capped: tf.Tensor) -> dict[str, Any]:
+def watch(
+    monitor: dict[str, Any], sharpness: tf.Tensor, capped: tf.Tensor, edge: tf.Tensor
+) -> dict[str, Any]:
     """Return the monitor after one more update.
 
     Parameters
     ----------
     monitor : dict of tensor
         From `start` or the last call.
-    sharpness, capped : tensor
+    sharpness, capped, edge : tensor
         As for `eos_sde.optimizers.runaway.watch`.
     """
     old = runaway.RunawayMonitor(**monitor)
-    return runaway.watch(old, sharpness, capped, xp=_OPS)._asdict()
+    return runaway.watch(old, sharpness, capped, edge=edge, xp=_OPS)._asdict()
