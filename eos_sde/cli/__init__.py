@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 from typer.exceptions import TyperException
 
-from eos_sde.cli import experiments, listings
+from eos_sde.cli import experiments, listings, sweep_commands
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (experiments, listings):
+for commands in (experiments, listings, sweep_commands):
     app.add_typer(commands.app)
 _INTERRUPTED = 130
 _INTERRUPTION = "interrupted; what was finished is kept where the output goes"

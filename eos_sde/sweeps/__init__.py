@@ -1,0 +1,6 @@
+"""Sweeps: a function or an observable at every point of a product of parameters, resumable, on any Dask cluster."""
+
+from eos_sde.sweeps.engine import FailedPoints, PointFailed, sweep
+from eos_sde.sweeps.observables import OBSERVABLES
+
+__all__ = ["OBSERVABLES", "FailedPoints", "PointFailed", "sweep"]
