@@ -159,24 +159,30 @@ def _unfit(
     from pydantic import ValidationError
 
     mine = {key: value for key, value in everything.items() if key not in parameters}
+    found = [(_placed((key,), columns), text) for key, text in request.across(mine)]
     try:
         request.model_validate(mine)
     except ValidationError as error:
-        return [_told(one, columns, parameters, request) for one in error.errors()]
-    return []
+        unsure = "model" in request.model_fields and not parameters  # which parameters there are is not known
+        listed = [one for one in error.errors() if not (unsure and one["type"] == "extra_forbidden")]
+        found += [_told(one, columns, parameters, request) for one in listed]
+    return found
+
+
+def _placed(place: Place, columns: Mapping) -> Place:
+    return ("axes", *place) if place and place[0] in columns else ("settings", *place)
 
 
 def _told(one: Any, columns: Mapping, parameters: set[str], request: type[Settings]) -> tuple[Place, str]:
-    place = tuple(one["loc"])
-    text = one["msg"].removeprefix("Value error, ")
+    place, name = tuple(one["loc"]), str(one["loc"][0]) if one["loc"] else ""
     if one["type"] == "extra_forbidden":
         known = ", ".join([*sorted(parameters), *request.model_fields])
-        text = f"{place[0]!r} is not known: choose among {known}"
-    elif one["type"] == "missing":
-        return ("settings",), f"{place[-1]!r} is missing"
-    elif one["type"] != "value_error" and not isinstance(one["input"], dict | list):
-        text = f"{text} (got {one['input']!r})"
-    return (("axes", *place) if place and place[0] in columns else ("settings", *place)), text
+        return _placed(place, columns), f"{name!r} is not known: choose among {known}"
+    if one["type"] == "missing":
+        return ("settings",), f"{name!r} is missing"
+    if one["type"] == "value_error":
+        return _placed(place, columns), f"{name}: {one['msg'].removeprefix('Value error, ')}"
+    return _placed(place, columns), f"{name}={one['input']!r}: {one['msg'][0].lower()}{one['msg'][1:]}"
 
 
 def _odd_values(request, everything, parameters, key, values) -> list:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from eos_sde.models.registry import catalogue
 
@@ -20,6 +21,21 @@ class Settings(BaseModel):
     """What an observable takes beside the parameters of its model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def across(cls, given: Mapping[str, Any]) -> list[tuple[str, str]]:  # noqa: ARG003
+        """What is wrong between settings, whatever else is wrong with each.
+
+        Parameters
+        ----------
+        given : mapping
+            As written, not checked yet.
+
+        Returns
+        -------
+        list of (setting, text)
+        """
+        return []
 
 
 class ModelSettings(Settings):
@@ -75,11 +91,12 @@ class Exponent(ModelSettings):
     duration: Positive = 2000.0
     paths: Whole = 64
 
-    @model_validator(mode="after")
-    def _seeded(self) -> Exponent:
-        if self.method == "simulation" and self.seed is None:
-            raise ValueError("method='simulation' needs a seed")
-        return self
+    @classmethod
+    def across(cls, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Simulations need a seed."""
+        if given.get("method") == "simulation" and given.get("seed") is None:
+            return [("method", "method 'simulation' needs a seed")]
+        return []
 
 
 class MomentExponent(Exponent):
@@ -110,13 +127,14 @@ class Crossing(ModelSettings):
     ratio: Positive | None = None
     horizon: Positive | None = None
 
-    @model_validator(mode="after")
-    def _complete(self) -> Crossing:
-        needed = {"almost_sure": ("at",), "moment": ("at",), "escape": ("grid", "horizon")}
-        for name in needed.get(self.criterion, ("grid",)):
-            if getattr(self, name) is None:
-                raise ValueError(f"criterion={self.criterion!r} needs {name!r}")
-        return self
+    @classmethod
+    def across(cls, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What each criterion needs."""
+        exponents = dict.fromkeys(("almost_sure", "moment"), ("at",))
+        needed = {**exponents, "escape": ("grid", "horizon"), "gap": ("grid",), "density_shape": ("grid",)}
+        criterion = given.get("criterion")
+        lacking = [n for n in needed.get(str(criterion), ()) if given.get(n) is None]
+        return [("criterion", f"criterion {criterion!r} needs {name!r}") for name in lacking]
 
 
 class Ensemble(ModelSettings):
@@ -132,20 +150,20 @@ class Ensemble(ModelSettings):
     scheme: str = "euler-maruyama"
     statistics: list[Statistic] = ["mean", "variance"]
 
-    @model_validator(mode="after")
-    def _timed(self) -> Ensemble:
-        discrete = catalogue()[self.model].discrete
-        needed, foreign = (("steps",), ("t1", "dt")) if discrete else (("t1", "dt"), ("steps",))
-        kind = "a map" if discrete else "no map"
-        for name in needed:
-            if getattr(self, name) is None:
-                raise ValueError(f"model={self.model!r} is {kind} and needs {' and '.join(needed)}")
-        for name in foreign:
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"model={self.model!r} is {kind} and takes {' and '.join(needed)}, not {name}"
-                )
-        return self
+    @classmethod
+    def across(cls, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """A map takes steps, an SDE times."""
+        model = catalogue().get(str(given.get("model")))
+        if model is None:
+            return []
+        needed, foreign = (("steps",), ("t1", "dt")) if model.discrete else (("t1", "dt"), ("steps",))
+        kind = "a map" if model.discrete else "no map"
+        lacking = [name for name in needed if given.get(name) is None]
+        found = [("model", f"{model.name!r} is {kind} and needs {name!r}") for name in lacking]
+        odd = [name for name in foreign if given.get(name) is not None]
+        return found + [
+            (name, f"{model.name!r} is {kind} and takes {' and '.join(needed)}, not {name}") for name in odd
+        ]
 
 
 class Plateau(Settings):

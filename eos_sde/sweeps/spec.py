@@ -92,14 +92,6 @@ class Document(BaseModel):
     zip: list[dict[str, list[Any]]] = []
     settings: dict[str, Any] = {}
 
-    @model_validator(mode="after")
-    def _whole(self) -> Document:
-        if (self.observable is None) == (self.function is None):
-            raise ValueError("give either observable or function")
-        if not self.axes and not self.zip:
-            raise ValueError("there are no axes; give [axes] with one or more")
-        return self
-
 
 def read_spec(path: Path, *, seed: int | None = None) -> Plan:
     """The plan that a file specifies.
@@ -155,11 +147,12 @@ def parsed_spec(text: str, *, name: str = "spec", seed: int | None = None) -> Pl
     """
     where = located(text.replace("\r\n", "\n"))
     found = list(where.broken)
-    document, axes = _checked(where, found)
-    if document is not None and seed is not None:
+    document = _document(where, found)
+    axes = _axes(document, where, found)
+    if seed is not None:
         _reseed(document, axes, seed, where, found)
-    function = _fitted(document, axes, where, found) if document is not None else None
-    if found or document is None:
+    function = _fitted(document, axes, where, found)
+    if found:
         raise BadSpec(_listed(name, found))
     try:
         return planned(
@@ -179,25 +172,35 @@ def _listed(name: str, found: list[tuple[int, str]]) -> str:
     )
 
 
-def _checked(where: Located, found: list[tuple[int, str]]) -> tuple[Document | None, dict[Any, list]]:
-    """The keys, and the axes with their values; what is wrong with them is added to `found`."""
-    document, broken = None, bool(found)
-    try:
-        document = Document.model_validate(where.data)
-    except ValidationError as error:
-        for one in error.errors():
-            incomplete = not one["loc"]
-            if not (broken and incomplete):  # what is missing may be in what could not be read
+def _document(where: Located, found: list[tuple[int, str]]) -> Document:
+    """The keys that are sound; what is wrong with the others is added to `found`."""
+    data = dict(where.data)
+    while True:
+        try:
+            document = Document.model_validate(data)
+            break
+        except ValidationError as error:
+            for one in error.errors():
                 found.append((where.line(one["loc"]), _said(one)))
-    given = document.axes if document is not None else where.data.get("axes")
+            data = {key: data[key] for key in data if key not in {one["loc"][0] for one in error.errors()}}
+    if where.broken:  # what seems missing may be in what could not be read
+        return document
+    if (where.data.get("observable") is None) == (where.data.get("function") is None):
+        found.append((where.line(("function",)), "give an observable or a function, and not both"))
+    if not where.data.get("axes") and not where.data.get("zip"):
+        found.append((where.line(("axes",)), "there are no axes; give [axes] with one or more"))
+    return document
+
+
+def _axes(document: Document, where: Located, found: list[tuple[int, str]]) -> dict[Any, list]:
+    """The axes that are sound, with their values; what is wrong with the others is added to `found`."""
     axes: dict[Any, list] = {}
-    for name, values in (given if isinstance(given, dict) else {}).items():
+    for name, values in document.axes.items():
         expanded = _expanded(name, values, where, found)
         if expanded is not None:
             axes[name] = expanded
-    for k, table in enumerate(document.zip if document is not None else ()):
-        lengths = {len(column) for column in table.values()}
-        if len(lengths) > 1:
+    for k, table in enumerate(document.zip):
+        if len({len(column) for column in table.values()}) > 1:
             found.append((where.line(("zip", k)), "lists that go together must be equally long"))
         elif table:
             axes[tuple(table)] = list(zip(*table.values(), strict=True))
@@ -205,22 +208,20 @@ def _checked(where: Located, found: list[tuple[int, str]]) -> tuple[Document | N
         try:
             checked_axes({key: axes[key]})
         except InvalidInput as error:
-            place = ("axes", key) if isinstance(key, str) else ("zip", _number(document, key))
-            found.append((where.line(place), str(error)))
+            number = next((k for k, table in enumerate(document.zip) if tuple(table) == key), 0)
+            found.append((where.line(("axes", key) if isinstance(key, str) else ("zip", number)), str(error)))
             del axes[key]
-    return document, axes
+    return axes
 
 
-def _number(document: Document | None, names: tuple) -> int:
-    return next((k for k, table in enumerate(document.zip if document else ()) if tuple(table) == names), 0)
-
-
-def _said(one: Any) -> str:
+def _said(one: Any, known: str = ", ".join(Document.model_fields)) -> str:
     place = ".".join(str(part) for part in one["loc"])
-    text = one["msg"].removeprefix("Value error, ")
     if one["type"] == "extra_forbidden":
-        return f"{place!r} is not known: choose among {', '.join(Document.model_fields)}"
-    return f"{place}: {text}" if place else text
+        return f"{place!r} is not known: choose among {known}"
+    if one["type"] == "missing":
+        return f"{place!r} is missing"
+    text = one["msg"].removeprefix("Value error, ")
+    return f"{place}: {text[0].lower()}{text[1:]}" if place else text
 
 
 def _expanded(name: str, values: Any, where: Located, found: list[tuple[int, str]]) -> list | None:
@@ -236,12 +237,9 @@ def _expanded(name: str, values: Any, where: Located, found: list[tuple[int, str
     try:
         return kind.model_validate(values).values()
     except ValidationError as error:
+        known = "from, to, count, spacing" if kind is Range else "first, count"
         for one in error.errors():
-            key = ".".join(map(str, one["loc"]))
-            text = one["msg"].removeprefix("Value error, ")
-            found.append(
-                (where.line((*place, *one["loc"])), f"axis {name!r}{f', {key}' if key else ''}: {text}")
-            )
+            found.append((where.line((*place, *one["loc"])), f"axis {name!r}: {_said(one, known)}"))
         return None
 
 

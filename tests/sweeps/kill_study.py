@@ -4,6 +4,7 @@ As a script: ``python tests/sweeps/kill_study.py 50`` kills 50 times; the slow t
 """
 
 import filecmp
+import json
 import os
 import random
 import signal
@@ -126,8 +127,6 @@ class Study:
         try:
             while not file.exists():
                 time.sleep(0.05)
-            import json
-
             run = self.start("--scheduler", json.loads(file.read_text())["address"])
             if self.wait(run):
                 self.kill(scheduler.pid)
