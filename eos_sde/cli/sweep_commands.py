@@ -155,7 +155,7 @@ def _executor(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 
 
 def _tell_estimate(plan: Any, store: Path, resume: bool, workers: int | None, as_json: bool) -> None:
-    from eos_sde.sweeps.engine import estimated
+    from eos_sde.sweeps.trial import estimated
 
     found = estimated(plan, store, resume=resume)
     count = workers or 1

@@ -30,16 +30,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from eos_sde.store.layout import Axis
-from eos_sde.sweeps.engine import Plan, planned
 from eos_sde.sweeps.functions import check_takes, imported
 from eos_sde.sweeps.observables import mistakes
+from eos_sde.sweeps.plan import Plan, planned
 from eos_sde.sweeps.points import checked_axes
-from eos_sde.sweeps.request import Number, Whole
+from eos_sde.sweeps.request import Number
 from eos_sde.sweeps.spec_lines import Located, located
 from solvers.errors import InvalidInput
-
-_LARGEST = 1 << 24
-Value = Annotated[Any, Field()]
 
 
 class BadSpec(InvalidInput):
@@ -294,6 +291,3 @@ def _in_file(place: tuple, document: Document) -> tuple:
         number = next((k for k, table in enumerate(document.zip) if place[1] in table), 0)
         return ("zip", number, *place[1:])
     return place
-
-
-__all__ = ["BadSpec", "Whole", "parsed_spec", "read_spec"]
