@@ -152,6 +152,14 @@ class Study:
         assert not list(self.folder.glob("killed.zarr.*"))
 
 
+def _written(path: Path) -> int | None:
+    """When a file was last written; None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def study(
     folder: Path, kills: int, seed: int, *, each: int = 4, kinds=("client", "worker", "scheduler")
 ) -> Counter:
