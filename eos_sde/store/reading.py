@@ -106,9 +106,9 @@ def export_netcdf(sweep: xr.Dataset, path: Path | str) -> None:
         if values.dtype.kind == "c":
             plain[f"{name}_real"], plain[f"{name}_imag"] = values.real, values.imag
         else:
-            plain[name] = values.astype(object) if values.dtype.kind == "T" else values
+            plain[name] = values.compute().astype(object) if values.dtype.kind == "T" else values
     coords = {
-        name: values.astype(object) if values.dtype.kind == "T" else values
+        name: values.compute().astype(object) if values.dtype.kind == "T" else values
         for name, values in sweep.coords.items()
     }
     whole = xr.Dataset(plain, coords=coords, attrs=sweep.attrs).drop_encoding()

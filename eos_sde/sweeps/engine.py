@@ -110,8 +110,9 @@ def sweep(
 
     Examples
     --------
-    >>> table = sweep(lambda x, y: x * y, {"x": [1.0, 2.0], "y": [3.0, 4.0, 5.0]}, store="product.zarr")
-    >>> table.value.sel(x=2.0, y=4.0).item()  # doctest: +SKIP
+    >>> axes = {"x": [1.0, 2.0], "y": [3.0, 4.0, 5.0]}
+    >>> table = sweep(lambda x, y: x * y, axes, store="product.zarr")  # doctest: +SKIP
+    >>> float(table.value.sel(x=2.0, y=4.0))  # doctest: +SKIP
     8.0
     """
     plan = planned(function, axes, settings=settings, command="eos_sde.sweep")

@@ -201,7 +201,7 @@ def _numbers(name: str, value: Any, dimensions: int) -> NDArray:
             f"the function returned {name} of shape {array.shape}; return a DataArray, which names its dimensions"
         )
     wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    if array.dtype.kind in "iu" and (np.abs(wide) > 2.0**53).any():
+    if array.dtype.kind in "iu" and ((array > 2**53) | (array < -(2**53))).any():
         raise InvalidInput(f"the function returned {name} beyond 2^53, which float64 does not hold exactly")
     return wide
 
