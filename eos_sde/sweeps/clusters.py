@@ -29,10 +29,9 @@ def local_cluster(workers: int) -> Iterator[tuple[OnCluster, str]]:
 
     _quiet()
     settings = {"distributed.nanny.pre-spawn-environ": ONE_THREAD, "distributed.worker.daemon": True}
-    address = ":0" if _drawn() else None
     with dask.config.set(settings):
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=address,
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0",
             silence_logs=logging.CRITICAL, memory_limit=0,
         )  # fmt: skip
         try:

@@ -160,6 +160,7 @@ def carried_out(
             try:
                 if first is not None:
                     opened.record(packed(plan.job.with_template(opened.layout.template), *first))
+                    opened.flush()  # so that it is not pending
                 failed = _run(plan, opened, executor, fail_fast, progress)
             finally:
                 opened.close()

@@ -1,6 +1,7 @@
 """Lets a sweep die before each of its steps on the file system, in turn, and another go on: the bits must agree.
 
-Prints the number of deaths, and of those within a write. Run by a test; the first argument is an empty folder.
+Prints the number of deaths, and of those within a write. Run by a test: an empty folder, and the stride from death to
+death (1 by default).
 """
 
 import os
@@ -72,11 +73,10 @@ def child(folder: Path, at: int, name: str) -> int:
         os._exit(1)
 
 
-def main(place: Path) -> None:
+def main(place: Path, stride: int) -> None:
     assert child(place, 0, "whole.zarr") == 0
-    at = torn = 0
+    at, deaths, torn = 1, 0, 0
     while True:
-        at += 1
         folder = place / "one"
         folder.mkdir()
         ended = child(folder, at, "s.zarr")
@@ -90,7 +90,8 @@ def main(place: Path) -> None:
         left = sorted(path.name for path in folder.iterdir())
         assert left == ["s.zarr"], (at, left)
         shutil.rmtree(folder)
-    sys.stdout.write(f"{at - 1} {torn}\n")
+        at, deaths = at + stride, deaths + 1
+    sys.stdout.write(f"{deaths} {torn}\n")
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 1)
