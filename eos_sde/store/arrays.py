@@ -66,7 +66,8 @@ def make(path: Path, layout: Layout, attrs: Mapping[str, Any]) -> None:
     _axis_coordinates(group, layout.axes)
     beside = [name for axis in layout.axes for name in axis.values if name != axis.dim]
     beside += [name for name, (dims, _, _) in layout.template.coords.items() if dims != (name,)]
-    group.attrs.update(dict(attrs) | ({"coordinates": " ".join(beside)} if beside else {}))
+    attrs = {**attrs, "arrays": json.dumps(sorted([*layout.template.variables, *layout.template.coords]))}
+    group.attrs.update(attrs | ({"coordinates": " ".join(beside)} if beside else {}))
     _consolidate(path)
 
 
@@ -127,7 +128,8 @@ class Arrays:
         dims, status = tuple(axis.dim for axis in axes), self._array(STATUS)
         parameters = {name for axis in axes for name in axis.values}
         variables, coords = {}, {}
-        for name in sorted(self._group.array_keys()):
+        names = json.loads(self.attrs["arrays"])
+        for name in names:
             array = self._array(name)
             of = tuple(array.metadata.dimension_names)
             if name in RESERVED or name in parameters:
@@ -218,8 +220,12 @@ class Arrays:
         for name in (*layout.template.variables, *RESERVED):
             array = self._array(name)
             array.resize((*layout.shape, *array.shape[len(layout.shape) :]))
+        for axis in layout.axes:
+            for name, column in axis.values.items():
+                array = self._array(name)
+                array.resize(column.shape)
+                array[...] = column
         self._open.clear()
-        _axis_coordinates(self._group, layout.axes)
         _consolidate(self.path)
 
     def tidy(self) -> None:

@@ -64,10 +64,12 @@ def open_sweep(path: Path | str, *, check: bool = False) -> xr.Dataset:
         try:
             _refuse_gaps(store, thoroughly=check)
             return xr.open_zarr(store, consolidated=True, chunks={})
-        except (KeyError, ValueError) as error:
+        except (OSError, StoreFailure):
+            raise
+        except Exception as error:  # of broken metadata zarr and xarray raise whatever they stumble over
             raise StoreFailure(
-                f"store={store} lacks some of its arrays, or they are not of one shape ({error}); restore it, or sweep "
-                "anew"
+                f"store={store} lacks some of its arrays, or their metadata are broken ({type(error).__name__}: "
+                f"{error}); restore it, or sweep anew"
             ) from error
 
 

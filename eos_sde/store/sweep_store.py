@@ -167,9 +167,12 @@ class SweepStore:
                 self._arrays = Arrays(self.path)
                 self._finish_lengthening()
                 self.layout = self._arrays.layout()
-            except (KeyError, ValueError) as error:
+            except OSError:
+                raise
+            except Exception as error:  # of broken metadata zarr raises whatever it stumbles over
                 raise StoreFailure(
-                    f"store={self.path} lacks some of its arrays ({error}); restore it, or do not resume"
+                    f"store={self.path} lacks some of its arrays, or their metadata are broken ({error}); restore it, "
+                    "or do not resume"
                 ) from error
             longer = longer_axes(self.path, self.layout, axes, attrs.get("line"))
             self._arrays.tidy()
