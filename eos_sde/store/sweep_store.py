@@ -342,9 +342,12 @@ def longer_axes(
     """
     longer, changed = [], False
     for held, wanted in zip(layout.axes, axes, strict=True):
+        if all(np.array_equal(held.values[name], column) for name, column in wanted.values.items()):
+            longer.append(held)
+            continue
         rows, asked = held.rows(), wanted.rows()
-        known = set(rows)
-        missing = [row for row in rows if row not in set(asked)]
+        known, needed = set(rows), set(asked)
+        missing = [row for row in rows if row not in needed]
         new = [k for k, row in enumerate(asked) if row not in known]
         if missing:
             raise InvalidInput(

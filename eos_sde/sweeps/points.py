@@ -93,6 +93,14 @@ def _listed(name: Any, values: Any) -> list:
 
 def _column(name: str, values: Any, *, repeats: bool = False) -> NDArray:
     """Values as int64, float64 or texts."""
+    if isinstance(values, np.ndarray | range) and len(values) and np.asarray(values).dtype.kind in "if":
+        column = np.array(values, dtype=np.int64 if np.asarray(values).dtype.kind == "i" else np.float64)
+        if (
+            column.ndim == 1
+            and np.isfinite(column).all()
+            and (repeats or np.unique(column).size == column.size)
+        ):
+            return column  # of millions, without an object for each; what is wrong is told below
     listed = _listed(name, values)
     if all(isinstance(value, str) for value in listed):
         column = np.array(listed, dtype=object)
