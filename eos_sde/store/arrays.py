@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -109,7 +109,7 @@ class Arrays:
     mode : {"r", "r+"}
     """
 
-    def __init__(self, path: Path, mode: str = "r+") -> None:
+    def __init__(self, path: Path, mode: Literal["r", "r+"] = "r+") -> None:
         self.path = path
         self._group = zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
         self._open: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from eos_sde.sweeps.executors import ClusterLost, OnCluster
 from eos_sde.sweeps.quiet_threads import ONE_THREAD
@@ -36,9 +36,10 @@ def local_cluster(workers: int) -> Iterator[tuple[OnCluster, str]]:
         )  # fmt: skip
         try:
             with Client(cluster) as client:
-                yield OnCluster(client), client.dashboard_link if _drawn() else ""
+                yield OnCluster(client), (client.dashboard_link or "") if _drawn() else ""
         finally:
-            cluster.close(timeout=5)
+            with suppress(TimeoutError):  # what has not closed by then ends with this process
+                cluster.close(timeout=5)
 
 
 @contextmanager
@@ -72,9 +73,10 @@ def existing_cluster(address: str) -> Iterator[tuple[OnCluster, str]]:
             f"scheduler={address!r} is no address such as tcp://10.0.0.1:8786 ({error})"
         ) from error
     try:
-        yield OnCluster(client), client.dashboard_link
+        yield OnCluster(client), client.dashboard_link or ""
     finally:
-        client.close(timeout=5)
+        with suppress(TimeoutError):  # as where the scheduler is gone
+            client.close(timeout=5)
 
 
 def _drawn() -> bool:

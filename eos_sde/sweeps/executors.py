@@ -230,24 +230,25 @@ class OnCluster:
         """What a task gave, or the smaller ones to do in its place where it took workers down with it."""
         from distributed import KilledWorker
 
-        if future.status == "finished":
-            try:
-                return future.result(), []
-            except Exception as error:  # finished, and lost before it arrived
-                raise self._lost(error) from error
-        if future.status != "error":
-            raise self._lost(None)
-        error = future.exception()
-        if not isinstance(error, KilledWorker):
+        try:
+            return (
+                future.result(),
+                [],
+            )  # a result that was lost with its worker is computed again, and waited for
+        except KilledWorker:
+            pass
+        except Exception as error:
             raise self._lost(error) from error
         if len(numbers) > 1 and line is None:
             return None, list(numbers[:, None])
         text = RuntimeError("the worker that computed it died, several times; it may need more memory")
         return (packed(job, numbers, [(text, [])] * len(numbers)), 1.0), []
 
-    def _lost(self, error: BaseException | None) -> Exception:
+    def _lost(self, error: Exception) -> Exception:
         """The error to raise where a task neither finished nor killed its worker."""
-        if error is None or self._client.status != "running" or isinstance(error, OSError):
+        from distributed.client import FutureCancelledError
+
+        if self._client.status != "running" or isinstance(error, OSError | FutureCancelledError):
             return ClusterLost(
                 "the connection to the scheduler is lost; finished points are kept: run the same again to go on"
             )

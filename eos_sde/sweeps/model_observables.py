@@ -89,7 +89,7 @@ def followed(points: list[dict[str, Any]]) -> list[tuple[Any, list[str]]]:
     held = {key: value for key, value in points[0].items() if key not in {line, "follow", "k"}}
 
     def build(value: float) -> Any:
-        given = {"boundary": "reflecting"} | held | {line: value}
+        given: dict[str, Any] = {"boundary": "reflecting"} | held | {line: value}
         model, grid, boundary = (given.pop(name) for name in ("model", "grid", "boundary"))
         return operator_of(model, grid, boundary, given)
 
