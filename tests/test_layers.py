@@ -21,6 +21,8 @@ HEAVY = (
     "rich",
     "tensorflow",
     "keras",
+    "distributed",
+    "pydantic",
 )
 
 

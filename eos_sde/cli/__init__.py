@@ -8,7 +8,14 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from eos_sde.cli import experiments, listings, model_commands, picture_commands, training_commands
+from eos_sde.cli import (
+    experiments,
+    listings,
+    model_commands,
+    picture_commands,
+    sweep_commands,
+    training_commands,
+)
 from eos_sde.cli.terminal import command_line
 from solvers.errors import ConvergenceFailure, InvalidInput
 
@@ -18,7 +25,14 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (experiments, training_commands, model_commands, picture_commands, listings):
+for commands in (
+    experiments,
+    training_commands,
+    sweep_commands,
+    model_commands,
+    picture_commands,
+    listings,
+):
     app.add_typer(commands.app)
 _INTERRUPTED = 130
 _INTERRUPTION = "interrupted; what was finished is kept where the output goes"

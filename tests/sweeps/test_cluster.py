@@ -1,0 +1,166 @@
+"""Sweeps on Dask clusters: the bits of one process, windows, workers that die, signals, and random kills."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import eos_sde
+from eos_sde.store import StoreFailure
+from eos_sde.store.layout import Layout, Template
+from eos_sde.sweeps import clusters
+from eos_sde.sweeps.clusters import existing_cluster, local_cluster
+from eos_sde.sweeps.engine import carried_out
+from eos_sde.sweeps.executors import OnCluster, Pace, cut
+from eos_sde.sweeps.plan import planned
+from tests.sweeps import kill_study
+from tests.sweeps.slow_points import wave
+from tests.sweeps.stores import AXES, Counted, counting, same_files
+
+pytestmark = pytest.mark.filterwarnings("ignore::eos_sde.sweeps.FailedPoints")
+WAVES = {"x": [0.0, 0.25, 0.5, 0.75, 1.0], "seed": range(4)}
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two worker threads in this process: the whole protocol without the cost of processes."""
+    from distributed import Client
+
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=":0") as made:
+        yield made
+
+
+def test_a_cluster_has_the_bits_of_one_process(client, tmp_path):
+    eos_sde.sweep(wave, WAVES, store=tmp_path / "one.zarr")
+    eos_sde.sweep(wave, WAVES, store=tmp_path / "many.zarr", client=client)
+    assert same_files(tmp_path / "one.zarr", tmp_path / "many.zarr")
+
+
+def test_no_more_tasks_than_the_window_are_in_flight(client, tmp_path, monkeypatch):
+    taken, submit = [], client.submit
+
+    def counted(*args, **more):
+        taken.append(1)
+        return submit(*args, **more)
+
+    monkeypatch.setattr(client, "submit", counted)
+    monkeypatch.setattr(Pace, "size", 1)
+    plan = planned(lambda x: x, {"x": np.arange(300.0)}, command="test")
+    most = [0]
+
+    def progress(done, failed, total):
+        most[0] = max(most[0], len(taken) - done)
+
+    table = carried_out(plan, tmp_path / "s.zarr", executor=OnCluster(client), progress=progress)
+    np.testing.assert_array_equal(table.value, np.arange(300.0))
+    assert len(taken) == 300
+    assert most[0] <= 16 + 3 * 2
+
+
+def test_tasks_grow_to_half_a_second_and_keep_below_what_fits():
+    pace = Pace(8)
+    sizes = []
+    for _ in range(20):
+        sizes.append(pace.size)
+        pace.learn(pace.size, 1e-4 * pace.size)
+    assert sizes[0] == 1
+    assert all(later <= 4 * earlier for earlier, later in itertools.pairwise(sizes))
+    assert sizes[-1] == 5000
+    large = Pace(1 << 22)
+    large.learn(100, 1e-3)
+    assert large.size == 2  # 8 MiB of results
+
+
+def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(clusters, "_CONNECT_SECONDS", 1)
+    with (
+        pytest.raises(StoreFailure, match=r"scheduler=tcp://127.0.0.1:9 does not answer"),
+        existing_cluster("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+def fatal(x):
+    if x == 2.0:
+        os._exit(11)
+    return x
+
+
+@pytest.mark.slow
+def test_processes_have_the_bits_of_one_and_a_deadly_point_fails_alone(tmp_path):
+    eos_sde.sweep(wave, WAVES, store=tmp_path / "one.zarr")
+    with local_cluster(2) as (executor, _):
+        for name, function, axes in (("many", wave, WAVES), ("fatal", fatal, {"x": [0.0, 1.0, 2.0, 3.0]})):
+            table = carried_out(
+                planned(function, axes, command="eos_sde.sweep"), tmp_path / f"{name}.zarr", executor=executor
+            )
+    assert same_files(tmp_path / "one.zarr", tmp_path / "many.zarr")
+    assert table.status.values.tolist() == [1, 1, 2, 1]
+    assert "the worker that computed it died" in str(table.error.values[2])
+
+
+@pytest.mark.slow
+def test_an_adaptive_cluster_grows_from_nothing(tmp_path):
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        cluster.adapt(minimum=0, maximum=2, interval="200ms")
+        table = eos_sde.sweep(wave, WAVES, store=tmp_path / "s.zarr", client=client, settings={"pause": 0.2})
+    assert (table.status == 1).sum() == 19
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+def test_signals_end_a_sweep_within_seconds_and_keep_what_is_finished(number, options, tmp_path):
+    one = kill_study.Study(tmp_path, random.Random(1), pause=0.3)
+    run = one.start(*options)
+    started = began = time.monotonic()
+    while not one.store.with_name("killed.zarr.journal").exists():
+        assert time.monotonic() - began < 120
+        time.sleep(0.05)
+    time.sleep(3)
+    run.send_signal(number)
+    began = time.monotonic()
+    _, err = run.communicate(timeout=60)
+    lasted = time.monotonic() - started
+    assert time.monotonic() - began < 15
+    assert run.returncode == 130, err
+    assert err == "eos-sde: interrupted; what was finished is kept where the output goes\n"
+    table = eos_sde.open_sweep(one.store, check=True)
+    assert 3 <= int((table.status == 1).sum()) < 200
+    told = subprocess.run(
+        [sys.executable, "-m", "eos_sde.cli", "sweep", "slow.toml", "--out", "killed.zarr", "--dry-run", "--json"],
+        cwd=tmp_path, env=one.environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    estimate = json.loads(told.stdout)
+    assert estimate["pending"] == 200 - int((table.status == 1).sum())
+    assert estimate["measured"].endswith("finished points")
+    finished = int(estimate["measured"].split()[0])
+    assert estimate["seconds_per_point"] >= 0.3  # what a point sleeps
+    assert (
+        finished * estimate["seconds_per_point"] <= max(1, len(options)) * lasted
+    )  # no second is counted twice
+
+
+@pytest.mark.slow
+def test_random_kills_lose_nothing(tmp_path):
+    killed = kill_study.study(tmp_path, 6, seed=int(os.environ.get("EOS_SDE_KILL_SEED", "0")), each=3)
+    assert set(killed) == {"client", "worker", "scheduler"}
+
+
+def test_lines_are_cut_whole():
+    plan = planned(counting(Counted()), AXES, command="test")
+    layout = Layout(plan.axes, Template({}), (4, 3))
+    lines = list(cut(iter([np.array([5, 7])]), Pace(8), layout, "x"))
+    assert [line.tolist() for line in lines] == [[1, 4, 7, 10], [2, 5, 8, 11]]
