@@ -19,7 +19,8 @@ def test_quick_start_is_two_commands_of_one_line():
 
 
 @pytest.mark.slow
-def test_python_blocks_run():
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a sweep leaves its store
     jnp = pytest.importorskip("jax.numpy")
     names = {"loss": lambda w: jnp.sum(jnp.array([1.0, 3.0]) * w**2), "params": jnp.ones(2)}
     assert len(BLOCKS) >= 4
