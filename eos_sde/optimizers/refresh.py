@@ -217,7 +217,7 @@ def budget(
     *,
     share: float = 0.05,
     tol: float = 0.02,
-    allowance: float = 40.0,
+    allowance: float = 60.0,
     size: float = 1.0,
     longest: int = 10_000,
 ) -> Budget:

@@ -340,7 +340,7 @@ def test_the_runaway_is_seen_where_the_other_form_sees_it():
 
     for _ in range(90):
         update()
-        monitor = runaway.watch(monitor, float(made.sharpness), bool(made.capped.numpy()))
+        monitor = runaway.watch(monitor, float(made.sharpness), bool(made.capped.numpy()), edge=4.0)
         alarms.append((bool(made.runaway.numpy()), bool(monitor.runaway)))
     ours, theirs = np.array(alarms).T
     np.testing.assert_array_equal(ours, theirs)
