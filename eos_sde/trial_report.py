@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich import box
 from rich.table import Table
 
@@ -22,6 +23,7 @@ _MORE = (
     "#8C564B",
     "#000000",
     "#7F7F7F",
+    "#882255",
 )  # beyond the four colours of the other figures
 _COLUMNS = (
     ("steps_to_target", "steps to target"),
@@ -252,6 +254,9 @@ def comparison_figure(found: xr.Dataset) -> Figure:
         axis.set_xlabel(label, fontsize=9)
         axis.set_ylabel("validation loss", fontsize=9)
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         if found.attrs["target_kind"] == "loss":
             axis.axhline(found.attrs["target"], color=GREY, ls=":", lw=1)
     steps.legend(fontsize=8, frameon=False, ncols=2)
@@ -291,6 +296,9 @@ def _forest(axis: Axes, found: xr.Dataset, name: str, label: str) -> None:
             axis.text(1.0, i, " not reached, or diverged, by a seed", fontsize=7, va="center", color=GREY)
     axis.axvline(1.0, color=GREY, ls=":", lw=1)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_yticks(range(len(rules)), rules, fontsize=8)
     axis.set_ylim(len(rules) - 0.5, -0.5)
     axis.set_xlabel(label, fontsize=9)
