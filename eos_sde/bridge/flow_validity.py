@@ -9,6 +9,7 @@ _SECOND_ORDER = (
     0.1  # relative error of the mean loss from which on the excess is too large for the second order
 )
 _MOST_OUTSIDE = 0.5  # share of the excess from outside the carried modes
+_UNKNOWN = 0.25  # relative error of a reading of the sharpness from which on it says little
 _OVERSHOT = 0.05  # beyond the edge: by more than this the swings after it matter
 _MOMENTUM = ("sgdm", "nesterov")
 _DESCENT = ("gd", "sgd")  # of these the swings of the curvature are known (`reduced_map`)
@@ -24,7 +25,8 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
     Parameters
     ----------
     rows : sequence of mappings
-        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; ``unresolved_loss`` of batches;
+        The saved points: ``loss``, ``mean_loss``, ``radius``, ``critical_modes``; of batches ``unresolved_loss`` and
+        ``iterate_sharpness`` with its ``_stderr``;
         ``effective_sharpness`` of full ones, and ``resting_growth`` of those with momentum.
     rule : str
         As for `make_rule`.
@@ -64,6 +66,12 @@ def cautions(rows: Sequence[Mapping[str, float]], *, rule: str, full_batch: bool
         found.append(
             f"{100 * max(outside):.0f} % of the excess loss comes from outside the carried modes, where the "
             "fluctuation is known by its spectrum and few draws only; raise modes"
+        )
+    far = sum(row["iterate_sharpness_stderr"] > _UNKNOWN * abs(row["iterate_sharpness"]) for row in rows)
+    if far:
+        found.append(
+            f"the sharpness of iterates is uncertain by more than a quarter at {far} of {len(rows)} saved points: "
+            "Gaussian draws lie where the network is far from quadratic and runs do not come; trust sharpness and loss"
         )
     return "; ".join(found)
 

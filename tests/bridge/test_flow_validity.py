@@ -9,6 +9,7 @@ from eos_sde.bridge.flow_validity import cautions, swing_after_overshoot
 SOUND = {
     "loss": 0.8, "mean_loss": 1.0, "radius": 0.7, "critical_modes": 0, "unresolved_loss": 0.05,
     "effective_sharpness": 0.9, "resting_growth": float("nan"),
+    "iterate_sharpness": 2.0, "iterate_sharpness_stderr": 0.1,
 }  # fmt: skip
 
 
@@ -34,6 +35,11 @@ def test_nothing_speaks_against_a_small_resolved_stable_fluctuation():
             {"unresolved_loss": 0.12},
             {"rule": "adam"},
             "60 % of the excess loss comes from outside the carried modes, where",
+        ),
+        (
+            {"iterate_sharpness": 8.0, "iterate_sharpness_stderr": 6.0},
+            {},
+            "the sharpness of iterates is uncertain by more than a quarter at 1 of 2 saved points",
         ),
         ({"critical_modes": 2}, {"full_batch": True, "rule": "rmsprop"}, "swings about its edge"),
         (
