@@ -10,6 +10,7 @@ import xarray as xr
 from eos_sde import bridge, cli, models
 from eos_sde.bridge import implicit_bias, onset_grid
 from eos_sde.bridge.campaign_cells import NUMBERS
+from eos_sde.cli import experiments
 from solvers.errors import AccuracyWarning, InvalidInput
 
 
@@ -297,3 +298,14 @@ def test_implicit_bias_writes_and_prints(monkeypatch, capsys, tmp_path):
     assert document["arguments"] == "(100, 60, ('gd', 'sgd'), 'cells')"
     assert [row["trace_ratio"] for row in document["rows"]] == [1.2, None]
     assert document["files"]["figure"] == "ends/implicit-bias.png"
+
+
+def test_a_campaign_on_the_user_s_images(tmp_path, capsys):
+    """The task with its path; after the usual ones where none is named."""
+    added = experiments._networks(None, {"digits-mlp": {}}, tmp_path)
+    assert added == {"digits-mlp": {}, "cifar-resnet": {"path": str(tmp_path)}}
+    assert experiments._networks(["deep-linear"], {}, tmp_path) == {"deep-linear": {}}
+    missing = tmp_path / "cifar.npz"
+    settings = ["--task", "cifar-resnet", "--cifar", str(missing), "--out", str(tmp_path / "c.zarr")]
+    assert cli.main(["campaign", *settings]) == 2
+    assert f"path={missing} does not exist" in capsys.readouterr().err
