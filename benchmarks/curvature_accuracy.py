@@ -125,6 +125,8 @@ def main(*names):
             axis.loglog(costs, np.maximum(warm, 1e-8), "o-", color=f"C{colour}", label=kind)
         axis.axhline(0.02, color="0.5", lw=0.8, ls="--")
         axis.set(title=name, xlabel="cost [gradients]")
+        axis.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+        axis.set_xticks([], minor=True)
     for row in axes:
         row[0].set_ylabel("error of the sharpness, relative")
     axes[0, 0].legend(fontsize="small")
