@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich import box
@@ -254,9 +255,7 @@ def comparison_figure(found: xr.Dataset) -> Figure:
         axis.set_xlabel(label, fontsize=9)
         axis.set_ylabel("validation loss", fontsize=9)
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axis.yaxis, (1, 2, 3, 5))
         if found.attrs["target_kind"] == "loss":
             axis.axhline(found.attrs["target"], color=GREY, ls=":", lw=1)
     steps.legend(fontsize=8, frameon=False, ncols=2)
@@ -270,6 +269,13 @@ def comparison_figure(found: xr.Dataset) -> Figure:
 def _colour(number: int) -> str:
     palette = (*COLOURS, *_MORE)
     return palette[number % len(palette)]
+
+
+def _plain_numbers(line: Axis, within: tuple[float, ...]) -> None:
+    """Label a logarithmic axis at these multiples of the powers of ten, without exponents."""
+    line.set_major_locator(LogLocator(subs=within))
+    line.set_major_formatter(StrMethodFormatter("{x:g}"))
+    line.set_minor_formatter(NullFormatter())
 
 
 def _curve(axis: Axes, at: Any, values: Any, colour: str, label: str) -> None:
@@ -296,9 +302,7 @@ def _forest(axis: Axes, found: xr.Dataset, name: str, label: str) -> None:
             axis.text(1.0, i, " not reached, or diverged, by a seed", fontsize=7, va="center", color=GREY)
     axis.axvline(1.0, color=GREY, ls=":", lw=1)
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    _plain_numbers(axis.xaxis, (1, 1.5, 2, 3, 5, 7))
     axis.set_yticks(range(len(rules)), rules, fontsize=8)
     axis.set_ylim(len(rules) - 0.5, -0.5)
     axis.set_xlabel(label, fontsize=9)
