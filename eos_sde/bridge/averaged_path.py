@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from eos_sde.bridge.spectrum import follow_modes, in_groups
+from eos_sde.bridge.evaluation_groups import in_groups
+from eos_sde.bridge.spectrum import follow_modes
 from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
@@ -48,7 +49,7 @@ def averaged(task: Task, theta, modes, covariance):
     value_and_grad = jax.value_and_grad(task.loss)
     loss, gradient = value_and_grad(theta)
     steps = (axes * jnp.sqrt(3.0 * variances)).T
-    losses, gradients = in_groups(value_and_grad, theta + jnp.concatenate([steps, -steps]), task.n)
+    losses, gradients = in_groups(value_and_grad, theta + jnp.concatenate([steps, -steps]), task)
     pairs = 2 * axes.shape[1]
     mean_loss = loss + (losses.sum() - pairs * loss) / 6
     return loss, mean_loss, gradient + (gradients.sum(axis=0) - pairs * gradient) / 6

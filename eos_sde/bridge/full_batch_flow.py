@@ -62,7 +62,7 @@ _QUIET = 1.5  # where it came there without oscillation: seen up to 1.21
 @partial(jax.jit, static_argnames="held")
 def _linearised(task: Task, theta, held: int, gradient, eigenvalues, modes, eta, ahead):
     """The move as an affine function of X, free + per_unit[X], and the gap at its end, gap + response[X]."""
-    turning = curvature_gradients(task.loss, theta, modes[:, :held])
+    turning = curvature_gradients(task, theta, modes[:, :held])
     move = partial(displacement, eigenvalues=eigenvalues, modes=modes, eta=eta, steps=ahead)
     free = move(-gradient)
     per_unit = -0.5 * jax.vmap(jax.vmap(move))(turning)

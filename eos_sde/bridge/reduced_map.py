@@ -115,7 +115,7 @@ def reduced_map(task: Task, theta, eigenvalues, modes, scale) -> ReducedMap:
     """
     m = modes.shape[1]
     products = partial(hessian_products, task, theta, scale=scale)
-    turning = scale * curvature_gradients(task.loss, theta, scale[:, None] * modes)
+    turning = scale * curvature_gradients(task, theta, scale[:, None] * modes)
     rows, columns = jnp.triu_indices(m)
     spread = turning[rows, columns].T
     spread -= modes @ (modes.T @ spread)

@@ -66,7 +66,7 @@ def _linearised(
     The rule comes with a learning rate of 1, for fewer compilations, and eta beside it.
     """
     critical = modes[:, :held]
-    turning = curvature_gradients(task.loss, theta, scale[:, None] * critical)
+    turning = curvature_gradients(task, theta, scale[:, None] * critical)
     move = partial(
         averaged_steps, rule.linear, scale=scale, eigenvalues=eigenvalues, modes=modes, steps=ahead
     )

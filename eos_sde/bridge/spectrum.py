@@ -7,37 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.sparse.linalg import lobpcg_standard
 
+from eos_sde.bridge.evaluation_groups import in_groups
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
-# examples times directions that are evaluated at once: 0.5 GB for every 1000 units of a network
-_TOGETHER = 1 << 16
 _DENSE = 100  # weights, up to which the whole Hessian costs less than an iteration
-
-
-def in_groups(function: Callable, rows: jax.Array, examples: int):
-    """A function of every row, of so many rows at a time as all examples leave memory for; traceable.
-
-    Parameters
-    ----------
-    function : callable
-        Of a vector.
-    rows : Array
-        Shape (k, d).
-    examples : int
-        That the function evaluates.
-
-    Returns
-    -------
-    pytree
-        What `jax.vmap` would give.
-    """
-    count = len(rows)
-    most = max(1, _TOGETHER // examples)
-    if most >= count:
-        return jax.vmap(function)(rows)
-    return jax.lax.map(function, rows, batch_size=max(g for g in range(1, most + 1) if count % g == 0))
 
 
 def hessian_products(
@@ -63,8 +38,8 @@ def hessian_products(
     """
     _, products = jax.linearize(jax.grad(task.loss), theta)
     if scale is None:
-        return in_groups(products, directions.T, task.n).T
-    return scale[:, None] * in_groups(products, (scale[:, None] * directions).T, task.n).T
+        return in_groups(products, directions.T, task).T
+    return scale[:, None] * in_groups(products, (scale[:, None] * directions).T, task).T
 
 
 def curvature_along(loss: Callable[[jax.Array], jax.Array], direction: jax.Array) -> Callable:
@@ -90,7 +65,7 @@ def curvature_along(loss: Callable[[jax.Array], jax.Array], direction: jax.Array
     return curvature
 
 
-def curvature_gradients(loss: Callable[[jax.Array], jax.Array], theta: jax.Array, directions: jax.Array):
+def curvature_gradients(task: Task, theta: jax.Array, directions: jax.Array) -> jax.Array:
     """Gradients in the weights of every entry of U' H(w) U, for fixed directions U; traceable.
 
     Third derivatives of the loss: ``result[i, j] @ v`` is the rate of u_i' H u_j along v, and
@@ -98,8 +73,8 @@ def curvature_gradients(loss: Callable[[jax.Array], jax.Array], theta: jax.Array
 
     Parameters
     ----------
-    loss : callable
-        Of the weights.
+    task : Task
+        The training problem.
     theta : Array
         Weights, shape (d,).
     directions : Array
@@ -111,15 +86,16 @@ def curvature_gradients(loss: Callable[[jax.Array], jax.Array], theta: jax.Array
         Shape (m, m, d), symmetric in the first two.
     """
 
-    def entry(u: jax.Array, v: jax.Array) -> jax.Array:
+    def entry(pair: jax.Array) -> jax.Array:
         def bilinear(w: jax.Array) -> jax.Array:
-            return jax.jvp(lambda z: jax.jvp(loss, (z,), (u,))[1], (w,), (v,))[1]
+            return jax.jvp(lambda z: jax.jvp(task.loss, (z,), (pair[0],))[1], (w,), (pair[1],))[1]
 
         return jax.grad(bilinear)(theta)
 
     m = directions.shape[1]
     rows, columns = jnp.triu_indices(m)
-    gradients = jax.vmap(entry, (1, 1))(directions[:, rows], directions[:, columns])
+    pairs = jnp.stack([directions[:, rows].T, directions[:, columns].T], axis=1)
+    gradients = in_groups(entry, pairs, task)
     full = jnp.zeros((m, m, theta.size)).at[rows, columns].set(gradients)
     return full.at[columns, rows].set(gradients)
 

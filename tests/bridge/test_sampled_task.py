@@ -13,7 +13,7 @@ from eos_sde.bridge import central_flow, flow_cost, load_task, stochastic_centra
 from eos_sde.bridge.averaged_path import averaged
 from eos_sde.bridge.covariance import covariance_recursion, curvature_noise, per_example_modes
 from eos_sde.bridge.sampled_task import Sampler, all_examples, whole_products, whole_slope
-from eos_sde.bridge.spectrum import curvature_gradients, hessian_products, in_groups, top_modes
+from eos_sde.bridge.spectrum import curvature_gradients, hessian_products, top_modes
 from solvers.errors import InvalidInput
 
 MODES, EXAMPLES = 6, 20
@@ -68,13 +68,6 @@ def test_whole_in_parts(small_task, small_start, small_gradient, modes):
     assert_allclose(gradient, small_gradient(theta), rtol=0, atol=1e-14)
     products = hessian_products(small_task, theta, modes)
     assert_allclose(whole_products(everything, theta, modes, 20), products, rtol=0, atol=1e-13)
-
-
-def test_directions_in_groups():
-    rows = jnp.arange(24.0).reshape(6, 4)
-    expected = jax.vmap(jnp.sin)(rows)
-    for examples in (1, 1 << 14, 1 << 15, 1 << 20):
-        assert_allclose(in_groups(jnp.sin, rows, examples), expected, rtol=1e-15)
 
 
 def test_samples_follow_a_shuffled_order(small_task):
@@ -273,7 +266,7 @@ def test_costs_are_those_that_the_compiler_counts(wide):
         ),
         "turning": (
             k * (k + 1) / 2 * flow_cost.TURNING,
-            operations(lambda w, u: curvature_gradients(wide.loss, w, u), theta, block),
+            operations(lambda w, u: curvature_gradients(wide, w, u), theta, block),
         ),
     }
     for name, (expected, found) in counted.items():

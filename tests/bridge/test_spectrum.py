@@ -59,7 +59,7 @@ def test_curvature_gradients_are_third_derivatives(small_task, small_hessian):
     """Against central differences of the dense Hessian along random directions; their error is of second order."""
     theta = small_task.init(0)
     frame = random_block(small_task.size, 3, seed=4)
-    turning = jax.jit(lambda w: curvature_gradients(small_task.loss, w, frame))(theta)
+    turning = jax.jit(lambda w: curvature_gradients(small_task, w, frame))(theta)
     assert turning.shape == (3, 3, small_task.size)
     assert np.array_equal(turning, np.swapaxes(turning, 0, 1))
     for v in random_block(small_task.size, 4, seed=5).T:
