@@ -1,4 +1,4 @@
-"""A small decoder-only transformer on batches of token sequences."""
+"""A small decoder-only transformer on batches of token sequences, and the block that it shares with the encoders."""
 
 import equinox as eqx
 import jax
@@ -34,7 +34,7 @@ class LayerNorm(eqx.Module):
 
 
 class Block(eqx.Module):
-    """Causal attention, then two fully connected layers, each on normalised input and added to the stream.
+    """Attention, then two fully connected layers, each on normalised input and added to the stream.
 
     Attributes
     ----------
@@ -52,6 +52,8 @@ class Block(eqx.Module):
         Of the attention.
     activation : str
         Between the two layers.
+    causal : bool
+        Whether a position attends to itself and those before alone.
     """
 
     attention_norm: LayerNorm
@@ -64,17 +66,20 @@ class Block(eqx.Module):
     contract_bias: jax.Array
     heads: int = eqx.field(static=True)
     activation: str = eqx.field(static=True)
+    causal: bool = eqx.field(static=True)
 
-    def __init__(self, width: int, heads: int, activation: str, branch: float, *, key: jax.Array) -> None:
+    def __init__(
+        self, width: int, heads: int, activation: str, branch: float, *, key: jax.Array, causal: bool = True
+    ) -> None:
         keys = jax.random.split(key, 4)
         self.attention_norm, self.mlp_norm = LayerNorm(width), LayerNorm(width)
-        self.mixing = _matrix(keys[0], width, 3 * width)
-        self.output = branch * _matrix(keys[1], width, width)
-        self.expand = _matrix(keys[2], width, 4 * width)
+        self.mixing = random_matrix(keys[0], width, 3 * width)
+        self.output = branch * random_matrix(keys[1], width, width)
+        self.expand = random_matrix(keys[2], width, 4 * width)
         self.expand_bias = jnp.zeros(4 * width, jnp.float64)
-        self.contract = branch * _matrix(keys[3], 4 * width, width)
+        self.contract = branch * random_matrix(keys[3], 4 * width, width)
         self.contract_bias = jnp.zeros(width, jnp.float64)
-        self.heads, self.activation = heads, activation
+        self.heads, self.activation, self.causal = heads, activation, causal
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The stream after the block, (n, T, width) as before."""
@@ -87,8 +92,9 @@ class Block(eqx.Module):
         parts = (x @ self.mixing).reshape(n, length, 3, self.heads, width // self.heads)
         query, key, value = parts.transpose(2, 0, 3, 1, 4)  # each (n, heads, T, width / heads)
         scores = query @ jnp.swapaxes(key, -1, -2) / query.shape[-1] ** 0.5
-        earlier = jnp.tril(jnp.ones((length, length), bool))
-        weights = jax.nn.softmax(jnp.where(earlier, scores, -jnp.inf), axis=-1)
+        if self.causal:
+            scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1)
         return (weights @ value).transpose(0, 2, 1, 3).reshape(n, length, width)
 
 
@@ -129,7 +135,7 @@ class Transformer(eqx.Module):
         branch = (2 * blocks) ** -0.5
         self.blocks = [Block(width, heads, activation, branch, key=k) for k in keys]
         self.norm = LayerNorm(width)
-        self.unembedding = 0.8 * _matrix(last_key, width, vocabulary)
+        self.unembedding = 0.8 * random_matrix(last_key, width, vocabulary)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits for a batch of sequences.
@@ -150,7 +156,8 @@ class Transformer(eqx.Module):
         return self.norm(stream) @ self.unembedding
 
 
-def _matrix(key: jax.Array, rows: int, columns: int) -> jax.Array:
+def random_matrix(key: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Normal numbers of variance 1/rows, shape (rows, columns)."""
     return jax.random.normal(key, (rows, columns), jnp.float64) / rows**0.5
 
 
