@@ -98,12 +98,32 @@ class ImageSet:
             raise InvalidInput(
                 f"examples={examples} must lie between 1 and {len(y)}, the {part} images of {self.source}"
             )
-        rank = np.empty(len(y), np.int64)
-        for label in range(len(self.classes)):
-            of_class = np.flatnonzero(y == label)
-            rank[of_class] = np.arange(len(of_class))
-        chosen = np.lexsort((y, rank))[:examples]
+        chosen = balanced_rows(y, len(self.classes), examples)
         return x[chosen], y[chosen]
+
+
+def balanced_rows(labels: NDArray[np.int64], classes: int, examples: int) -> NDArray[np.int64]:
+    """Places of the first examples taken class by class: 0, 1, ..., 0, 1, ... in the order of the labels.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Shape (n,), from 0.
+    classes : int
+        How many there are.
+    examples : int
+        How many are taken, at most n.
+
+    Returns
+    -------
+    ndarray
+        Shape (examples,), int64.
+    """
+    rank = np.empty(len(labels), np.int64)
+    for label in range(classes):
+        of_class = np.flatnonzero(labels == label)
+        rank[of_class] = np.arange(len(of_class))
+    return np.lexsort((labels, rank))[:examples]
 
 
 def debian_fashion_installed() -> bool:
