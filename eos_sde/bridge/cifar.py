@@ -8,6 +8,8 @@ import io
 import math
 import pickle
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -19,11 +21,15 @@ from numpy.typing import NDArray
 from eos_sde.bridge.datasets import ImageSet
 from eos_sde.bridge.image_tasks import check_classifier, one_hot, pooled
 from eos_sde.bridge.networks import Network
-from eos_sde.bridge.recipes import Problem, check_counts, recipe
+from eos_sde.bridge.recipes import Problem, check_counts, given_path, recipe
 from eos_sde.bridge.residual_network import preactivation_network
 from solvers.errors import InvalidInput
 
 WHERE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+_NEEDS = (
+    f"the official archive or folder of CIFAR-10 or CIFAR-100 from {WHERE}, "
+    "or an npz with x_train, y_train, x_test, y_test"
+)
 _SIDE = 32
 _PIXELS = 3 * _SIDE**2
 _ARCHIVE_LIMIT = 2**28  # bytes of one member; the largest official one has 1.6e8
@@ -76,6 +82,13 @@ def _load(path: Path) -> ImageSet:
         raise InvalidInput(
             f"path={path} is no folder, tar archive or npz: give CIFAR-10 or CIFAR-100 from {WHERE}"
         )
+    try:
+        return _from_archive(path)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise InvalidInput(f"path={path} is a broken archive ({error}): get it anew from {WHERE}") from error
+
+
+def _from_archive(path: Path) -> ImageSet:
     with tarfile.open(path) as archive:
         members = {PurePosixPath(one.name).name: one for one in archive.getmembers() if one.isfile()}
 
@@ -111,11 +124,14 @@ def _official(path: Path, files: Mapping[str, Callable[[], bytes]]) -> ImageSet:
 
 def _from_npz(path: Path) -> ImageSet:
     names = ("x_train", "y_train", "x_test", "y_test")
-    with np.load(path, allow_pickle=False) as archive:
-        missing = [name for name in names if name not in archive.files]
-        if missing:
-            raise InvalidInput(f"path={path} has no array {missing[0]}: an npz needs {', '.join(names)}")
-        arrays = [archive[name] for name in names]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive.files]
+            if missing:
+                raise InvalidInput(f"path={path} has no array {missing[0]}: an npz needs {', '.join(names)}")
+            arrays = [archive[name] for name in names]
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, ValueError, KeyError) as error:
+        raise InvalidInput(f"path={path} is a broken npz file ({error}): get it anew") from error
     for name, array in zip(names[::2], arrays[::2], strict=True):
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (_SIDE, _SIDE, 3):
             raise InvalidInput(
@@ -133,10 +149,11 @@ def _from_npz(path: Path) -> ImageSet:
 
 
 def _image_set(train: Images, test: Images, *, name: str, classes: int) -> ImageSet:
-    for _, labels in (train, test):
-        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+    for part, (_, labels) in (("training", train), ("test", test)):
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if wrong.size:
             raise InvalidInput(
-                f"{name}: labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
+                f"{name}: labels must be from 0 to {classes - 1}, and {part} image {wrong[0]} has {labels[wrong[0]]}"
             )
     pixels = [images.astype(np.float32) / np.float32(255) for images, _ in (train, test)]
     for array in (*pixels, train[1], test[1]):
@@ -268,12 +285,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 def _classify(chosen: Mapping[str, Any]) -> Problem:
     network_of = _network(chosen)
-    if chosen["path"] is None:
-        raise InvalidInput(
-            "cifar-resnet needs the setting path=..., the official archive or folder of CIFAR-10 or CIFAR-100 from "
-            f"{WHERE}, or an npz with x_train, y_train, x_test, y_test"
-        )
-    data = load_cifar(chosen["path"])
+    data = load_cifar(given_path("cifar-resnet", chosen, _NEEDS))
     test_examples = len(data.y_test) if chosen["test_examples"] is None else chosen["test_examples"]
     images, labels = data.balanced(chosen["examples"])
     test_images, test_labels = data.balanced(test_examples, "test")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -209,3 +210,33 @@ def check_number(chosen: Mapping[str, Any], name: str, *, least: float = 0.0) ->
     ):
         raise InvalidInput(f"{name}={value!r} must be a finite number of at least {least:g}")
     return float(value)
+
+
+def given_path(name: str, chosen: Mapping[str, Any], needs: str) -> str | Path:
+    """The setting ``path`` of a task whose data the user has.
+
+    Parameters
+    ----------
+    name : str
+        Of the task.
+    chosen : mapping
+        Complete settings.
+    needs : str
+        What has to be there, for people.
+
+    Returns
+    -------
+    str or Path
+        Where the data are said to be.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not given, or is no path.
+    """
+    path = chosen["path"]
+    if path is None:
+        raise InvalidInput(f"{name} needs the setting path=... (--data of the commands): {needs}")
+    if not isinstance(path, str | Path):
+        raise InvalidInput(f"path={path!r} must be a path: {needs}")
+    return path

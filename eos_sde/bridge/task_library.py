@@ -13,7 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eos_sde.bridge import cifar, image_tasks, landscape_tasks, regression_tasks, text
+from eos_sde.bridge import (
+    character_tasks,
+    cifar,
+    image_folder_tasks,
+    image_tasks,
+    landscape_tasks,
+    masked_text,
+    regression_tasks,
+    text,
+)
 from eos_sde.bridge.losses import LOSSES, of_classes
 from eos_sde.bridge.networks import Network
 from eos_sde.bridge.precision import double_precision
@@ -24,6 +33,9 @@ _RECIPES: dict[str, Recipe] = {
     **image_tasks.RECIPES,
     **text.RECIPES,
     **cifar.RECIPES,
+    **character_tasks.RECIPES,
+    **image_folder_tasks.RECIPES,
+    **masked_text.RECIPES,
     **regression_tasks.RECIPES,
     **landscape_tasks.RECIPES,
 }
@@ -260,9 +272,10 @@ def load_task(name: str, **settings: Any) -> Task:
     ----------
     name : str
         "fashion-mlp", "digits-mlp", "fashion-cnn": images, tanh networks; "shakespeare-transformer": the next
-        character, cross entropy averaged over the positions of a window, which is one example; "cifar-resnet": colour
-        images from files of yours; "deep-linear", "chebyshev": regressions whose answer is known; "landscape-xyzw",
-        "uv-catapult": functions of few weights whose training is known. `tasks()` has all names.
+        character, cross entropy averaged over the positions of a window, which is one example; "cifar-resnet",
+        "chars74k-cnn", "imagefolder-vit", "pubmed-bert": images and text from files of yours; "deep-linear",
+        "chebyshev": regressions whose answer is known; "landscape-xyzw", "uv-catapult": functions of few weights whose
+        training is known. `tasks()` has all names.
     **settings
         Of every task: ``size`` ("small", or "large" for accelerators: other defaults of the settings below, which
         `task_defaults` shows), ``examples`` (int), ``eta`` (default learning rate), ``loss`` ("half-squared-error",
@@ -278,6 +291,13 @@ def load_task(name: str, **settings: Any) -> Task:
         transformer: ``context`` (characters in a window), ``heads``, ``blocks``;
         CIFAR: ``path`` (see `eos_sde.bridge.cifar.load_cifar`; colours are standardised), ``channels``, ``stages``,
         ``blocks``;
+        Chars74k: ``path``, ``form`` (see `eos_sde.bridge.readers.chars74k.load_chars74k`; ink is standardised),
+        ``side`` (pixels along an edge), ``channels``;
+        image folders: ``path``, ``classes`` (see `eos_sde.bridge.image_folder_tasks.open_images`; colours are
+        standardised), ``side``, ``patch``, ``heads``, ``blocks``;
+        masked text: ``path``, ``vocabulary``, ``bytes`` (read at most; see
+        `eos_sde.bridge.readers.plain_text.text_tokens`), ``context``, ``masked`` (part of a window that is to be told),
+        ``mask_seed``, ``heads``, ``blocks``; an example is a window, its loss the mean over what is to be told;
         deep linear: ``spectrum`` (singular values of the teacher), ``inputs``, ``noise`` (standard deviation of the
         part of the targets that no linear map fits), ``gain`` (of the start), ``data_seed``;
         Chebyshev: ``degree``;

@@ -1,9 +1,12 @@
 """Every small task under every tool; settings, sizes and refusals that the kinds of tasks have in common."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from eos_sde import bridge
 from eos_sde.bridge.covariance import per_example_modes
@@ -35,6 +38,32 @@ TINY = {
         "activation": "tanh",
         "eta": 0.05,
     },
+    "chars74k-cnn": {
+        "examples": 20,
+        "test_examples": 4,
+        "side": 8,
+        "channels": 2,
+        "hidden": (3,),
+        "eta": 0.1,
+    },
+    "imagefolder-vit": {
+        "examples": 12,
+        "side": 8,
+        "patch": 4,
+        "width": 4,
+        "blocks": 1,
+        "heads": 1,
+        "eta": 0.05,
+    },
+    "pubmed-bert": {
+        "examples": 21,
+        "context": 4,
+        "width": 4,
+        "blocks": 1,
+        "heads": 1,
+        "test_examples": 5,
+        "eta": 0.1,
+    },
     "deep-linear": {"examples": 24, "hidden": (4,), "inputs": 4, "spectrum": (1.0, 0.5), "eta": 0.2},
     "chebyshev": {"width": 12},
     "landscape-xyzw": {},
@@ -43,24 +72,37 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def cifar_file(tmp_path_factory):
-    """Random images in the form of CIFAR-10."""
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("cifar") / "random.npz"
+def own_data(tmp_path_factory):
+    """Random data in the forms that the tasks of the user's data read: name of the task to path."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("data")
     arrays = {
         f"{kind}_{part}": rng.integers(0, high, size, dtype=np.uint8)
         for part, n in (("train", 40), ("test", 20))
         for kind, high, size in (("x", 256, (n, 32, 32, 3)), ("y", 10, (n,)))
     }
-    np.savez(path, **arrays)
-    return path
+    np.savez(root / "random.npz", **arrays)
+    strokes = {c: rng.integers(0, 99, (13, 2, 4, 2)).tolist() for c in "1Zz"}
+    (root / "strokes.json").write_text(json.dumps(strokes))
+    for name in ("n0", "n1"):
+        (root / "images" / name).mkdir(parents=True)
+        for k in range(11):
+            image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+            image.save(root / "images" / name / f"{k:02d}.png")
+    (root / "text.txt").write_bytes(bytes(rng.integers(97, 123, 400).tolist()))
+    return {
+        "cifar-resnet": root / "random.npz",
+        "chars74k-cnn": root / "strokes.json",
+        "imagefolder-vit": root / "images",
+        "pubmed-bert": root / "text.txt",
+    }
 
 
-def tiny(name, cifar_file, **settings):
-    path = {"path": cifar_file} if name == "cifar-resnet" else {}
+def tiny(name, own_data, **settings):
+    path = {"path": own_data[name]} if name in own_data else {}
     return bridge.load_task(name, **(TINY[name] | path | settings))
 
 
+OWN = ("cifar-resnet", "chars74k-cnn", "imagefolder-vit", "pubmed-bert")
 ALL = [
     name if name == "landscape-xyzw" else pytest.param(name, marks=pytest.mark.slow)
     for name in bridge.tasks()
@@ -72,9 +114,9 @@ def dense_sharpness(task, start):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_runs_of_every_task(name, cifar_file):
+def test_runs_of_every_task(name, own_data):
     """A run starts at the loss of the task and the sharpness of the dense Hessian."""
-    task = tiny(name, cifar_file)
+    task = tiny(name, own_data)
     start = np.asarray(task.init(0))
     run = bridge.record(task, "sgd", steps=2, seed=0, every=2, batch_size=min(2, task.n))
     assert np.isclose(run["loss"][0, 0], jax.jit(task.loss)(start), rtol=1e-12)
@@ -84,9 +126,9 @@ def test_runs_of_every_task(name, cifar_file):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_calibrations_of_every_task(name, cifar_file):
+def test_calibrations_of_every_task(name, own_data):
     """The eigenvalue, and the second of the derivatives along its vector, are those of the dense Hessian."""
-    task = tiny(name, cifar_file)
+    task = tiny(name, own_data)
     start = np.asarray(task.init(0))
     calibration = bridge.calibrate(task, start, batch_size=min(2, task.n), k=2)
     truth = dense_sharpness(task, start)
@@ -96,9 +138,9 @@ def test_calibrations_of_every_task(name, cifar_file):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_flows_of_every_task(name, cifar_file):
+def test_flows_of_every_task(name, own_data):
     """A flow starts at the sharpness and loss of its checkpoint, or says that it is a catapult."""
-    task = tiny(name, cifar_file)
+    task = tiny(name, own_data)
     start, loss = np.asarray(task.init(0)), jax.jit(task.loss)
     settings = {"steps": 2, "save_every": 2, "stride": 2, "modes": 2}
     full = bridge.central_flow(task, start, **settings)
@@ -114,8 +156,8 @@ def test_flows_of_every_task(name, cifar_file):
         assert flow["loss"][-1] < flow["loss"][0]
 
 
-def test_few_weights_take_the_default_number_of_modes(cifar_file):
-    task = tiny("landscape-xyzw", cifar_file, eta=0.05)
+def test_few_weights_take_the_default_number_of_modes(own_data):
+    task = tiny("landscape-xyzw", own_data, eta=0.05)
     start = np.asarray(task.init(0))
     values, vectors, residuals = top_modes(task, jnp.asarray(start), 16)
     dense = np.linalg.eigvalsh(jax.jit(jax.hessian(task.loss))(start))[::-1][:16]
@@ -167,10 +209,10 @@ def test_jackknife_over_few_examples():
 
 
 @pytest.mark.slow
-def test_per_example_matrices_of_sequences(cifar_file):
+def test_per_example_matrices_of_sequences(own_data):
     """Gradients and Gauss-Newton matrices in a frame, against Jacobians and dense matrices of all outputs."""
     entropy, squared = (
-        tiny("shakespeare-transformer", cifar_file, examples=3, context=2, loss=loss)
+        tiny("shakespeare-transformer", own_data, examples=3, context=2, loss=loss)
         for loss in ("cross-entropy", "half-squared-error")
     )
     theta = entropy.init(1)
@@ -212,25 +254,25 @@ def test_losses_of_classes_and_sequences_by_hand():
     )
 
 
-def test_best_constant_of_sequences_is_the_entropy_of_the_characters(cifar_file):
-    task = tiny("shakespeare-transformer", cifar_file)
+def test_best_constant_of_sequences_is_the_entropy_of_the_characters(own_data):
+    task = tiny("shakespeare-transformer", own_data)
     counts = np.bincount(np.asarray(task.y).ravel())
     p = counts[counts > 0] / counts.sum()
     with pytest.raises(InvalidInput, match="no minimum"):
         find_minimum(task, seed=0)
     if len(counts) == 65 and counts.all():
         assert np.isclose(constant_loss(task), -(p * np.log(p)).sum(), rtol=1e-12)
-    squared = tiny("shakespeare-transformer", cifar_file, loss="half-squared-error")
+    squared = tiny("shakespeare-transformer", own_data, loss="half-squared-error")
     assert np.isclose(constant_loss(squared), (1 - (p**2).sum()) / 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", bridge.tasks())
-def test_sizes_are_visible_and_overridden(name, cifar_file):
+def test_sizes_are_visible_and_overridden(name, own_data):
     small, large = bridge.task_defaults(name), bridge.task_defaults(name, size="large")
     assert (small["size"], large["size"]) == ("small", "large")
     assert set(small) == set(large)
     assert large["examples"] > small["examples"]
-    task = tiny(name, cifar_file, size="large", seed=3)
+    task = tiny(name, own_data, size="large", seed=3)
     assert task.settings["size"] == "large"
     assert task.settings["examples"] == TINY[name].get("examples", large["examples"])
     for key in set(large) - set(TINY[name]) - {"path", "seed"}:
@@ -241,12 +283,12 @@ def test_sizes_are_visible_and_overridden(name, cifar_file):
     "name",
     [
         "fashion-cnn",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("shakespeare-transformer", "cifar-resnet")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("shakespeare-transformer", *OWN)),
     ],
 )
-def test_classifiers_have_both_losses(name, cifar_file):
+def test_classifiers_have_both_losses(name, own_data):
     for loss in ("half-squared-error", "cross-entropy"):
-        task = tiny(name, cifar_file, loss=loss)
+        task = tiny(name, own_data, loss=loss)
         gradient = jax.jit(jax.grad(task.loss))(task.init(0))
         assert float(jnp.linalg.norm(gradient)) > 0
         assert gradient.dtype == jnp.float64
@@ -262,6 +304,9 @@ def test_descriptions_name_data_and_licence():
         assert "licence" in line or "needs path" in line or "data: " in line, name
     assert "cs.toronto.edu" in text["cifar-resnet"]
     assert "public domain" in text["shakespeare-transformer"]
+    assert "EnglishHnd.tgz" in text["chars74k-cnn"]
+    assert "image-net.org" in text["imagefolder-vit"]
+    assert "PubMed Central" in text["pubmed-bert"]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +332,15 @@ def test_descriptions_name_data_and_licence():
         ({"name": "cifar-resnet"}, r"needs the setting path=.*cs.toronto.edu"),
         ({"name": "cifar-resnet", "path": "nowhere"}, "path=.*nowhere does not exist"),
         ({"name": "cifar-resnet", "pool": 5}, "pool=5 must divide the image size 32"),
+        ({"name": "cifar-resnet", "path": 3}, "path=3 must be a path"),
+        ({"name": "chars74k-cnn", "side": 7, "path": "x"}, "side=7 must be an integer of at least 8"),
+        ({"name": "chars74k-cnn", "smoothing": 1.0, "path": "x"}, "smoothing=1.0 must lie"),
+        (
+            {"name": "imagefolder-vit", "classes": 1, "path": "x"},
+            "classes=1 must be an integer of at least 2",
+        ),
+        ({"name": "pubmed-bert", "masked": 1.0, "path": "x"}, "masked=1.0 must lie between 0 and 1"),
+        ({"name": "pubmed-bert", "bytes": 0, "path": "x"}, "bytes=0 must be a positive integer"),
     ],
 )
 def test_bad_settings_are_refused_in_one_sentence(settings, message):
@@ -295,13 +349,13 @@ def test_bad_settings_are_refused_in_one_sentence(settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_task_cannot_do_is_refused(cifar_file):
+def test_what_a_task_cannot_do_is_refused(own_data):
     with pytest.raises(InvalidInput, match="the replay needs one-hot classes of images, not chebyshev"):
         bridge.replay("chebyshev")
     with pytest.raises(InvalidInput, match="not cifar-resnet: choose one of fashion-mlp, digits-mlp"):
         bridge.replay("cifar-resnet")
     with pytest.raises(InvalidInput, match="deep-linear has no small version"):
         bridge.interpolation_task("deep-linear")
-    task = tiny("uv-catapult", cifar_file)
+    task = tiny("uv-catapult", own_data)
     with pytest.raises(InvalidInput, match="uv-catapult is a regression"):
         task.accuracy(task.init(0))

@@ -27,7 +27,7 @@ def numpy_mlp(task, theta, x):
 def test_names_and_sizes():
     assert tasks()[:2] == ("fashion-mlp", "digits-mlp")
     assert interpolating() == ("fashion-mlp", "digits-mlp", "fashion-cnn")
-    assert len(tasks()) == 9
+    assert len(tasks()) == 12
     digits, fashion = load_task("digits-mlp"), load_task("fashion-mlp")
     assert digits.size == 64 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
     assert fashion.size == 196 * 24 + 24 + 24 * 24 + 24 + 24 * 10 + 10
