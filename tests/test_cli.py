@@ -302,9 +302,12 @@ def test_implicit_bias_writes_and_prints(monkeypatch, capsys, tmp_path):
 
 def test_a_campaign_on_the_user_s_images(tmp_path, capsys):
     """The task with its path; after the usual ones where none is named."""
-    added = experiments._networks(None, {"digits-mlp": {}}, tmp_path)
+    added = experiments._networks(None, {"digits-mlp": {}}, tmp_path, None)
     assert added == {"digits-mlp": {}, "cifar-resnet": {"path": str(tmp_path)}}
-    assert experiments._networks(["deep-linear"], {}, tmp_path) == {"deep-linear": {}}
+    assert experiments._networks(["deep-linear"], {}, tmp_path, None) == {"deep-linear": {}}
+    assert experiments._networks(["pubmed-bert"], {}, None, tmp_path) == {
+        "pubmed-bert": {"path": str(tmp_path)}
+    }
     missing = tmp_path / "cifar.npz"
     settings = ["--task", "cifar-resnet", "--cifar", str(missing), "--out", str(tmp_path / "c.zarr")]
     assert cli.main(["campaign", *settings]) == 2

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from eos_sde.cli.model_options import complete_task
+from eos_sde.cli.model_options import DATA, complete_task, with_data
 from eos_sde.cli.terminal import JSON, check_folder, keep, progress_bars
 from solvers.errors import InvalidInput
 
@@ -137,6 +137,7 @@ def campaign(
     seed: Annotated[int, typer.Option(help="The first of them; the others follow.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps to forecast. [200; quick: 60]")] = None,
     quick: Annotated[bool, typer.Option(help="Tiny networks, 100 examples, batches 4, 16, all.")] = False,
+    data: DATA = None,
     cifar: Annotated[
         Path | None,
         typer.Option(help="Official files of CIFAR-10 or an npz: adds the task cifar-resnet."),
@@ -162,7 +163,7 @@ def campaign(
     with progress_bars() as advance:
         table = bridge.run_campaign(
             out,
-            tasks=_networks(task, known, cifar),
+            tasks=_networks(task, known, cifar, data),
             batch_sizes=batch or (("4", "16", "all") if quick else ("4", "16", "64", "all")),
             rules=rule or (("sgd",) if quick else ("gd", "sgd", "sgdm", "caeo")),
             seeds=range(seed, seed + count),
@@ -188,9 +189,9 @@ def campaign(
 
 
 def _networks(
-    names: list[str] | None, known: Mapping[str, Mapping[str, Any]], cifar: Path | None
+    names: list[str] | None, known: Mapping[str, Mapping[str, Any]], cifar: Path | None, data: Path | None
 ) -> dict[str, Mapping[str, Any]]:
-    """The networks of a campaign with their settings; the images of cifar-resnet are the user's."""
+    """The networks of a campaign with their settings; the data of some are the user's."""
     from eos_sde.bridge.campaign import ON_REQUEST
 
     chosen = list(names or known)
@@ -200,6 +201,10 @@ def _networks(
     found = {name: settings.get(name, {}) for name in chosen}
     if _CIFAR in found and cifar is not None:
         found[_CIFAR] = {**found[_CIFAR], "path": str(cifar)}
+    if data is not None:
+        if names is None or len(names) > 1:
+            raise InvalidInput(f"data={data} is for one task, named by --task: its data are there")
+        found[names[0]] = with_data(names[0], dict(found[names[0]]), data)
     return found
 
 

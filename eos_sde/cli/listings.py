@@ -47,6 +47,10 @@ def tasks(
 
 
 def _task_example(name: str) -> str:
+    from eos_sde import bridge
+
+    if "path" in bridge.task_defaults(name):
+        return f"eos-sde train --task {name} --data PATH --rule caeo --out {name}"
     return f"eos-sde campaign --quick --task {name} --out {name}.zarr"
 
 

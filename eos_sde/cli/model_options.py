@@ -1,7 +1,8 @@
-"""Options of the commands that take a model: names completed, NAME=VALUE texts read, each refused in one sentence."""
+"""Options of the commands that take a model or a task: names completed, texts read, each refused in one sentence."""
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -30,6 +31,30 @@ def complete_task(incomplete: str) -> list[str]:
     return [name for name in bridge.tasks() if name.startswith(incomplete)]
 
 
+def with_data(task: str, settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
+    """Settings of a task with the path that --data gives.
+
+    Raises
+    ------
+    InvalidInput
+        If the task takes none, or the settings have one already.
+    """
+    from eos_sde import bridge
+
+    if data is None:
+        return settings
+    if "path" not in bridge.task_defaults(task):
+        takers = ", ".join(name for name in bridge.tasks() if "path" in bridge.task_defaults(name))
+        raise InvalidInput(
+            f"data={data} is for the tasks whose data you have ({takers}), not for {task}: leave it out"
+        )
+    if "path" in settings:
+        raise InvalidInput(
+            f"data={data} and the setting path={settings['path']} say the same twice: give one"
+        )
+    return {**settings, "path": str(data)}
+
+
 def complete_scheme(incomplete: str) -> list[str]:
     """Names of schemes for the shell."""
     from solvers.schemes import SCHEMES
@@ -37,6 +62,10 @@ def complete_scheme(incomplete: str) -> list[str]:
     return [name for name in ("auto", *SCHEMES) if name.startswith(incomplete)]
 
 
+DATA = Annotated[
+    Path | None,
+    typer.Option("--data", help="Files or folder of a task whose data you have; see `eos-sde tasks NAME`."),
+]
 MODEL = Annotated[
     str,
     typer.Argument(help="A model; see `eos-sde models`.", autocompletion=complete_model, show_default=False),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from eos_sde.cli.model_options import DATA, with_data
 from eos_sde.cli.terminal import JSON, check_folder, progress_bars
 from solvers.errors import InvalidInput
 
@@ -20,6 +21,7 @@ SETTING = Annotated[
 @app.command()
 def train(
     task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
+    data: DATA = None,
     settings: SETTING = None,
     rule: Annotated[
         str, typer.Option(help="sgd, sgdm, adamw, caeo, caeo-ss, l4, cdat, inverse-sharpness and others.")
@@ -61,7 +63,7 @@ def train(
     given: dict[str, Any] = {
         "eta": eta, "delta": delta, "options": _assignments("option", option), "schedule": schedule,
         "batch_size": batch, "validation": validation, "every": every, "curvature_every": curvature_every,
-        "probe": probe, "seed": seed, "task_settings": _assignments("set", settings),
+        "probe": probe, "seed": seed, "task_settings": with_data(task, _assignments("set", settings), data),
     }  # fmt: skip
     if steps is None:
         trials.Trial(task, rule, steps=every, **{**given, "schedule": "constant"}).check()
@@ -89,6 +91,7 @@ def train(
 @app.command()
 def compare(
     task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
+    data: DATA = None,
     settings: SETTING = None,
     rule: Annotated[
         list[str] | None, typer.Option(help="May be repeated. (default: all that can be compared)")
@@ -141,7 +144,7 @@ def compare(
             tuning_seeds=tuning_seeds,
             epochs=epochs, batch_size=batch, rows=rows, points=points, ratio=ratio, tune_for=tune_for,
             target=targets[0] if targets else None, probe=probe, validation=validation,
-            task_settings=_assignments("set", settings), progress=advance,
+            task_settings=with_data(task, _assignments("set", settings), data), progress=advance,
         )  # fmt: skip
     dataset_path, figure_path = out / "compare.nc", out / "compare.png"
     keep_dataset(found, dataset_path)
