@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 from eos_sde import bridge, cli, models
 from eos_sde.bridge import implicit_bias, onset_grid
@@ -56,6 +57,18 @@ def _elsewhere(tmp_path, monkeypatch):
         (["implicit-bias", "--seed", "-1"], "seed=-1 must be at least 0"),
         (["implicit-bias", "--steps", "60"], "window=50 must be even, and steps=60 one of half of it"),
         (["implicit-bias", "--out", "a-file"], "a-file"),
+        (
+            ["train", "--task", "digits-mlp", "--data", "x"],
+            "(cifar-resnet, chars74k-cnn, imagefolder-vit, pubmed-bert)",
+        ),
+        (["train", "--task", "pubmed-bert", "--data", "x", "--set", "path=y"], "say the same twice"),
+        (
+            ["train", "--task", "pubmed-bert"],
+            "pubmed-bert needs the setting path=... (--data of the commands)",
+        ),
+        (["compare", "--task", "chars74k-cnn", "--data", "none.json"], "none.json does not exist"),
+        (["campaign", "--data", "x"], "data=x is for one task"),
+        (["check-images", "none"], "none is no folder"),
         (["tasks", "extra"], "extra"),
         (["bogus"], "bogus"),
     ],
@@ -93,6 +106,37 @@ def test_lists(command, names, capsys):
     assert tuple(described) == names
     assert all(described.values())
     assert err == ""
+
+
+def test_tasks_of_the_user_s_data_show_where_it_is_given(capsys):
+    assert cli.main(["tasks", "chars74k-cnn"]) == 0
+    told = capsys.readouterr().out
+    assert "path" in told
+    assert told.splitlines()[-1].strip().startswith("eos-sde train --task chars74k-cnn --data PATH")
+
+
+def test_images_are_checked(tmp_path, capsys):
+    """Two classes, black and white, with one file cut short: it is named, and the status is 1."""
+    for name, level in (("a", 0), ("b", 255)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for k in range(3):
+            Image.new("L", (5, 4), level).save(tmp_path / "set" / name / f"{k}.png")
+    assert cli.main(["check-images", "set"]) == 0
+    training, testing = capsys.readouterr().out.splitlines()
+    assert training == (
+        "set, training images: 4 whole images of 2 classes (2 to 2 of each), 0 broken; "
+        "mean 0.500 0.500 0.500, spread 0.500 0.500 0.500"
+    )
+    assert testing.startswith("set, test images: 2 whole")
+    broken = tmp_path / "set" / "b" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    assert cli.main(["check-images", "set"]) == 1
+    assert f"  {broken} is no whole JPEG or PNG image" in capsys.readouterr().out
+    assert cli.main(["check-images", "set", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["training"]["counts"] == [2, 1]
+    assert document["training"]["mean"] == pytest.approx([1 / 3] * 3)
+    assert len(document["training"]["broken"]) == 1
 
 
 def _stub(*args, progress, keep, **settings):

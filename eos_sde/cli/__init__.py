@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from eos_sde.cli import (
+    data_commands,
     experiments,
     listings,
     model_commands,
@@ -32,6 +33,7 @@ for commands in (
     model_commands,
     picture_commands,
     listings,
+    data_commands,
 ):
     app.add_typer(commands.app)
 _INTERRUPTED = 130
