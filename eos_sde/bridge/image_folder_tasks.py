@@ -109,7 +109,7 @@ RECIPES = {
             "path": None,
             "eta": 0.1,
         },
-        {"examples": 20000, "side": 64, "width": 192, "heads": 3, "blocks": 12},
+        {"examples": 20000, "test_examples": 2000, "side": 64, "width": 192, "heads": 3, "blocks": 12},
         preview=_preview,
         needs=f"path=... to {_NEEDS}",
     )

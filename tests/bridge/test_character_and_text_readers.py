@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import tarfile
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -178,7 +179,10 @@ def test_other_places_are_refused(tmp_path):
         load_chars74k(tmp_path / "two")
 
 
-def test_texts_are_read_in_order_and_no_further_than_told(tmp_path):
+def test_texts_are_read_in_order_and_no_further_than_told(tmp_path, monkeypatch):
+    """In the order of their names, whatever the order in which the file system tells them."""
+    told = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, what: sorted(told(self, what), reverse=True))
     (tmp_path / "b").mkdir()
     (tmp_path / "a.txt").write_text("λ lysis", encoding="utf-8")
     (tmp_path / "b" / "c.txt.gz").write_bytes(gzip.compress(b"phage"))
@@ -186,6 +190,10 @@ def test_texts_are_read_in_order_and_no_further_than_told(tmp_path):
     whole = "λ lysis\nphage".encode()
     assert read_text(tmp_path, 100) == whole
     assert read_text(tmp_path, 11) == whole[:11]
+    assert read_text(tmp_path / "a.txt", 3) == "λ ".encode()
+    (tmp_path / "a.txt").write_text("lλ", encoding="utf-8")
+    assert read_text(tmp_path, 2) == b"l"  # the limit cuts a character, and nothing follows it
+    (tmp_path / "a.txt").write_text("λ lysis", encoding="utf-8")
     tokens = text_tokens(tmp_path, limit=100)
     assert bytes(tokens.tokens.tolist()) == whole
     assert (tokens.vocabulary, tokens.mask) == (257, 256)

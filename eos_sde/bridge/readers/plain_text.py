@@ -82,9 +82,9 @@ def read_text(path: Path, limit: int) -> bytes:
     for file in files:
         if left <= 0:
             break
-        part = _checked(file, _start(file, left), left)
-        parts.append(part)
-        left -= len(part) + len(_BETWEEN)
+        raw = _start(file, left)
+        parts.append(_checked(file, raw, left))
+        left -= len(raw) + len(_BETWEEN)
     text = _BETWEEN.join(parts)
     if not text.strip():
         raise InvalidInput(f"{files[0]} is empty: give a text")
