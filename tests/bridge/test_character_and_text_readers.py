@@ -292,6 +292,7 @@ def masked(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_encoder_sees_both_sides_and_tells_of_the_masked_places(masked):
     """The outputs at a masked place move with every token of the window, before and behind."""
     task, theta = masked, masked.init(0)
