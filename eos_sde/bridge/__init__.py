@@ -16,6 +16,7 @@ from eos_sde.bridge.fluctuation_measurement import measure_fluctuations
 from eos_sde.bridge.full_batch_flow import central_flow
 from eos_sde.bridge.gram import curvature_gram
 from eos_sde.bridge.implicit_bias import implicit_bias_table
+from eos_sde.bridge.interpolation_tasks import interpolation_task
 from eos_sde.bridge.main_job import checkpoint, replay
 from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import measure_onset
@@ -28,7 +29,6 @@ from eos_sde.bridge.stochastic_flow import stochastic_central_flow
 from eos_sde.bridge.task_library import (
     Task,
     describe_task,
-    interpolation_task,
     load_task,
     task_defaults,
     tasks,

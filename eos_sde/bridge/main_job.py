@@ -12,10 +12,11 @@ from threadpoolctl import threadpool_limits
 from eos_sde.bridge.calibration import calibrate
 from eos_sde.bridge.experiments import caeo, fluctuations, metastability, minimum, plateau
 from eos_sde.bridge.experiments.comparison import Outcome, Row
+from eos_sde.bridge.interpolation_tasks import interpolating
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.prediction import RULES
 from eos_sde.bridge.recorder import record
-from eos_sde.bridge.task_library import Task, interpolating, load_task, tasks
+from eos_sde.bridge.task_library import Task, load_task, tasks
 from eos_sde.optimizers import rule as caeo_rule
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance

@@ -15,9 +15,10 @@ import numpy as np
 import xarray as xr
 
 from eos_sde import thresholds
+from eos_sde.bridge.interpolation_tasks import interpolation_task
 from eos_sde.bridge.minimum import Minimum, find_minimum
 from eos_sde.bridge.onset import CRITERIA, measure_onset
-from eos_sde.bridge.task_library import Task, interpolation_task
+from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from eos_sde import thresholds
+from eos_sde.bridge.interpolation_tasks import interpolation_task
 from eos_sde.bridge.losses import cross_entropy, softmax_curvature, softmax_curvature_root
 from eos_sde.bridge.minimum import find_minimum
 from eos_sde.bridge.onset import measure_onset
-from eos_sde.bridge.task_library import interpolation_task
 from solvers.errors import InvalidInput
 
 EXAMPLES = 8

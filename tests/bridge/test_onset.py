@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eos_sde.bridge.interpolation_tasks import interpolation_task
 from eos_sde.bridge.minimum import find_minimum
 from eos_sde.bridge.onset import _rate, _rotate, measure_onset
-from eos_sde.bridge.task_library import interpolation_task, load_task
+from eos_sde.bridge.task_library import load_task
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 EXAMPLES = 12

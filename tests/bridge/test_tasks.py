@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
+from eos_sde.bridge.interpolation_tasks import interpolating, interpolation_task
 from eos_sde.bridge.recorder import record
-from eos_sde.bridge.task_library import interpolating, interpolation_task, load_task, tasks
+from eos_sde.bridge.task_library import load_task, tasks
 from solvers.errors import InvalidInput
 
 

@@ -7,9 +7,9 @@ import xarray as xr
 
 from eos_sde import thresholds
 from eos_sde.bridge.experiments.comparison import Outcome, Row, variable
+from eos_sde.bridge.interpolation_tasks import interpolation_task
 from eos_sde.bridge.minimum import find_minimum
 from eos_sde.bridge.onset import measure_onset
-from eos_sde.bridge.task_library import interpolation_task
 
 
 def run(
