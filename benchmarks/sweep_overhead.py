@@ -26,9 +26,10 @@ def case(points: int, workers: int, grouped: bool) -> None:
     """One row: measured in this process, printed as JSON."""
     from contextlib import nullcontext
 
+    from eos_sde.sweeps.bundles import Pace
     from eos_sde.sweeps.clusters import local_cluster
     from eos_sde.sweeps.engine import carried_out
-    from eos_sde.sweeps.executors import InProcess, Pace
+    from eos_sde.sweeps.executors import InProcess
     from eos_sde.sweeps.plan import planned
 
     if not grouped:
