@@ -175,6 +175,7 @@ class SweepStore:
                     "or do not resume"
                 ) from error
             longer = longer_axes(self.path, self.layout, axes, attrs.get("line"))
+            self.layout = self.layout.extended(_held_once(self.layout.axes, axes))
             self._arrays.tidy()
             self._journal = Journal(place.beside("journal"), identity(place.attrs()), self.layout.template)
             self._held: list[Batch] = []
@@ -323,6 +324,18 @@ def _latest(batches: list[Batch]) -> Batch:
 
 def _column(values: list) -> NDArray:
     return np.array(values, dtype=object) if isinstance(values[0], str) else np.array(values)
+
+
+def _held_once(held: tuple[Axis, ...], wanted: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """Axes of a store, with the columns of the caller's where they are the same: an axis may have millions of values."""
+
+    def one_of(mine: NDArray, theirs: NDArray) -> NDArray:
+        return theirs if mine.dtype == theirs.dtype and np.array_equal(mine, theirs) else mine
+
+    return tuple(
+        Axis(mine.dim, {name: one_of(column, theirs.values[name]) for name, column in mine.values.items()})
+        for mine, theirs in zip(held, wanted, strict=True)
+    )
 
 
 def longer_axes(
