@@ -46,7 +46,9 @@ class Watch:
 
     def report(self, points: int) -> str:
         mine = self.seconds.pop(self.client.pid, 0.0)
-        parts = [f"client {1e3 * mine / points:.2f} and workers {1e3 * sum(self.seconds.values()) / points:.2f} ms"]
+        parts = [
+            f"client {1e3 * mine / points:.2f} and workers {1e3 * sum(self.seconds.values()) / points:.2f} ms"
+        ]
         for place, who in ((1, "client"), (2, "worker")):
             held = [row[place] / 2**20 for row in self.memory[len(self.memory) // 10 :]]
             parts.append(f"{who} {held[0]:.0f} to {held[-1]:.0f} MiB, at most {max(held):.0f}")
@@ -80,7 +82,9 @@ def phase(spec: Path, store: Path, until: float, number: int | None) -> None:
     out, err = run.communicate()
     assert run.returncode in {0, 130, -signal.SIGKILL}, err
     seconds, points = time.perf_counter() - began, done(store) - before
-    print(f"{before} to {before + points} points in {seconds:.0f} s{sent}: {1e3 * seconds / points:.2f} ms a point")
+    print(
+        f"{before} to {before + points} points in {seconds:.0f} s{sent}: {1e3 * seconds / points:.2f} ms a point"
+    )
     print(f"  {watch.report(points)}; load {os.getloadavg()[0]:.1f}", flush=True)
 
 
@@ -102,7 +106,9 @@ def alone(spec: Path, store: Path) -> None:
         mine = np.array([as_arrays(value).values[name] for value, _ in found]).reshape(ALONE, -1)
         assert held.tobytes() == mine.tobytes()
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    print(f"alone a point takes {1e3 * taken / ALONE:.2f} ms of a processor; {ALONE} of them have the same bits")
+    print(
+        f"alone a point takes {1e3 * taken / ALONE:.2f} ms of a processor; {ALONE} of them have the same bits"
+    )
     print(f"store {size / 2**20:.2f} MiB, {size / layout.size:.1f} bytes a point")
 
 
