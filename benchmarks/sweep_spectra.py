@@ -1,10 +1,10 @@
 """A large sweep of real spectra by its command, killed once, interrupted once and resumed: time, memory, store, bits.
 
 ``python benchmarks/sweep_spectra.py [SPEC.toml] [FOLDER]``: by default examples/flip_gap_map.toml, 100 000 gaps on two
-workers, in a temporary folder. At a third of the points the client gets SIGKILL, at two thirds SIGINT; each time the same
-command goes on. While it runs, processor time and resident memory of the client (with the scheduler) and of the workers
-are looked at every two seconds. At the end some points are computed here, alone: what a spectrum takes without a sweep,
-and the same bits. A run that was stopped goes on in the same FOLDER.
+workers, in a temporary folder. At a third of the points the client gets SIGKILL, at two thirds SIGINT; each time the
+same command goes on. Processor time and resident memory of the client (with the scheduler) and of the workers are
+looked at every two seconds meanwhile. At the end some points are computed here, alone: what a spectrum takes without a
+sweep, and the same bits. A run that was stopped goes on in the same FOLDER.
 """
 
 import os
@@ -35,6 +35,7 @@ class Watch:
         self.memory: list[tuple[float, int, int]] = []
 
     def look(self) -> None:
+        """Look once."""
         try:
             children = self.client.children(recursive=True)
             for one in (self.client, *children):
@@ -45,6 +46,7 @@ class Watch:
             return
 
     def report(self, points: int) -> str:
+        """Processor time a point, and memory from the first tenth of the time to its end."""
         mine = self.seconds.pop(self.client.pid, 0.0)
         parts = [
             f"client {1e3 * mine / points:.2f} and workers {1e3 * sum(self.seconds.values()) / points:.2f} ms"
@@ -79,7 +81,7 @@ def phase(spec: Path, store: Path, until: float, number: int | None) -> None:
             run.wait()
             sent = f", {signal.Signals(number).name} obeyed within {time.perf_counter() - told:.1f} s"
             break
-    out, err = run.communicate()
+    _, err = run.communicate()
     assert run.returncode in {0, 130, -signal.SIGKILL}, err
     seconds, points = time.perf_counter() - began, done(store) - before
     print(

@@ -272,6 +272,30 @@ def test_completions(capsys, monkeypatch):
     assert capsys.readouterr().out.strip() == "caeo-map"
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("train --rule caeo", "caeo caeo-ss"),
+        ("train --task digits-m", "digits-mlp"),
+        ("compare --rule invers", "inverse-sharpness"),
+        ("compare --reference ada", "adamw"),
+        ("onsets --network digits-t", "digits-tanh"),
+        ("onsets --loss cro", "cross-entropy"),
+        ("campaign --rule nest", "nesterov"),
+        ("implicit-bias --rule rms", "rmsprop"),
+        ("replay --rule ca", "caeo"),
+    ],
+)
+def test_completions_of_options(words, found, capsys, monkeypatch):
+    monkeypatch.setenv("_EOS_SDE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"eos-sde {words}")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    monkeypatch.setattr("sys.argv", ["eos-sde"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert capsys.readouterr().out.split() == found.split()
+
+
 def test_grids_of_several_values_become_one():
     grid = common_grid([Grid.uniform(x=(-1, 1, 100)), Grid.uniform(x=(-3, 2, 100))])
     assert (grid.edges["x"][0], grid.edges["x"][-1]) == (-3, 2)

@@ -127,7 +127,7 @@ def export_netcdf(sweep: xr.Dataset, path: Path | str) -> None:
 
 
 def _require_room(table: xr.Dataset, path: Path) -> None:
-    """Refuse what a disk cannot hold: HDF5 that finds it full in mid-write cannot close its file, and tells of it at length."""
+    """Refuse what the disk cannot hold: HDF5 that finds it full half-way cannot close its file, and says so loudly."""
     wanted = sum(
         48 * one.size + sum(len(text.encode()) for text in one.values.ravel())
         if one.dtype.kind == "O"

@@ -327,7 +327,7 @@ def _column(values: list) -> NDArray:
 
 
 def _held_once(held: tuple[Axis, ...], wanted: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """Axes of a store, with the columns of the caller's where they are the same: an axis may have millions of values."""
+    """Axes of a store, with the columns of the caller where they are the same: they may have millions of values."""
 
     def one_of(mine: NDArray, theirs: NDArray) -> NDArray:
         return theirs if mine.dtype == theirs.dtype and np.array_equal(mine, theirs) else mine

@@ -220,7 +220,7 @@ class OnCluster:
 
 
 def _finished(flying: dict[Any, Any]) -> list[Any]:
-    """Tasks that are no longer pending, at least one; looked at every 20 ms, which costs less than being told of each."""
+    """Tasks that are no longer pending, at least one; a look every 20 ms costs less than being told of each."""
     while True:
         time.sleep(_LOOK_SECONDS)
         group = [future for future in flying if future.status != "pending"]
