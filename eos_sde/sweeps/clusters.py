@@ -32,6 +32,8 @@ def local_cluster(workers: int) -> Iterator[tuple[OnCluster, str]]:
         "distributed.nanny.pre-spawn-environ": ONE_THREAD,
         "distributed.worker.daemon": True,
         "distributed.worker.profile.enabled": False,  # which would look at every process 100 times a second
+        "distributed.admin.tick.interval": "500ms",  # a heartbeat of every event loop, 50 times a second otherwise
+        "distributed.admin.system-monitor.interval": "2s",
     }
     with dask.config.set(settings):
         cluster = LocalCluster(
