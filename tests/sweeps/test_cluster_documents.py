@@ -26,8 +26,9 @@ def test_the_slurm_script_has_one_thread_for_everything():
     finally:
         cluster.close()
     for part in (
-        "#SBATCH --cpus-per-task=1", "#SBATCH -t 04:00:00", "export OMP_NUM_THREADS='1'", "export NUMBA_NUM_THREADS='1'",
-        "export XLA_FLAGS='--xla_cpu_multi_thread_eigen=false", "--nthreads 1", "--lifetime 230m",
+        "#SBATCH --cpus-per-task=1", "#SBATCH -t 04:00:00", "export OMP_NUM_THREADS='1'",
+        "export NUMBA_NUM_THREADS='1'", "export XLA_FLAGS='--xla_cpu_multi_thread_eigen=false", "--nthreads 1",
+        "--lifetime 230m",
     ):  # fmt: skip
         assert part in script
 
