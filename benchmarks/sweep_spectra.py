@@ -52,7 +52,7 @@ class Watch:
             f"client {1e3 * mine / points:.2f} and workers {1e3 * sum(self.seconds.values()) / points:.2f} ms"
         ]
         for place, who in ((1, "client"), (2, "worker")):
-            held = [row[place] / 2**20 for row in self.memory[len(self.memory) // 10 :]]
+            held = [row[place] / 2**20 for row in self.memory[len(self.memory) // 10 :] if row[place]]
             parts.append(f"{who} {held[0]:.0f} to {held[-1]:.0f} MiB, at most {max(held):.0f}")
         return "; ".join(parts)
 
