@@ -16,6 +16,7 @@ from eos_sde.cli import model_options
 from eos_sde.cli.result_files import read_result
 from eos_sde.dataset_figures import kind_of
 from eos_sde.models import catalogue, flip_rate_kramers
+from eos_sde.store.origin import git_commit
 from eos_sde.thresholds.automatic_grids import automatic_grid, common_grid
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 from solvers import Grid, InvalidInput
@@ -51,6 +52,7 @@ def test_threshold_tells_value_error_method_and_formula(capsys, tmp_path):
     with xr.open_dataset(tmp_path / "a" / "t.nc", engine="h5netcdf") as kept:
         assert float(kept["threshold"]) == told["rows"][0]["threshold"]
         assert kept.attrs["criterion"] == "almost_sure"
+        assert kept.attrs.get("git_commit") == git_commit()  # None where this is no checkout
 
 
 def test_a_curve_of_thresholds_as_zarr_and_figure(capsys, tmp_path):
@@ -270,6 +272,30 @@ def test_completions(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     assert capsys.readouterr().out.strip() == "caeo-map"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("train --rule caeo", "caeo caeo-ss"),
+        ("train --task digits-m", "digits-mlp"),
+        ("compare --rule invers", "inverse-sharpness"),
+        ("compare --reference ada", "adamw"),
+        ("onsets --network digits-t", "digits-tanh"),
+        ("onsets --loss cro", "cross-entropy"),
+        ("campaign --rule nest", "nesterov"),
+        ("implicit-bias --rule rms", "rmsprop"),
+        ("replay --rule ca", "caeo"),
+    ],
+)
+def test_completions_of_options(words, found, capsys, monkeypatch):
+    monkeypatch.setenv("_EOS_SDE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"eos-sde {words}")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    monkeypatch.setattr("sys.argv", ["eos-sde"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert capsys.readouterr().out.split() == found.split()
 
 
 def test_grids_of_several_values_become_one():

@@ -8,6 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from eos_sde.cli.completions import (
+    complete_forecast_rule,
+    complete_loss,
+    complete_network,
+    complete_replayed_rule,
+)
 from eos_sde.cli.model_options import DATA, complete_task, with_data
 from eos_sde.cli.terminal import JSON, check_folder, keep, progress_bars
 from solvers.errors import InvalidInput
@@ -21,7 +27,12 @@ def replay(
     task: Annotated[
         str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
     ] = "fashion-mlp",
-    rule: Annotated[str, typer.Option(help="gd, sgd or caeo: which experiments to run.")] = "caeo",
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="gd, sgd or caeo: which experiments to run.", autocompletion=complete_replayed_rule
+        ),
+    ] = "caeo",
     eta: Annotated[float | None, typer.Option(help="Learning rate; the task's own by default.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size B; 8 B is used beside it.")] = 8,
     delta: Annotated[
@@ -59,9 +70,15 @@ def replay(
 
 @app.command()
 def onsets(
-    network: Annotated[list[str] | None, typer.Option(help="May be repeated; all four by default.")] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="May be repeated; all four by default.", autocompletion=complete_network),
+    ] = None,
     loss: Annotated[
-        list[str] | None, typer.Option(help="half-squared-error or cross-entropy; both by default.")
+        list[str] | None,
+        typer.Option(
+            help="half-squared-error or cross-entropy; both by default.", autocompletion=complete_loss
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(help="Batch size; may be repeated. [1, 4, 16, 64]")
@@ -128,7 +145,11 @@ def campaign(
         ),
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: sgd)")
+        list[str] | None,
+        typer.Option(
+            help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: sgd)",
+            autocompletion=complete_forecast_rule,
+        ),
     ] = None,
     batch: Annotated[
         list[str] | None, typer.Option(help="Batch size or all; may be repeated. [4, 16, 64, all]")
@@ -214,7 +235,11 @@ def implicit_bias(
         str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
     ] = "digits-mlp",
     rule: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: gd, sgd)")
+        list[str] | None,
+        typer.Option(
+            help="May be repeated. (default: gd, sgd, sgdm, caeo; quick: gd, sgd)",
+            autocompletion=complete_forecast_rule,
+        ),
     ] = None,
     batch: Annotated[
         list[str] | None, typer.Option(help="Batch size or all; may be repeated. [4, 32, all]")

@@ -18,10 +18,12 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines inst
 
 
 def keep(dataset: Any, path: Path) -> None:
-    """Write a dataset whole or not at all."""
+    """Write a dataset whole or not at all, with the commit of this package where that is known."""
+    from eos_sde.cli.result_files import with_commit
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    dataset.to_netcdf(partial, engine="h5netcdf")
+    with_commit(dataset).to_netcdf(partial, engine="h5netcdf")
     partial.replace(path)
 
 

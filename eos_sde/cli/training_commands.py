@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from eos_sde.cli.model_options import DATA, with_data
+from eos_sde.cli.completions import complete_contender, complete_rule
+from eos_sde.cli.model_options import DATA, complete_task, with_data
 from eos_sde.cli.terminal import JSON, check_folder, progress_bars
 from solvers.errors import InvalidInput
 
@@ -20,11 +21,17 @@ SETTING = Annotated[
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
+    task: Annotated[
+        str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
+    ] = "digits-mlp",
     data: DATA = None,
     settings: SETTING = None,
     rule: Annotated[
-        str, typer.Option(help="sgd, sgdm, adamw, caeo, caeo-ss, l4, cdat, inverse-sharpness and others.")
+        str,
+        typer.Option(
+            help="sgd, sgdm, adamw, caeo, caeo-ss, l4, cdat, inverse-sharpness and others.",
+            autocompletion=complete_rule,
+        ),
     ] = "caeo",
     eta: Annotated[float | None, typer.Option(help="Learning rate; the task's own by default.")] = None,
     delta: Annotated[float, typer.Option(help="Margin of caeo and caeo-ss.")] = 0.1,
@@ -90,13 +97,20 @@ def train(
 
 @app.command()
 def compare(
-    task: Annotated[str, typer.Option(help="A task; see `eos-sde tasks`.")] = "digits-mlp",
+    task: Annotated[
+        str, typer.Option(help="A task; see `eos-sde tasks`.", autocompletion=complete_task)
+    ] = "digits-mlp",
     data: DATA = None,
     settings: SETTING = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. (default: all that can be compared)")
+        list[str] | None,
+        typer.Option(
+            help="May be repeated. (default: all that can be compared)", autocompletion=complete_contender
+        ),
     ] = None,
-    reference: Annotated[str, typer.Option(help="The rule that others are compared with.")] = "sgdm",
+    reference: Annotated[
+        str, typer.Option(help="The rule that others are compared with.", autocompletion=complete_contender)
+    ] = "sgdm",
     seeds: Annotated[int, typer.Option(help="How many judge; at least 3.")] = 5,
     seed: Annotated[int, typer.Option(help="The first of those that tune; those that judge follow.")] = 0,
     tuning_seeds: Annotated[int, typer.Option(help="How many tune.")] = 3,

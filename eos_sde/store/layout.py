@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,6 +110,19 @@ class Batch:
     errors: list[str]
     warnings: list[str]
     columns: dict[str, NDArray]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches one after the other, as one."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        np.concatenate([one.points for one in batches]),
+        np.concatenate([one.status for one in batches]),
+        [text for one in batches for text in one.errors],
+        [text for one in batches for text in one.warnings],
+        {name: np.concatenate([one.columns[name] for one in batches]) for name in batches[0].columns},
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,11 +118,24 @@ def export_netcdf(sweep: xr.Dataset, path: Path | str) -> None:
     }
     whole = xr.Dataset(plain, coords=coords, attrs=sweep.attrs).drop_encoding()
     with told(path, "written"):
+        _require_room(whole, path)
         try:
             whole.to_netcdf(partial, engine="h5netcdf")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _require_room(table: xr.Dataset, path: Path) -> None:
+    """Refuse what the disk cannot hold: HDF5 that finds it full half-way cannot close its file, and says so loudly."""
+    wanted = sum(
+        48 * one.size + sum(len(text.encode()) for text in one.values.ravel())
+        if one.dtype.kind == "O"
+        else one.nbytes
+        for one in table.variables.values()
+    )
+    if shutil.disk_usage(path.parent).free < wanted + (1 << 16):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def pending_points(sweep: xr.Dataset) -> int:

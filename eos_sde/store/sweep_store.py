@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from eos_sde.store.arrays import Arrays, make
 from eos_sde.store.errors import StoreFailure, told
 from eos_sde.store.journal import Journal
-from eos_sde.store.layout import DONE, FAILED, STATUS, TEXTS, Axis, Batch, Layout
+from eos_sde.store.layout import DONE, FAILED, STATUS, TEXTS, Axis, Batch, Layout, joined
 from eos_sde.store.origin import KIND, differences, identity
 from solvers.errors import InvalidInput
 
@@ -175,6 +175,7 @@ class SweepStore:
                     "or do not resume"
                 ) from error
             longer = longer_axes(self.path, self.layout, axes, attrs.get("line"))
+            self.layout = self.layout.extended(_held_once(self.layout.axes, axes))
             self._arrays.tidy()
             self._journal = Journal(place.beside("journal"), identity(place.attrs()), self.layout.template)
             self._held: list[Batch] = []
@@ -278,7 +279,7 @@ class SweepStore:
     def _fold(self) -> None:
         if not self._held:
             return
-        all_of = _joined(self._held, self.layout)
+        all_of = _latest(self._held)
         for chunk, mine, places in self.layout.by_chunk(all_of.points):
             fill = {name: (places, all_of.columns[name][mine]) for name in self.layout.template.variables}
             for name, texts in zip(TEXTS, (all_of.errors, all_of.warnings), strict=True):
@@ -307,27 +308,34 @@ def _bytes(batch: Batch) -> int:
     return sum(column.nbytes for column in batch.columns.values()) + 16 * len(batch.points)
 
 
-def _joined(batches: list[Batch], layout: Layout) -> Batch:
+def _latest(batches: list[Batch]) -> Batch:
     """All batches in one; of a point that is in several, the last."""
-    points = np.concatenate([batch.points for batch in batches])
-    _, last = np.unique(points[::-1], return_index=True)
-    keep = len(points) - 1 - last
-    errors = [text for batch in batches for text in batch.errors]
-    texts = [text for batch in batches for text in batch.warnings]
+    every = joined(batches)
+    _, last = np.unique(every.points[::-1], return_index=True)
+    keep = len(every.points) - 1 - last
     return Batch(
-        points[keep],
-        np.concatenate([batch.status for batch in batches])[keep],
-        [errors[k] for k in keep],
-        [texts[k] for k in keep],
-        {
-            name: np.concatenate([batch.columns[name] for batch in batches])[keep]
-            for name in layout.template.variables
-        },
+        every.points[keep],
+        every.status[keep],
+        [every.errors[k] for k in keep],
+        [every.warnings[k] for k in keep],
+        {name: column[keep] for name, column in every.columns.items()},
     )
 
 
 def _column(values: list) -> NDArray:
     return np.array(values, dtype=object) if isinstance(values[0], str) else np.array(values)
+
+
+def _held_once(held: tuple[Axis, ...], wanted: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """Axes of a store, with the columns of the caller where they are the same: they may have millions of values."""
+
+    def one_of(mine: NDArray, theirs: NDArray) -> NDArray:
+        return theirs if mine.dtype == theirs.dtype and np.array_equal(mine, theirs) else mine
+
+    return tuple(
+        Axis(mine.dim, {name: one_of(column, theirs.values[name]) for name, column in mine.values.items()})
+        for mine, theirs in zip(held, wanted, strict=True)
+    )
 
 
 def longer_axes(

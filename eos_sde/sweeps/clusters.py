@@ -28,7 +28,13 @@ def local_cluster(workers: int) -> Iterator[tuple[OnCluster, str]]:
     from distributed import Client, LocalCluster
 
     _quiet()
-    settings = {"distributed.nanny.pre-spawn-environ": ONE_THREAD, "distributed.worker.daemon": True}
+    settings = {
+        "distributed.nanny.pre-spawn-environ": ONE_THREAD,
+        "distributed.worker.daemon": True,
+        "distributed.worker.profile.enabled": False,  # which would look at every process 100 times a second
+        "distributed.admin.tick.interval": "500ms",  # a heartbeat of every event loop, 50 times a second otherwise
+        "distributed.admin.system-monitor.interval": "2s",
+    }
     with dask.config.set(settings):
         cluster = LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0",

@@ -18,8 +18,9 @@ import xarray as xr
 from eos_sde.store.layout import DONE, FAILED, Layout, Template, chunks_for
 from eos_sde.store.reading import open_sweep
 from eos_sde.store.sweep_store import Place, SweepStore
+from eos_sde.sweeps.bundles import Pace
 from eos_sde.sweeps.evaluation import packed
-from eos_sde.sweeps.executors import Executor, InProcess, OnCluster, Pace
+from eos_sde.sweeps.executors import Executor, InProcess, OnCluster
 from eos_sde.sweeps.plan import Plan, planned
 from eos_sde.sweeps.trial import PointFailed, pace_file, tried
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -53,7 +55,7 @@ class Job:
         return replace(self, template=template)
 
 
-def outcomes(job: Job, points: list[dict[str, Any]]) -> list[Outcome]:
+def outcomes(job: Job, points: list[dict[str, Any]], seconds: float = math.inf) -> list[Outcome]:
     """What each point gives, computed with one thread of BLAS.
 
     Parameters
@@ -61,16 +63,24 @@ def outcomes(job: Job, points: list[dict[str, Any]]) -> list[Outcome]:
     job : Job
     points : list of dict
         Their parameters.
+    seconds : float
+        No point but the first is begun later than this. Points that are computed together all are.
 
     Returns
     -------
     list of (result or exception, warnings)
+        Of the first points; of all, unless the time is over before.
     """
-    full = [{**job.settings, **point} for point in points]
+    full, until = [{**job.settings, **point} for point in points], time.monotonic() + seconds
     with one_blas_thread(), as_worker() if job.shared else nullcontext():
         if job.together is not None:
             return job.together(full)
-        return [attempted(job.function, point) for point in full]
+        found = []
+        for point in full:
+            if found and time.monotonic() > until:
+                break
+            found.append(attempted(job.function, point))
+        return found
 
 
 def attempted(function: Callable[..., Any], point: Mapping[str, Any]) -> Outcome:
@@ -83,7 +93,9 @@ def attempted(function: Callable[..., Any], point: Mapping[str, Any]) -> Outcome
     return found, heard
 
 
-def evaluate(job: Job, numbers: NDArray[np.int64], columns: Mapping[str, list]) -> Batch:
+def evaluate(
+    job: Job, numbers: NDArray[np.int64], columns: Mapping[str, list], seconds: float = math.inf
+) -> Batch:
     """Evaluate some points: this is what a worker does.
 
     Parameters
@@ -94,14 +106,18 @@ def evaluate(job: Job, numbers: NDArray[np.int64], columns: Mapping[str, list]) 
         Of the points.
     columns : mapping of str to list
         Their parameters.
+    seconds : float
+        As for `outcomes`.
 
     Returns
     -------
     Batch
+        Of the first points; of all, unless the time is over before.
     """
     names = list(columns)
     rows = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return packed(job, numbers, outcomes(job, rows))
+    found = outcomes(job, rows, seconds)
+    return packed(job, numbers[: len(found)], found)
 
 
 def packed(job: Job, numbers: NDArray[np.int64], found: Sequence[Outcome]) -> Batch:

@@ -1,50 +1,26 @@
-"""Where points are evaluated: in this process, one batch after the other, or on a Dask cluster through a window."""
+"""Where points are evaluated: in this process, one bundle after the other, or on a Dask cluster through a window."""
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eos_sde.store.errors import StoreFailure
-from eos_sde.store.layout import Batch, Layout
+from eos_sde.store.layout import Batch, Layout, joined
+from eos_sde.sweeps.bundles import LONGEST_SECONDS, Bundles, Pace
 from eos_sde.sweeps.evaluation import Job, Outcome, evaluate, in_words, outcomes, packed
 
-_TASK_SECONDS = 0.5
-_MOST_POINTS = 20_000
-_MOST_BYTES = 1 << 23
-_GROWTH = 4
+_LOOK_SECONDS = 0.02
 
 
 class ClusterLost(StoreFailure):
     """The scheduler is gone; finished points are kept."""
-
-
-class Pace:
-    """How many points make a task of about half a second, from what finished ones took.
-
-    The scheduler's work for a task, some milliseconds, is shared by its points; and no more than about so much is lost
-    when a worker dies.
-    """
-
-    def __init__(self, point_bytes: int) -> None:
-        self._most = max(1, min(_MOST_POINTS, _MOST_BYTES // max(1, point_bytes)))
-        self._size, self.seconds = 1, 0.0
-        self.points = 0
-
-    @property
-    def size(self) -> int:
-        """Points in the next task."""
-        return self._size
-
-    def learn(self, points: int, seconds: float) -> None:
-        """A task of so many points took so long."""
-        self.points, self.seconds = self.points + points, self.seconds + seconds
-        wanted = _TASK_SECONDS * points / max(seconds, 1e-9)
-        self._size = int(max(1, min(wanted, _GROWTH * max(self._size, points), self._most)))
 
 
 class Executor(Protocol):
@@ -68,35 +44,9 @@ class Executor(Protocol):
         ...
 
 
-def cut(
-    pending: Iterator[NDArray[np.int64]], pace: Pace, layout: Layout, line: str | None
-) -> Iterator[NDArray]:
-    """Points in tasks of the size that the pace says; along a line, all points of one line in each."""
-    for points in pending:
-        if line is not None:
-            yield from lines_through(points, layout, line)
-            continue
-        start = 0
-        while start < len(points):
-            size = pace.size
-            yield points[start : start + size]
-            start += size
-
-
-def lines_through(points: NDArray[np.int64], layout: Layout, line: str) -> Iterator[NDArray[np.int64]]:
-    """The whole lines that any of the points is on."""
-    axis = layout.dims.index(line)
-    places = np.array(np.unravel_index(points, layout.shape))
-    places[axis] = 0
-    for start in np.unique(np.ravel_multi_index(tuple(places), layout.shape)):
-        at = [np.full(layout.shape[axis], place) for place in np.unravel_index(start, layout.shape)]
-        at[axis] = np.arange(layout.shape[axis])
-        yield np.asarray(np.ravel_multi_index(tuple(at), layout.shape), np.int64)
-
-
 def _timed(job: Job, numbers: NDArray[np.int64], columns: dict[str, list]) -> tuple[Batch, float]:
     began = time.perf_counter()
-    batch = evaluate(job, numbers, columns)
+    batch = evaluate(job, numbers, columns, LONGEST_SECONDS)
     return batch, time.perf_counter() - began
 
 
@@ -128,9 +78,11 @@ class InProcess:
         ------
         Batch
         """
-        for numbers in cut(pending, pace, layout, line):
+        bundles = Bundles(pending, pace, layout, line)
+        for numbers in bundles:
             batch, seconds = _timed(job, numbers, layout.parameters(numbers))
-            pace.learn(len(numbers), seconds)
+            pace.learn(len(batch.points), seconds)
+            bundles.give_back(numbers[len(batch.points) :])
             yield batch
 
 
@@ -138,7 +90,8 @@ class OnCluster:
     """A Dask cluster, whatever it runs on.
 
     No more tasks are submitted than keep the workers busy, so that memory does not grow with the number of points;
-    the window follows the workers that there are, and leaves a queue for a cluster that adapts to see.
+    the window follows the workers that there are, and leaves a queue for a cluster that adapts to see. Bundles that
+    finish within some milliseconds of each other are fetched by one message and become one batch.
 
     Parameters
     ----------
@@ -185,64 +138,73 @@ class OnCluster:
         ClusterLost
             If the scheduler is gone.
         """
-        from distributed import as_completed
-
-        tasks = cut(pending, pace, layout, line)
+        bundles, parcel = Bundles(pending, pace, layout, line), _parcel(job)
         flying: dict[Any, NDArray[np.int64]] = {}
-        finished = as_completed(loop=self._client.loop)
-
-        def submit(numbers: NDArray[np.int64]) -> None:
-            future = self._client.submit(
-                _timed, job, numbers, layout.parameters(numbers), pure=False, retries=0
-            )
-            flying[future] = numbers
-            finished.add(future)
+        alone: list[NDArray[np.int64]] = []
 
         def refill() -> None:
-            room = self._tasks() - len(flying)
-            while room > 0:
-                numbers = next(tasks, None)
+            tasks = [alone.pop() for _ in range(len(alone))]
+            while len(flying) + len(tasks) < self._tasks():
+                numbers = next(bundles, None)
                 if numbers is None:
-                    return
-                submit(numbers)
-                room -= 1
+                    break
+                tasks.append(numbers)
+            if tasks:
+                columns = [layout.parameters(numbers) for numbers in tasks]
+                made = self._client.map(
+                    _unpacked, [parcel] * len(tasks), tasks, columns, pure=False, retries=0, key="bundle"
+                )
+                flying.update(zip(made, tasks, strict=True))
 
         try:
             refill()
             while flying:
-                future = next(finished)
-                numbers = flying.pop(future)
-                batch, smaller = self._taken(future, job, numbers, line)
-                future.release()
-                for part in smaller:
-                    submit(part)
-                if batch is not None:
-                    pace.learn(len(numbers), batch[1])
-                    yield batch[0]
-                refill()
+                group = _finished(flying)
+                parts = []
+                for future, found in zip(group, self._fetched(group), strict=True):
+                    numbers = flying.pop(future)
+                    if found is None:
+                        found = self._deadly(future, job, numbers, line)
+                    if found is None:
+                        alone.extend(numbers[:, None])
+                        continue
+                    batch, seconds = found
+                    pace.learn(len(batch.points), seconds)
+                    bundles.give_back(numbers[len(batch.points) :])
+                    parts.append(batch)
+                for future in group:
+                    future.release()
+                refill()  # so that the workers go on while these points become durable
+                if parts:
+                    yield joined(parts)
         finally:
             for future in flying:
                 future.release()
 
-    def _taken(
+    def _fetched(self, group: list[Any]) -> list[tuple[Batch, float] | None]:
+        """What tasks gave, None where they gave an error; a result lost with its worker is computed again."""
+        try:
+            found = self._client.gather(dict(enumerate(group)), errors="skip")
+        except Exception as error:
+            raise self._lost(error) from error
+        return [found[k] for k in range(len(group))]
+
+    def _deadly(
         self, future: Any, job: Job, numbers: NDArray[np.int64], line: str | None
-    ) -> tuple[tuple[Batch, float] | None, list[NDArray[np.int64]]]:
-        """What a task gave, or the smaller ones to do in its place where it took workers down with it."""
+    ) -> tuple[Batch, float] | None:
+        """What to keep of a task that took workers down with it; None if its points are to be tried one by one."""
         from distributed import KilledWorker
 
         try:
-            return (
-                future.result(),
-                [],
-            )  # a result that was lost with its worker is computed again, and waited for
+            return future.result()
         except KilledWorker:
             pass
         except Exception as error:
             raise self._lost(error) from error
         if len(numbers) > 1 and line is None:
-            return None, list(numbers[:, None])
+            return None
         text = RuntimeError("the worker that computed it died, several times; it may need more memory")
-        return (packed(job, numbers, [(text, [])] * len(numbers)), 1.0), []
+        return packed(job, numbers, [(text, [])] * len(numbers)), 1.0
 
     def _lost(self, error: Exception) -> Exception:
         """The error to raise where a task neither finished nor killed its worker."""
@@ -255,3 +217,28 @@ class OnCluster:
         return ClusterLost(
             f"a worker could not run a point ({in_words(error)}); check that it has this package and the function"
         )
+
+
+def _finished(flying: dict[Any, Any]) -> list[Any]:
+    """Tasks that are no longer pending, at least one; a look every 20 ms costs less than being told of each."""
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        group = [future for future in flying if future.status != "pending"]
+        if group:
+            return group
+
+
+def _parcel(job: Job) -> bytes:
+    """A job as bytes, which each worker opens once."""
+    import cloudpickle
+
+    return cloudpickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+
+
+@lru_cache(maxsize=2)
+def _opened(parcel: bytes) -> Job:
+    return pickle.loads(parcel)  # of our own making, sent by the client of this cluster
+
+
+def _unpacked(parcel: bytes, numbers: NDArray[np.int64], columns: dict[str, list]) -> tuple[Batch, float]:
+    return _timed(_opened(parcel), numbers, columns)

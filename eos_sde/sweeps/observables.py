@@ -129,21 +129,21 @@ def mistakes(name: str, axes: Sequence[Axis], settings: Mapping[str, Any]) -> li
     if name not in OBSERVABLES:
         return [(("observable",), f"{name!r} is not known: choose one of {', '.join(OBSERVABLES)}")]
     chosen = OBSERVABLES[name]
-    columns = {key: column.tolist() for axis in axes for key, column in axis.values.items()}
-    first = {key: values[0] for key, values in columns.items()}
+    columns = {key: column for axis in axes for key, column in axis.values.items()}
+    first = {key: column[:1].tolist()[0] for key, column in columns.items()}
     everything = {**settings, **first}
     models = everything.get("model")
-    wanted = columns.get("model", [models]) if models is not None else []
+    wanted = [] if models is None else columns["model"].tolist() if "model" in columns else [models]
     parameters = {
         p for m in wanted if isinstance(m, str) and m in catalogue() for p in catalogue()[m].parameters
     }
     found = _unfit(chosen.settings, everything, parameters, columns)
-    for key, values in columns.items():
+    for key, column in columns.items():
         if key in parameters:
-            if any(isinstance(value, str) for value in values):
+            if column.dtype.kind == "O":
                 found.append((("axes", key), f"parameter {key!r} of the model is a number"))
         elif key in chosen.settings.model_fields:
-            found += _odd_values(chosen.settings, everything, parameters, key, values)
+            found += _odd_values(chosen.settings, everything, parameters, key, column.tolist())
     for key in sorted(set(settings) & parameters):
         if isinstance(settings[key], bool) or not isinstance(settings[key], int | float):
             found.append((("settings", key), f"{settings[key]!r} is no number"))

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from eos_sde.store.layout import Axis
@@ -60,11 +61,11 @@ class Range(BaseModel):
             raise ValueError("spacing = 'log' needs positive ends")
         return self
 
-    def values(self) -> list:
-        """The values."""
+    def values(self) -> NDArray[np.float64]:
+        """The values, of which there may be millions."""
         make = np.geomspace if self.spacing == "log" else np.linspace
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the axis
-            return make(self.start, self.to, self.count).tolist()
+            return make(self.start, self.to, self.count)
 
 
 class Counted(BaseModel):
@@ -74,9 +75,9 @@ class Counted(BaseModel):
     first: Annotated[int, Field(strict=True, ge=-(2**62), le=2**62)] = 0
     count: Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
 
-    def values(self) -> list:
+    def values(self) -> range:
         """The values."""
-        return list(range(self.first, self.first + self.count))
+        return range(self.first, self.first + self.count)
 
 
 class Document(BaseModel):
@@ -189,9 +190,9 @@ def _document(where: Located, found: list[tuple[int, str]]) -> Document:
     return document
 
 
-def _axes(document: Document, where: Located, found: list[tuple[int, str]]) -> dict[Any, list]:
+def _axes(document: Document, where: Located, found: list[tuple[int, str]]) -> dict[Any, Any]:
     """The axes that are sound, with their values; what is wrong with the others is added to `found`."""
-    axes: dict[Any, list] = {}
+    axes: dict[Any, Any] = {}
     for name, values in document.axes.items():
         expanded = _expanded(name, values, where, found)
         if expanded is not None:
@@ -221,7 +222,9 @@ def _said(one: Any, known: str = ", ".join(Document.model_fields)) -> str:
     return f"{place}: {text[0].lower()}{text[1:]}" if place else text
 
 
-def _expanded(name: str, values: Any, where: Located, found: list[tuple[int, str]]) -> list | None:
+def _expanded(
+    name: str, values: Any, where: Located, found: list[tuple[int, str]]
+) -> list | NDArray[np.float64] | range | None:
     place = ("axes", name)
     if isinstance(values, list):
         return values
@@ -241,7 +244,7 @@ def _expanded(name: str, values: Any, where: Located, found: list[tuple[int, str
 
 
 def _reseed(
-    document: Document, axes: dict[Any, list], seed: int, where: Located, found: list[tuple[int, str]]
+    document: Document, axes: dict[Any, Any], seed: int, where: Located, found: list[tuple[int, str]]
 ) -> None:
     if "seed" in axes:
         if not all(isinstance(value, int) for value in axes["seed"]):
@@ -255,7 +258,7 @@ def _reseed(
         document.settings["seed"] = seed
 
 
-def _fitted(document: Document, axes: dict[Any, list], where: Located, found: list[tuple[int, str]]) -> Any:
+def _fitted(document: Document, axes: dict[Any, Any], where: Located, found: list[tuple[int, str]]) -> Any:
     """Check what the observable or the function takes; the function, if it is one."""
     made: tuple[Axis, ...] = ()
     if axes:

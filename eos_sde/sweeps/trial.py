@@ -13,8 +13,9 @@ from eos_sde.store.layout import DONE, Axis, Layout, Template
 from eos_sde.store.origin import differences
 from eos_sde.store.reading import open_sweep
 from eos_sde.store.sweep_store import check_name
+from eos_sde.sweeps.bundles import lines_through
 from eos_sde.sweeps.evaluation import as_arrays, in_words
-from eos_sde.sweeps.executors import Executor, InProcess, lines_through
+from eos_sde.sweeps.executors import Executor, InProcess
 from eos_sde.sweeps.plan import Plan
 from solvers.errors import ConvergenceFailure, InvalidInput
 

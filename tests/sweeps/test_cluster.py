@@ -16,9 +16,10 @@ import eos_sde
 from eos_sde.store import StoreFailure
 from eos_sde.store.layout import Layout, Template
 from eos_sde.sweeps import clusters
+from eos_sde.sweeps.bundles import Bundles, Pace
 from eos_sde.sweeps.clusters import existing_cluster, local_cluster
 from eos_sde.sweeps.engine import carried_out
-from eos_sde.sweeps.executors import OnCluster, Pace, cut
+from eos_sde.sweeps.executors import InProcess, OnCluster
 from eos_sde.sweeps.plan import planned
 from tests.sweeps import kill_study
 from tests.sweeps.slow_points import wave
@@ -44,13 +45,13 @@ def test_a_cluster_has_the_bits_of_one_process(client, tmp_path):
 
 
 def test_no_more_tasks_than_the_window_are_in_flight(client, tmp_path, monkeypatch):
-    taken, submit = [], client.submit
+    taken, submit = [], client.map
 
-    def counted(*args, **more):
-        taken.append(1)
-        return submit(*args, **more)
+    def counted(function, *columns, **more):
+        taken.extend(columns[0])
+        return submit(function, *columns, **more)
 
-    monkeypatch.setattr(client, "submit", counted)
+    monkeypatch.setattr(client, "map", counted)
     monkeypatch.setattr(Pace, "size", 1)
     plan = planned(lambda x: x, {"x": np.arange(300.0)}, command="test")
     most = [0]
@@ -60,8 +61,39 @@ def test_no_more_tasks_than_the_window_are_in_flight(client, tmp_path, monkeypat
 
     table = carried_out(plan, tmp_path / "s.zarr", executor=OnCluster(client), progress=progress)
     np.testing.assert_array_equal(table.value, np.arange(300.0))
-    assert len(taken) == 300
+    assert len(taken) == 299  # the first was tried before
     assert most[0] <= 16 + 3 * 2
+
+
+def test_points_that_a_worker_left_are_the_next_bundle():
+    plan = planned(counting(Counted()), AXES, command="test")
+    pace = Pace(8)
+    bundles = Bundles(
+        iter([np.arange(6), np.arange(6, 12)]), pace, Layout(plan.axes, Template({}), (2, 3)), None
+    )
+    pace.learn(4, 0.5)
+    assert next(bundles).tolist() == [0, 1, 2, 3]
+    bundles.give_back(np.array([2, 3]))
+    assert [one.tolist() for one in bundles] == [[2, 3], [4, 5], [6, 7, 8, 9], [10, 11]]
+
+
+def now_and_then_slow(x):
+    time.sleep(0.4 if x > 100 else 0.0)
+    return x
+
+
+@pytest.mark.parametrize("where", ["here", "cluster"])
+def test_a_bundle_that_takes_longer_than_forecast_is_given_back_in_part(where, request, tmp_path):
+    """100 quick points make large bundles; those after them take 0.4 s each, and a bundle ends after 1 s."""
+    executor = InProcess() if where == "here" else OnCluster(request.getfixturevalue("client"))
+    plan, seen = planned(now_and_then_slow, {"x": np.arange(109.0)}, command="test"), []
+    table = carried_out(
+        plan, tmp_path / "s.zarr", executor=executor,
+        progress=lambda done, *_: seen.append((time.monotonic(), done)),
+    )  # fmt: skip
+    np.testing.assert_array_equal(table.value, np.arange(109.0))
+    late = [done for _, done in seen if done > 101]
+    assert len(late) > 1  # else all that was slow came at once, at the end
 
 
 def test_tasks_grow_to_half_a_second_and_keep_below_what_fits():
@@ -155,12 +187,16 @@ def test_signals_end_a_sweep_within_seconds_and_keep_what_is_finished(number, op
 
 @pytest.mark.slow
 def test_random_kills_lose_nothing(tmp_path):
-    killed = kill_study.study(tmp_path, 6, seed=int(os.environ.get("EOS_SDE_KILL_SEED", "0")), each=3)
+    """One kill of each kind, in one sweep; ``python tests/sweeps/kill_study.py 50`` is the study."""
+    seed, kinds = int(os.environ.get("EOS_SDE_KILL_SEED", "0")), ("scheduler", "worker", "client")
+    killed = kill_study.study(
+        tmp_path, 3, seed, each=3, kinds=kinds
+    )  # a worker's death may take the client with it
     assert set(killed) == {"client", "worker", "scheduler"}
 
 
 def test_lines_are_cut_whole():
     plan = planned(counting(Counted()), AXES, command="test")
     layout = Layout(plan.axes, Template({}), (4, 3))
-    lines = list(cut(iter([np.array([5, 7])]), Pace(8), layout, "x"))
-    assert [line.tolist() for line in lines] == [[1, 4, 7, 10], [2, 5, 8, 11]]
+    bundles = Bundles(iter([np.array([5, 7])]), Pace(8), layout, "x")
+    assert [line.tolist() for line in bundles] == [[1, 4, 7, 10], [2, 5, 8, 11]]

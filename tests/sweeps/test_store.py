@@ -181,11 +181,11 @@ def test_export_splits_complex_variables(tmp_path, whole):
 
 @pytest.mark.slow
 def test_death_between_any_two_steps_loses_nothing(tmp_path):
-    """A child dies, without any clean-up, before the n-th step on the file system, for every 7th n; another goes on."""
+    """A child dies, without any clean-up, before every 11th step on the file system in turn; another goes on."""
     script = Path(__file__).with_name("every_step.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "7"], capture_output=True, text=True, check=False
+        [sys.executable, str(script), str(tmp_path), "11"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     deaths, _torn = map(int, done.stdout.split())
-    assert deaths > 30  # of some 290 steps of a new sweep that then becomes longer
+    assert deaths > 20  # of some 290 steps of a new sweep that then becomes longer
