@@ -10,11 +10,11 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from eos_sde.optimizers.curvature import vectors
 from eos_sde.optimizers.curvature.interface import (
     PRODUCT_COST,
     Params,
     Product,
-    flat_view,
     positive_integer,
 )
 from eos_sde.optimizers.curvature.krylov import Lanczos, lanczos
@@ -151,9 +151,9 @@ class Budget:
 
     def init(self, params: Params) -> BudgetState:
         """Nothing measured, the allowance unspent."""
-        flat = flat_view(params)
-        slope = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), flat.dtype), params)
-        level, offset = (jnp.zeros((), flat.dtype) for _ in range(2))  # buffers of their own, to be donated
+        dtype = vectors.space_of(params).dtype
+        slope = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
+        level, offset = (jnp.zeros((), dtype) for _ in range(2))  # buffers of their own, to be donated
         wait, balance, price = (jnp.full((), x, jnp.float32) for x in (0.0, self.allowance, jnp.inf))
         return BudgetState(level, slope, offset, wait, balance, price)
 
@@ -359,8 +359,4 @@ def quotient(product: Callable[[Params], Product], params: Params, state: Any) -
 
 
 def _dot(one: Params, two: Params, dtype: Any) -> jax.Array:
-    products = [
-        jnp.vdot(a, jnp.asarray(b, dtype))
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    ]
-    return sum(products, jnp.zeros((), dtype))
+    return vectors.dot(one, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), two))

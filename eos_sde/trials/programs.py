@@ -124,7 +124,11 @@ def _make(trial: Trial, name: str, placement: Placement) -> Programs:
             rate = optax.tree_utils.tree_get(state, "learning_rate", default=None)
             if rate is None:
                 rate = _rate_at(trial, name, knob, count)
-            return (optax.apply_updates(theta, updates), state), (loss, rate, curvature_work(trial.rule, state))
+            return (optax.apply_updates(theta, updates), state), (
+                loss,
+                rate,
+                curvature_work(trial.rule, state),
+            )
 
         counts = before + jnp.arange(len(batches))
         (theta, state), (losses, rates, work) = jax.lax.scan(step, (theta, state), (batches, counts))

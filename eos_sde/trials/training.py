@@ -17,8 +17,8 @@ from eos_sde.bridge.replicas import DIVERGED
 from eos_sde.trials.batch_order import ordered_batches
 from eos_sde.trials.checkpoints import Checkpoints
 from eos_sde.trials.costs import work_of
-from eos_sde.trials.energy import EnergyMeter
 from eos_sde.trials.devices import check_divisible, describe_mesh
+from eos_sde.trials.energy import EnergyMeter
 from eos_sde.trials.placement import OnMesh, Placement, placement_of
 from eos_sde.trials.programs import knob_of, programs_of, scores_at
 from eos_sde.trials.run_log import RunLog, keep_dataset
