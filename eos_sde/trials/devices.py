@@ -140,8 +140,10 @@ def over_data(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
 
 
-def weight_shardings(weights: Any, mesh: Mesh, *, stacked: Sequence[str] = ()) -> Any:
-    """Sharding of each array of weights, by `partition`.
+def weight_shardings(
+    weights: Any, mesh: Mesh, *, stacked: Sequence[str] = (), cut: Mapping[str, int] | None = None
+) -> Any:
+    """Sharding of each array of weights, by `partition` where nothing else is said.
 
     Parameters
     ----------
@@ -151,16 +153,24 @@ def weight_shardings(weights: Any, mesh: Mesh, *, stacked: Sequence[str] = ()) -
         Where they lie.
     stacked : sequence of str
         Keys of a path whose arrays hold one layer per entry of their first axis.
+    cut : mapping, optional
+        Key of a path to the axis that is cut, counted from the last (-1), where "model" divides it.
 
     Returns
     -------
     pytree of NamedSharding
         Like `weights`.
     """
+    parts = mesh.shape["model"]
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         names = {str(getattr(key, "key", getattr(key, "name", None))) for key in path}
-        return NamedSharding(mesh, partition(leaf.shape, mesh, stacked=bool(names & set(stacked))))
+        first = int(bool(names & set(stacked)))
+        for name, back in (cut or {}).items():
+            axis = len(leaf.shape) + back
+            if name in names and axis >= first and parts > 1 and leaf.shape[axis] % parts == 0:
+                return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "model"))
+        return NamedSharding(mesh, partition(leaf.shape, mesh, stacked=bool(first)))
 
     return jax.tree_util.tree_map_with_path(sharding, weights)
 
