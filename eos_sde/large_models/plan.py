@@ -27,6 +27,7 @@ RULES = ("sgd", "adamw", "caeo")
 HEADS = {"query": -2, "key": -2, "value": -2, "out": -3}
 """Axes of the arrays of an attention that count its heads, from the last: these are cut, as Megatron-LM cuts them."""
 _DAY = 86_400.0
+_NEVER_RUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _COUNTED = 2  # examples in a count of operations, which is divided by it
 _PASS = 3  # products in a pass of the default estimator
 
@@ -73,7 +74,7 @@ def plan_training(
         Part of the peak that is reached, an assumption: 0.3 to 0.5 is usual where matrices are large.
     topology : str, optional
         Of a TPU, such as "v5p:2x2x2", for which its own compiler is asked; needs the package libtpu and no TPU. If left
-        out the devices that JAX has, which may be virtual ones of a processor.
+        out the mesh is of virtual devices of this processor.
     progress : callable, optional
         Called with the part that is done.
 
@@ -92,7 +93,10 @@ def plan_training(
         For an unknown name, a batch or a mesh that does not fit, or a missing package.
     """
     chosen, device = _checked(model, rule, hardware, utilization, peak, memory)
-    grid = devices.make_mesh(mesh, _topology(topology))
+    count = math.prod(devices.parse_mesh(mesh).values())
+    grid = devices.make_mesh(
+        mesh, devices.virtual_devices(count) if topology is None else _topology(topology)
+    )
     sizes = {"batch": batch, "probe": batch if probe is None else probe}
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -138,9 +142,7 @@ def _checked(
     return MODELS[model], Hardware(peak or preset.peak, memory or preset.memory, source)
 
 
-def _topology(name: str | None) -> list[Any] | None:
-    if name is None:
-        return None
+def _topology(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
@@ -232,7 +234,9 @@ def _compiled(
         donate_argnums=(0, 1),
     )
     began = time.perf_counter()
-    compiled = step.lower(weights, jax.eval_shape(rule.init, weights), batch, probe).compile()
+    lowered = step.lower(weights, jax.eval_shape(rule.init, weights), batch, probe)
+    on_processor = mesh.devices.flat[0].platform == "cpu"
+    compiled = lowered.compile(compiler_options=_NEVER_RUN if on_processor else None)
     seconds = time.perf_counter() - began
     memory: Any = compiled.memory_analysis()
     sizes = {

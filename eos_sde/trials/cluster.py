@@ -28,7 +28,7 @@ def join_cluster(
     given = [value is not None for value in (coordinator, processes, process)]
     if any(given) and not all(given):
         raise InvalidInput(
-            f"coordinator={coordinator!r}, processes={processes!r} and process={process!r} go together: give all or none"
+            f"coordinator={coordinator!r}, processes={processes!r} and process={process!r} go together: give all"
         )
     if coordinator is not None and processes is not None and process is not None:
         if ":" not in coordinator:

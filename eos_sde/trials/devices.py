@@ -4,6 +4,8 @@ Everything is left to the compiler (GSPMD): what a program takes and gives has a
 puts in the collectives. Nothing here is of one kind of device; for many processes see `eos_sde.trials.cluster`.
 """
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +92,25 @@ def make_mesh(spec: str, devices: Sequence[Any] | None = None) -> Mesh:
         )
     grid = mesh_utils.create_device_mesh(tuple(sizes.values()), there[:count])
     return Mesh(grid, AXES)
+
+
+def virtual_devices(count: int) -> list[Any]:
+    """Devices of the processor, as many as are asked for if JAX has not begun; for programs that are only compiled.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+
+    Returns
+    -------
+    list of jax.Device
+        Those that there are where JAX has begun: `make_mesh` says if they are too few.
+    """
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has begun, and its devices are what they are
+            jax.config.update("jax_num_cpu_devices", count)
+    return list(jax.devices("cpu"))
 
 
 def describe_mesh(mesh: Mesh) -> str:
