@@ -176,10 +176,10 @@ def model_flops(model: LargeModel, precision: str) -> Flops:
         return jax.grad(loss)(w, *seen)
 
     def product(w: Any, v: Any, *seen: Any) -> Any:
-        return jax.jvp(lambda at: slope(at, *seen), (w,), (v,))[1]
+        return recomputed(lambda at: loss(at, *seen)).product(w)(v)
 
     def bend(w: Any, v: Any, *seen: Any) -> Any:
-        return jax.grad(lambda at: optax.tree.vdot(v, product(at, v, *seen)))(w)
+        return recomputed(lambda at: loss(at, *seen)).product.slope(w, v)
 
     gradient = count_flops(slope, weights, *batch)
     whole = count_flops(product, weights, weights, *batch)

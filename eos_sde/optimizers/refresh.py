@@ -31,8 +31,6 @@ _AIM = 3.0  # the value followed shall be off by tol over this where it is measu
 _TINY = 1.2e-38  # the least positive normal number in single precision
 _SPREAD = 8  # the k-th measurement on the allowance is not before update 2 k^2
 
-Follow = Callable[[Params], jax.Array]
-
 
 class Policy(Protocol):
     """When to measure. Settings only; the methods are pure and can be compiled."""
@@ -73,7 +71,7 @@ class Measurement(NamedTuple):
         Updates since the measurement before.
     products : int32
         Hessian-vector products that it took.
-    quotient : callable or None
+    quotient : Quotient or None
         ``v'H v`` of the unit vector v that was found, as a function of the parameters; None if none is kept.
     """
 
@@ -82,7 +80,7 @@ class Measurement(NamedTuple):
     expected: Any
     age: Any
     products: Any
-    quotient: Callable[[Params], Any] | None
+    quotient: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +180,7 @@ class Budget:
         dtype = state.measured.dtype
         slope = state.slope
         if measurement.quotient is not None:
-            fresh = jax.grad(measurement.quotient)(measurement.params)
+            fresh = measurement.quotient.slope(measurement.params)
             slope = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh)
         sound = jnp.isfinite(measurement.sharpness)
         for leaf in jax.tree.leaves(slope):
@@ -329,7 +327,34 @@ def default_estimator(plan: Policy) -> Lanczos:
     return lanczos(order=3, tol=0.05, restarts=2) if isinstance(plan, Budget) else lanczos()
 
 
-def quotient(product: Callable[[Params], Product], params: Params, state: Any) -> Follow | None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quotient:
+    """``v'H v`` of a unit vector as a function of the parameters.
+
+    Attributes
+    ----------
+    product : callable
+        Parameters -> ``v -> H v`` there.
+    vector, tangent : pytree
+        The vector in the working dtype, and in the dtypes of the parameters.
+    """
+
+    product: Callable[[Params], Product]
+    vector: Params
+    tangent: Params
+
+    def __call__(self, at: Params) -> jax.Array:
+        """Its value."""
+        image = self.product(at)(self.tangent)
+        return _dot(self.vector, image, jnp.result_type(*jax.tree.leaves(self.vector)))
+
+    def slope(self, at: Params) -> Params:
+        """Its gradient; by the product's own way where it has one."""
+        own = getattr(self.product, "slope", None)
+        return jax.grad(self)(at) if own is None else own(at, self.tangent)
+
+
+def quotient(product: Callable[[Params], Product], params: Params, state: Any) -> Quotient | None:
     """Return ``v'H v`` as a function of the parameters, for the unit vector v that an estimator keeps.
 
     Parameters
@@ -343,19 +368,13 @@ def quotient(product: Callable[[Params], Product], params: Params, state: Any) -
 
     Returns
     -------
-    callable or None
+    Quotient or None
         None for an estimator that keeps no vector.
     """
     if not hasattr(state, "vector"):
         return None
-    vector = state.vector
-    tangent = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), vector, params)
-
-    def value(at: Params) -> jax.Array:
-        image = product(at)(tangent)
-        return _dot(vector, image, jnp.result_type(*jax.tree.leaves(vector)))
-
-    return value
+    tangent = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), state.vector, params)
+    return Quotient(product, state.vector, tangent)
 
 
 def _dot(one: Params, two: Params, dtype: Any) -> jax.Array:

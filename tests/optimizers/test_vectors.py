@@ -65,3 +65,11 @@ def test_recomputed_products_are_the_hessians():
     )
     for one, two in zip(*map(jax.tree.leaves, products), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-14)
+    slope = curvature.recomputed(loss).product.slope(params, vector)
+
+    def bend(w):
+        image = curvature.hessian_product(loss, w)(vector)
+        return jnp.vdot(vector["a"], image["a"]) + vector["b"] * image["b"]
+
+    for one, two in zip(*map(jax.tree.leaves, (slope, jax.grad(bend)(params))), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-14, atol=1e-14)

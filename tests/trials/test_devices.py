@@ -68,9 +68,7 @@ def test_a_mesh_that_is_none_is_refused(spec):
 
 
 def test_what_does_not_fit_a_mesh_is_refused(tiny):
-    with pytest.raises(
-        InvalidInput, match=r"needs 4096 devices .* xla_force_host_platform_device_count=4096"
-    ):
+    with pytest.raises(InvalidInput, match=r"needs 4096 devices .*xla_force_host_platform_device_count=4096"):
         train(tiny(), mesh="data=4096")
     with pytest.raises(InvalidInput, match="probe=10 must be a multiple of data=4 of the mesh"):
         devices.check_divisible({"batch_size": 8, "probe": 10}, MESH)

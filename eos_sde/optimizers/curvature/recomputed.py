@@ -12,6 +12,35 @@ from solvers.errors import InvalidInput
 
 
 @dataclasses.dataclass(frozen=True)
+class RecomputedProduct:
+    """The Hessian of a loss as products that go forward and backward anew each time.
+
+    Attributes
+    ----------
+    loss : callable
+        Scalar of the parameters.
+    """
+
+    loss: Callable[[Params], jax.Array]
+
+    def __call__(self, params: Params) -> Product:
+        """Return ``v -> H v`` at the parameters."""
+        return lambda vector: jax.jvp(jax.grad(self.loss), (params,), (vector,))[1]
+
+    def slope(self, params: Params, vector: Params) -> Params:
+        """Return the gradient of v'Hv in the parameters: the second derivative of the gradient along v.
+
+        Forward over forward over reverse, where ``jax.grad`` of v'Hv goes backward through all that a product computes
+        and holds it.
+        """
+
+        def along(at: Params) -> Params:
+            return jax.jvp(jax.grad(self.loss), (at,), (vector,))[1]
+
+        return jax.jvp(along, (params,), (vector,))[1]
+
+
+@dataclasses.dataclass(frozen=True)
 class Recomputed:
     """See `recomputed`."""
 
@@ -21,9 +50,10 @@ class Recomputed:
         """The loss of the parameters."""
         return self.loss(params)
 
-    def product(self, params: Params) -> Product:
-        """Its Hessian, as a product that goes forward and backward anew each time."""
-        return lambda vector: jax.jvp(jax.grad(self.loss), (params,), (vector,))[1]
+    @property
+    def product(self) -> RecomputedProduct:
+        """Parameters to ``v -> H v`` there."""
+        return RecomputedProduct(self.loss)
 
 
 def recomputed(loss: Callable[[Params], jax.Array]) -> Recomputed:
@@ -31,7 +61,7 @@ def recomputed(loss: Callable[[Params], jax.Array]) -> Recomputed:
 
     `hessian_product` linearises the gradient once: a product then costs two gradients, and all that a gradient computes
     is held meanwhile, which undoes ``jax.checkpoint``. Here a product costs three, and the memory is that of two
-    gradients.
+    gradients; the gradient of v'Hv, by which the budget of ``caeo`` follows the sharpness, that of four.
 
     Parameters
     ----------
