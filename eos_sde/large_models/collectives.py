@@ -21,7 +21,7 @@ class Sent(NamedTuple):
 
     Attributes
     ----------
-    count : float
+    number : float
         How many.
     bytes : float
         Of their results on one device; of a reduce-scatter, of what goes in.
@@ -29,7 +29,7 @@ class Sent(NamedTuple):
         Bytes of the largest.
     """
 
-    count: float
+    number: float
     bytes: float
     largest: float
 

@@ -222,7 +222,7 @@ def _compiled(
     """Memory and collectives of one update."""
     batch = model.batch(sizes["batch"])
     probe = model.batch(sizes["probe"]) if name == "caeo" and sizes["probe"] != sizes["batch"] else None
-    options = {"refresh": "auto"} if name == "caeo" else {}
+    options: dict[str, Any] = {"refresh": "auto"} if name == "caeo" else {}
     rule = make_rule(name, eta=0.1, **options)
     weights = model.shapes(precision)[0]
     of_weights = devices.weight_shardings(weights, mesh, stacked=model.stacked, cut=HEADS)
@@ -246,7 +246,12 @@ def _compiled(
         "temporary_bytes": memory.temp_size_in_bytes,
     }
     peak = sum(sizes.values()) - 2 * sizes["alias_bytes"]
-    return {**sizes, "peak_bytes": peak, "compile_seconds": seconds, "sent": collectives(compiled.as_text())}
+    return {
+        **sizes,
+        "peak_bytes": peak,
+        "compile_seconds": seconds,
+        "sent": collectives(compiled.as_text() or ""),
+    }
 
 
 def _planned(
@@ -310,7 +315,7 @@ def _dataset(
         seconds,
         {"units": "s", "long_name": "time to lower and compile"},
     )
-    for key, unit in (("count", "1"), ("bytes", "byte"), ("largest", "byte")):
+    for key, unit in (("number", "1"), ("bytes", "byte"), ("largest", "byte")):
         values = np.array(
             [
                 [
@@ -320,7 +325,7 @@ def _dataset(
                 for program in programs
             ]
         )
-        name = {"count": "collectives", "bytes": "collective_bytes", "largest": "largest_collective"}[key]
+        name = {"number": "collectives", "bytes": "collective_bytes", "largest": "largest_collective"}[key]
         contents[name] = (("program", "collective", "when"), values, {"units": unit, "long_name": name})
     for key, (value, unit, name) in _planned(model, flops, device, mesh, sizes, rule, utilization).items():
         contents[key] = ((), float(value), {"units": unit, "long_name": name})

@@ -166,7 +166,7 @@ def normal_block(key: jax.Array, offset: int, shape: tuple[int, ...], dtype: Any
     fraction = jax.lax.bitcast_convert_type((bits >> (width - digits)) | one, dtype) - np.ones((), dtype)
     lowest = np.nextafter(np.array(-1, dtype), np.array(0, dtype), dtype=dtype)
     uniform = jnp.maximum(lowest, fraction * (np.array(1, dtype) - lowest) + lowest)
-    return np.array(np.sqrt(2), dtype) * jax.lax.erf_inv(uniform)
+    return jax.lax.erf_inv(uniform) * np.array(np.sqrt(2), dtype)
 
 
 def _places(offset: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
