@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from eos_sde.trials import devices
 from solvers.errors import InvalidInput
@@ -75,9 +75,9 @@ def test_attention_is_cut_by_heads_and_layers_are_not():
         None,
         "model",
     )  # (blocks, width, heads, head width)
-    assert blocks["attention"]["out"]["kernel"].spec == (None, "model")
-    assert blocks["expand"]["kernel"].spec == (None, None, "model")
-    assert blocks["contract"]["kernel"].spec == (None, "model")
+    assert blocks["attention"]["out"]["kernel"].spec == PartitionSpec(None, "model")
+    assert blocks["expand"]["kernel"].spec == PartitionSpec(None, None, "model")
+    assert blocks["contract"]["kernel"].spec == PartitionSpec(None, "model")
 
 
 @pytest.mark.parametrize(
