@@ -101,7 +101,10 @@ class Task:
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the outputs for one example: (c,), or (T, c) for a sequence of T positions."""
         theta = jax.ShapeDtypeStruct((self.size,), jnp.float64)
-        return jax.eval_shape(self.network.apply, theta, self.x[:1]).shape[1:]
+        outputs = jax.eval_shape(
+            lambda w, x: self.network.apply_arrays(self.network.unravel(w), x), theta, self.x[:1]
+        )
+        return outputs.shape[1:]
 
     @property
     def outputs(self) -> int:

@@ -14,6 +14,7 @@ from eos_sde.cli import (
     listings,
     model_commands,
     picture_commands,
+    planning_commands,
     sweep_commands,
     training_commands,
 )
@@ -29,6 +30,7 @@ app = typer.Typer(
 for commands in (
     experiments,
     training_commands,
+    planning_commands,
     sweep_commands,
     model_commands,
     picture_commands,

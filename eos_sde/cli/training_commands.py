@@ -54,6 +54,17 @@ def train(
         int | None, typer.Option(help="Updates between checkpoints. (default: ten in a run)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data, estimators.")] = 0,
+    mesh: Annotated[
+        str | None, typer.Option(help="Devices to spread over, as data=8 or data=4,model=2. (default: one)")
+    ] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One of several processes; found by JAX on SLURM and TPU.")
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="host:port of the first process, where JAX does not find it.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many there are.")] = None,
+    process: Annotated[int | None, typer.Option(help="The number of this one, from 0.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for run.nc, log.jsonl and checkpoints.")] = Path("run"),
     as_json: JSON = False,
 ) -> None:
@@ -64,6 +75,16 @@ def train(
     from eos_sde import trial_report, trials
     from eos_sde.trials.trial import updates_of
 
+    if distributed:
+        if mesh is None:
+            raise InvalidInput(
+                "distributed needs mesh, the devices of all processes: for example --mesh data=8"
+            )
+        trials.join_cluster(coordinator, processes, process)
+    elif coordinator is not None or processes is not None or process is not None:
+        raise InvalidInput(
+            "coordinator, processes and process are for --distributed: add it, or leave them out"
+        )
     check_folder(out)
     if epochs is not None and steps is not None:
         raise InvalidInput(f"epochs={epochs:g} and steps={steps} say the same twice: give one")
@@ -81,7 +102,7 @@ def train(
     between = checkpoint_every or every * max(1, steps // every // 10)
     with progress_bars() as advance:
         run = trials.train(
-            trial, folder=out, checkpoint_every=between,
+            trial, folder=out, checkpoint_every=between, mesh=mesh,
             progress=lambda done: advance("training", done / steps),
         )  # fmt: skip
     path = out / "run.nc"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eos_sde.optimizers.curvature.interface import flat_view
+from eos_sde.optimizers.curvature import vectors
 from eos_sde.optimizers.directions import check_setting, chosen_direction
 from eos_sde.optimizers.loss_curvature import loss_product
 from solvers.errors import InvalidInput
@@ -102,7 +102,7 @@ def cdat(
     way = chosen_direction(direction)
 
     def init_fn(params: optax.Params) -> CdatState:
-        zero = jnp.zeros((), flat_view(params).dtype)
+        zero = jnp.zeros((), vectors.space_of(params).dtype)
         return CdatState(jnp.zeros((), jnp.int32), zero, zero, zero, way.init(params))
 
     def update_fn(
@@ -119,12 +119,15 @@ def cdat(
                 "the loss is measured there."
             )
         ascent, new = way.update(updates, state.direction, params, **extra_args)
-        flat = flat_view(params)
-        gradient, along = flat.ravel(updates), flat.ravel(ascent)
-        image = flat.operator(loss_product(value_fn, extra_args)(params))(along)
-        dtype = state.slope.dtype
-        slope = (decay * state.slope + (1.0 - decay) * jnp.maximum(gradient @ along, 0.0)).astype(dtype)
-        bend = (decay * state.bend + (1.0 - decay) * jnp.abs(along @ image)).astype(dtype)
+        dtype, space = state.slope.dtype, vectors.space_of(params)
+        gradient, along = (
+            vectors.combine(lambda leaf: jnp.asarray(leaf, space.dtype), tree) for tree in (updates, ascent)
+        )
+        image = space.operator(loss_product(value_fn, extra_args)(params))(along)
+        slope = (decay * state.slope + (1.0 - decay) * jnp.maximum(vectors.dot(gradient, along), 0.0)).astype(
+            dtype
+        )
+        bend = (decay * state.bend + (1.0 - decay) * jnp.abs(vectors.dot(along, image))).astype(dtype)
         rate = sigma * slope / (bend + eps)
         if learning_rate is not None:
             rate = jnp.minimum(rate, learning_rate)

@@ -9,6 +9,7 @@ from typing import Any
 
 from eos_sde.optimizers.curvature.gauss_newton import GaussNewton
 from eos_sde.optimizers.curvature.interface import Params, Product, hessian_product
+from eos_sde.optimizers.curvature.recomputed import Recomputed
 
 
 def loss_product(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> Callable[[Params], Product]:
@@ -17,7 +18,7 @@ def loss_product(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> Ca
     Parameters
     ----------
     value_fn : callable
-        Loss of the parameters, or one that is measured by its Gauss-Newton matrix.
+        Loss of the parameters, or one that says by what products it is measured: `gauss_newton`, `recomputed`.
     extra_args : dict
         Handed to it where it names them.
 
@@ -26,7 +27,7 @@ def loss_product(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> Ca
     callable
         Parameters to a product.
     """
-    if isinstance(value_fn, GaussNewton):
+    if isinstance(value_fn, GaussNewton | Recomputed):
         return value_fn.product
     return functools.partial(hessian_product, functools.partial(value_fn, **_accepted(value_fn, extra_args)))
 

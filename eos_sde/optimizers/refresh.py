@@ -10,11 +10,11 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from eos_sde.optimizers.curvature import vectors
 from eos_sde.optimizers.curvature.interface import (
     PRODUCT_COST,
     Params,
     Product,
-    flat_view,
     positive_integer,
 )
 from eos_sde.optimizers.curvature.krylov import Lanczos, lanczos
@@ -30,8 +30,6 @@ _FURTHEST = 1.0  # the largest change of log sharpness that is followed
 _AIM = 3.0  # the value followed shall be off by tol over this where it is measured anew
 _TINY = 1.2e-38  # the least positive normal number in single precision
 _SPREAD = 8  # the k-th measurement on the allowance is not before update 2 k^2
-
-Follow = Callable[[Params], jax.Array]
 
 
 class Policy(Protocol):
@@ -73,7 +71,7 @@ class Measurement(NamedTuple):
         Updates since the measurement before.
     products : int32
         Hessian-vector products that it took.
-    quotient : callable or None
+    quotient : Quotient or None
         ``v'H v`` of the unit vector v that was found, as a function of the parameters; None if none is kept.
     """
 
@@ -82,7 +80,7 @@ class Measurement(NamedTuple):
     expected: Any
     age: Any
     products: Any
-    quotient: Callable[[Params], Any] | None
+    quotient: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +149,9 @@ class Budget:
 
     def init(self, params: Params) -> BudgetState:
         """Nothing measured, the allowance unspent."""
-        flat = flat_view(params)
-        slope = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), flat.dtype), params)
-        level, offset = (jnp.zeros((), flat.dtype) for _ in range(2))  # buffers of their own, to be donated
+        dtype = vectors.space_of(params).dtype
+        slope = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
+        level, offset = (jnp.zeros((), dtype) for _ in range(2))  # buffers of their own, to be donated
         wait, balance, price = (jnp.full((), x, jnp.float32) for x in (0.0, self.allowance, jnp.inf))
         return BudgetState(level, slope, offset, wait, balance, price)
 
@@ -182,7 +180,7 @@ class Budget:
         dtype = state.measured.dtype
         slope = state.slope
         if measurement.quotient is not None:
-            fresh = jax.grad(measurement.quotient)(measurement.params)
+            fresh = measurement.quotient.slope(measurement.params)
             slope = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh)
         sound = jnp.isfinite(measurement.sharpness)
         for leaf in jax.tree.leaves(slope):
@@ -329,7 +327,34 @@ def default_estimator(plan: Policy) -> Lanczos:
     return lanczos(order=3, tol=0.05, restarts=2) if isinstance(plan, Budget) else lanczos()
 
 
-def quotient(product: Callable[[Params], Product], params: Params, state: Any) -> Follow | None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quotient:
+    """``v'H v`` of a unit vector as a function of the parameters.
+
+    Attributes
+    ----------
+    product : callable
+        Parameters -> ``v -> H v`` there.
+    vector, tangent : pytree
+        The vector in the working dtype, and in the dtypes of the parameters.
+    """
+
+    product: Callable[[Params], Product]
+    vector: Params
+    tangent: Params
+
+    def __call__(self, at: Params) -> jax.Array:
+        """Its value."""
+        image = self.product(at)(self.tangent)
+        return _dot(self.vector, image, jnp.result_type(*jax.tree.leaves(self.vector)))
+
+    def slope(self, at: Params) -> Params:
+        """Its gradient; by the product's own way where it has one."""
+        own = getattr(self.product, "slope", None)
+        return jax.grad(self)(at) if own is None else own(at, self.tangent)
+
+
+def quotient(product: Callable[[Params], Product], params: Params, state: Any) -> Quotient | None:
     """Return ``v'H v`` as a function of the parameters, for the unit vector v that an estimator keeps.
 
     Parameters
@@ -343,24 +368,14 @@ def quotient(product: Callable[[Params], Product], params: Params, state: Any) -
 
     Returns
     -------
-    callable or None
+    Quotient or None
         None for an estimator that keeps no vector.
     """
     if not hasattr(state, "vector"):
         return None
-    vector = state.vector
-    tangent = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), vector, params)
-
-    def value(at: Params) -> jax.Array:
-        image = product(at)(tangent)
-        return _dot(vector, image, jnp.result_type(*jax.tree.leaves(vector)))
-
-    return value
+    tangent = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), state.vector, params)
+    return Quotient(product, state.vector, tangent)
 
 
 def _dot(one: Params, two: Params, dtype: Any) -> jax.Array:
-    products = [
-        jnp.vdot(a, jnp.asarray(b, dtype))
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    ]
-    return sum(products, jnp.zeros((), dtype))
+    return vectors.dot(one, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), two))

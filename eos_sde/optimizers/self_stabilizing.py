@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from eos_sde.optimizers import rule, runaway, self_stabilizing_rule
-from eos_sde.optimizers.curvature.interface import Estimator, flat_view
+from eos_sde.optimizers.curvature import vectors
+from eos_sde.optimizers.curvature.interface import Estimator
 from eos_sde.optimizers.loss_curvature import loss_product
 from eos_sde.optimizers.transformation import CaeoState, _traced, scale_by_caeo
 from solvers.errors import InvalidInput
@@ -211,14 +212,19 @@ def self_stabilizing_caeo(
         assert params is not None  # refused by the line above, as is a missing loss
         assert value_fn is not None
         make = loss_product(value_fn, extra_args)
-        flat, sharpness = flat_view(params), new.sharpness
-        gradient, top = flat.ravel(updates), flat.ravel(new.curvature.vector)
-        square = gradient @ gradient
-        share = jnp.minimum((gradient @ top) ** 2 / jnp.where(square > 0, square, 1.0), 1.0)
+        space, sharpness = vectors.space_of(params), new.sharpness
+        top = new.curvature.vector
+        gradient, one, two = (
+            vectors.combine(lambda leaf: jnp.asarray(leaf, space.dtype), tree)
+            for tree in (updates, state.previous, state.earlier)
+        )
+        square, along = vectors.dot(gradient, gradient), vectors.dot(gradient, top)
+        share = jnp.minimum(along**2 / jnp.where(square > 0, square, 1.0), 1.0)
 
         def measure() -> jax.Array:
-            image = flat.operator(make(params))(gradient)
-            quotient = jnp.where(square > 0, gradient @ image / jnp.where(square > 0, square, 1.0), sharpness)
+            image = space.operator(make(params))(gradient)
+            bend = vectors.dot(gradient, image)
+            quotient = jnp.where(square > 0, bend / jnp.where(square > 0, square, 1.0), sharpness)
             left = 1.0 - share
             return jnp.where(
                 left > 0, (quotient - share * sharpness) / jnp.where(left > 0, left, 1.0), sharpness
@@ -226,8 +232,8 @@ def self_stabilizing_caeo(
 
         rest = jax.lax.cond(new.staleness == 0, measure, lambda: state.rest).astype(sharpness.dtype)
         directional = self_stabilizing_rule.directional_sharpness(sharpness, share, rest)
-        recent = flat.ravel(state.previous) + flat.ravel(state.earlier)
-        product = gradient @ recent - (gradient @ top) * (recent @ top)
+        recent = vectors.combine(jnp.add, one, two)
+        product = vectors.dot(gradient, recent) - along * vectors.dot(recent, top)
         descent = self_stabilizing_rule.descent(state.descent, product, state.caeo.count, xp=jnp)
         released = (descent > 0) | state.runaway | (release == "always")
         rate = self_stabilizing_rule.self_stabilizing_learning_rate(

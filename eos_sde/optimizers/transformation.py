@@ -12,11 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from eos_sde.optimizers import descent, rule, runaway
-from eos_sde.optimizers.curvature.interface import (
-    Estimator,
-    flat_view,
-    preconditioned_product,
-)
+from eos_sde.optimizers.curvature import vectors
+from eos_sde.optimizers.curvature.interface import Estimator, preconditioned_product
 from eos_sde.optimizers.loss_curvature import loss_product
 from eos_sde.optimizers.refresh import Every, Measurement, default_estimator, policy, quotient
 from solvers.errors import InvalidInput
@@ -143,7 +140,7 @@ def scale_by_caeo(
         return learning_rate(count) if callable(learning_rate) else learning_rate
 
     def init_fn(params: optax.Params) -> CaeoState:
-        dtype = flat_view(params).dtype
+        dtype = vectors.space_of(params).dtype
         return CaeoState(
             count=jnp.zeros((), jnp.int32),
             learning_rate=jnp.asarray(base_rate(jnp.zeros((), jnp.int32)), dtype),

@@ -17,6 +17,7 @@ from eos_sde.bridge.losses import of_classes
 from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers import curvature
 from eos_sde.trials.costs import curvature_work
+from eos_sde.trials.placement import OneDevice, Placement
 from eos_sde.trials.schedules import scheduled_rate
 from eos_sde.trials.scores import Scores, classifier_scores
 from eos_sde.trials.trial import Trial, split_task
@@ -72,13 +73,15 @@ class Programs:
 _COMPILED: dict[str, Programs] = {}
 
 
-def programs_of(trial: Trial) -> Programs:
+def programs_of(trial: Trial, placement: Placement | None = None) -> Programs:
     """Programs of a trial, made once for all that differ in the knob or the seed.
 
     Parameters
     ----------
     trial : Trial
         The run, checked.
+    placement : Placement, optional
+        Where weights and data are; one device if left out.
 
     Returns
     -------
@@ -86,23 +89,24 @@ def programs_of(trial: Trial) -> Programs:
         See there.
     """
     name = knob_of(trial)[0]
+    placement = OneDevice() if placement is None else placement
     settings = trial.settings
     settings["options"] |= {"eta": settings["eta"], name: None}
-    key = json.dumps(settings | {"seed": None, "eta": None}, sort_keys=True)
+    key = json.dumps(settings | {"seed": None, "eta": None, "mesh": placement.name}, sort_keys=True)
     if key not in _COMPILED:
         while len(_COMPILED) >= _MOST:
             _COMPILED.pop(next(iter(_COMPILED)))
-        _COMPILED[key] = _make(trial, name)
+        _COMPILED[key] = _make(trial, name, placement)
     return _COMPILED[key]
 
 
-def _make(trial: Trial, name: str) -> Programs:
+def _make(trial: Trial, name: str, placement: Placement) -> Programs:
     split = split_task(trial)
-    task, held = split.training, split.validating
+    task = placement.of(split.training)
     probe: Any = None
     if trial.probe:
         order = np.argsort(stream(trial.split_seed, _PROBE).random_raw(task.n), kind="stable")[: trial.probe]
-        probe = (task.x[order], task.y[order])
+        probe = placement.examples((task.x[order], task.y[order]))
 
     def advance(
         knob: jax.Array, theta: jax.Array, state: Any, batches: jax.Array, before: jax.Array, data: tuple,
@@ -112,7 +116,7 @@ def _make(trial: Trial, name: str) -> Programs:
 
         def step(carry: tuple, drawn: tuple) -> tuple:
             (theta, state), (batch, count) = carry, drawn
-            seen = x[batch], y[batch]
+            seen = placement.batch((x[batch], y[batch]))
             loss, gradient = jax.value_and_grad(task.loss)(theta, *seen)
             curved = seen if fixed is None else fixed
             given = {"value": loss, "value_fn": lambda w: task.loss(w, *curved)}
@@ -120,39 +124,59 @@ def _make(trial: Trial, name: str) -> Programs:
             rate = optax.tree_utils.tree_get(state, "learning_rate", default=None)
             if rate is None:
                 rate = _rate_at(trial, name, knob, count)
-            return (theta + updates, state), (loss, rate, curvature_work(trial.rule, state))
+            return (optax.apply_updates(theta, updates), state), (
+                loss,
+                rate,
+                curvature_work(trial.rule, state),
+            )
 
         counts = before + jnp.arange(len(batches))
         (theta, state), (losses, rates, work) = jax.lax.scan(step, (theta, state), (batches, counts))
         told = jnp.mean(losses), jnp.var(losses), rates[-1], *(jnp.sum(part) for part in work)
         return theta, state, told
 
-    evaluate, sharpness = _measures(task, held)
-    data = (task.x, task.y)
-    return Programs(_ahead(jax.jit(advance), data=data, fixed=probe), evaluate, sharpness)
+    evaluate, sharpness = _measures(split.training, split.validating, placement)
+    data = placement.whole((task.x, task.y))
+    compiled = placement.jit_updates(advance, split.training, trial.transformation())
+    return Programs(_ahead(compiled, data=data, fixed=probe), evaluate, sharpness)
 
 
 @lru_cache(maxsize=4)
-def _measures(task: Task, held: Task) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _measures(
+    training: Task, validating: Task, placement: Placement
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """What is measured of weights whatever the rule."""
+    task, held = placement.of(training), placement.of(validating)
 
     @jax.jit
-    def evaluate(theta: jax.Array, data: tuple, out: tuple) -> tuple:
-        return task.loss(theta, *data), task.loss(theta, *out), _accuracy(held, theta, *out)
+    def evaluate(theta: jax.Array, data: list, out: list) -> tuple:
+        accuracy = _mean_over(out, lambda x, y: _accuracy(held, theta, x, y))
+        return _loss(theta, data), _loss(theta, out), accuracy
 
     @jax.jit
-    def sharpness(theta: jax.Array, data: tuple) -> tuple:
+    def sharpness(theta: jax.Array, data: list) -> tuple:
         start = _ESTIMATOR.init(
             theta, jax.random.key(0)
         )  # anew: no memory that a resumed run would have lost
-        _, product = jax.linearize(lambda w: jax.grad(task.loss)(w, *data), theta)
+        _, product = jax.linearize(lambda w: jax.grad(_loss)(w, data), theta)
         return _ESTIMATOR.update(product, theta, start)[:2]
 
-    data, out = (task.x, task.y), (held.x, held.y)
+    def _loss(theta: jax.Array, parts: list) -> jax.Array:
+        return _mean_over(parts, lambda x, y: task.loss(theta, x, y))
+
+    data, out = (placement.examples(placement.parts(part.x, part.y)) for part in (training, validating))
     return (
         lambda theta: [float(part) for part in evaluate(theta, data, out)],
         lambda theta: [float(part) for part in sharpness(theta, data)],
     )
+
+
+def _mean_over(parts: list, mean: Callable[..., jax.Array]) -> jax.Array:
+    """A mean over examples from those of its pieces."""
+    if len(parts) == 1:
+        return mean(*parts[0])
+    examples = sum(len(x) for x, _ in parts)
+    return sum((len(x) / examples * mean(x, y) for x, y in parts), jnp.zeros(()))
 
 
 def _accuracy(task: Task, theta: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -24,6 +24,8 @@ class RunLog:
         All that decides the numbers, as it comes back from JSON.
     synced : bool
         Whether each row is waited for until it is on disk, so that it outlives the machine and not only the process.
+    writes : bool
+        Whether this process writes; of several that share a run, one does.
 
     Raises
     ------
@@ -31,9 +33,9 @@ class RunLog:
         If the file is of other settings.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, synced: bool = True):
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, synced: bool = True, writes: bool = True):
         self._path, self._settings = path, dict(settings)
-        self._synced = synced
+        self._synced, self._writes = synced, writes
         lines = self._lines()
         if lines and lines[0].get("settings") != self._settings:
             known = lines[0].get("settings") or {}
@@ -66,6 +68,8 @@ class RunLog:
             The rows that are left.
         """
         kept = [row for row in self.rows() if row["step"] <= step]
+        if not self._writes:
+            return kept
         lines = [json.dumps(line) + "\n" for line in ({"settings": self._settings}, *kept)]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, "".join(lines).encode())
@@ -73,6 +77,8 @@ class RunLog:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
+        if not self._writes:
+            return
         with self._path.open("ab") as file:
             file.write(json.dumps(dict(row)).encode() + b"\n")
             file.flush()

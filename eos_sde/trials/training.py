@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh
 
 from eos_sde.bridge.cells import plain
 from eos_sde.bridge.precision import double_precision
@@ -16,7 +17,9 @@ from eos_sde.bridge.replicas import DIVERGED
 from eos_sde.trials.batch_order import ordered_batches
 from eos_sde.trials.checkpoints import Checkpoints
 from eos_sde.trials.costs import work_of
+from eos_sde.trials.devices import check_divisible, describe_mesh
 from eos_sde.trials.energy import EnergyMeter
+from eos_sde.trials.placement import OnMesh, Placement, placement_of
 from eos_sde.trials.programs import knob_of, programs_of, scores_at
 from eos_sde.trials.run_log import RunLog, keep_dataset
 from eos_sde.trials.trial import Trial, epoch_length, split_task
@@ -52,6 +55,7 @@ def train(
     folder: Path | None = None,
     checkpoint_every: int | None = None,
     progress: Callable[[int], None] | None = None,
+    mesh: Mesh | str | None = None,
 ) -> xr.Dataset:
     """Train, and log as it goes.
 
@@ -70,6 +74,11 @@ def train(
         if left out.
     progress : callable, optional
         Called with the number of updates done.
+    mesh : Mesh or str, optional
+        Devices over which weights, state and batches are spread, or its sizes, such as "data=4,model=2": see
+        `eos_sde.trials.devices`. The numbers are those of one device up to the order of sums. A run may go on on
+        another mesh. With several processes (`eos_sde.trials.cluster`) all call this, on one file system, and the
+        first writes.
 
     Returns
     -------
@@ -84,8 +93,12 @@ def train(
     InvalidInput
         For a trial that cannot be run, or a folder of another one.
     """
+    placement = placement_of(mesh)
     trial.check()
     settings = trial.settings
+    if isinstance(placement, OnMesh):
+        check_divisible({"batch_size": trial.batch_size, "probe": trial.probe}, placement.mesh)
+        settings["weights"] = "arrays"  # as they are kept in checkpoints
     if checkpoint_every is not None:
         if folder is None:
             raise InvalidInput(f"checkpoint_every={checkpoint_every} needs a folder for the checkpoints")
@@ -96,7 +109,7 @@ def train(
     log = (
         None
         if folder is None
-        else RunLog(folder / "log.jsonl", settings, synced=checkpoint_every is not None)
+        else RunLog(folder / "log.jsonl", settings, synced=checkpoint_every is not None, writes=_first())
     )
     if folder is not None and (folder / "run.nc").exists():
         finished = xr.load_dataset(folder / "run.nc", engine="h5netcdf")
@@ -107,27 +120,33 @@ def train(
     if folder is not None and checkpoint_every is not None:
         keeper = Checkpoints(folder / "checkpoints")
     try:
-        rows, theta = _run(trial, log, keeper, checkpoint_every or trial.steps, progress)
+        rows, theta = _run(trial, placement, log, keeper, checkpoint_every or trial.steps, progress)
     finally:
         if keeper is not None:
             keeper.close()
-    dataset = _dataset(trial, rows, theta)
-    if folder is not None:
+    dataset = _dataset(trial, placement, settings, rows, theta)
+    if folder is not None and _first():
         keep_dataset(dataset, folder / "run.nc")
     return dataset
 
 
+def _first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
 def _run(
     trial: Trial,
+    placement: Placement,
     log: RunLog | None,
     keeper: Checkpoints | None,
     checkpoint_every: int,
     progress: Callable[[int], None] | None,
 ) -> tuple[list[dict[str, Any]], Any]:
-    task, programs, knob = split_task(trial).training, programs_of(trial), jnp.asarray(knob_of(trial)[1])
+    task, programs = split_task(trial).training, programs_of(trial, placement)
+    knob = placement.whole(np.asarray(knob_of(trial)[1]))
     own = {"seed": trial.seed} if "refresh" in trial.rule_options else {}  # of the estimator's random vectors
-    theta = task.init(trial.seed)
-    state = trial.transformation(**own).init(theta)
+    theta, state = placement.start(task, trial.transformation(**own), trial.seed)
     rows, done = [], 0
     found = None if keeper is None else keeper.latest((theta, state))
     if found is not None:
@@ -157,9 +176,10 @@ def _run(
         if progress is not None:
             progress(done)
         if done == trial.steps or _lost(rows):
-            return rows, theta
+            return rows, placement.vector(theta)
         batches = ordered_batches(trial.seed, done, trial.every, examples=task.n, batch_size=trial.batch_size)
-        work = programs.advance(knob, theta, state, jnp.asarray(batches), jnp.asarray(done))
+        placed = placement.examples(batches, axis=1), placement.whole(np.asarray(done))
+        work = programs.advance(knob, theta, state, *placed)
         began, used = time.perf_counter(), meter.joules()
         theta, state, told = work()
         seconds += time.perf_counter() - began
@@ -200,7 +220,9 @@ def _row(
     return {"step": done} | {key: plain(value) for key, value in values.items()} | work._asdict()
 
 
-def _dataset(trial: Trial, rows: list[dict[str, Any]], theta: Any) -> xr.Dataset:
+def _dataset(
+    trial: Trial, placement: Placement, settings: dict[str, Any], rows: list[dict[str, Any]], theta: Any
+) -> xr.Dataset:
     split = split_task(trial)
     diverged = _lost(rows)
     loss, accuracy, scores = (np.nan, np.nan, None) if diverged else scores_at(split.training, theta)
@@ -234,9 +256,10 @@ def _dataset(trial: Trial, rows: list[dict[str, Any]], theta: Any) -> xr.Dataset
     coords = {"step": variable(("step",), np.array([row["step"] for row in rows]), "1", "updates made")}
     attrs = provenance(
         task=trial.task, rule=trial.rule, seed=trial.seed, description=split.training.description,
-        settings=json.dumps(trial.settings),
+        settings=json.dumps(settings),
         energy="of the processor packages, all programs together" if EnergyMeter().readable else "not told here",
         curvature_of=_curvature_of(trial),
+        mesh=describe_mesh(placement.mesh) if isinstance(placement, OnMesh) else None,
     )  # fmt: skip
     return xr.Dataset(contents, coords, attrs)
 

@@ -8,7 +8,8 @@
 | `hutchinson` | an upper bound by trace and Frobenius norm | width of its interval | samples | as a bound |
 | `kfac` | the largest of KFAC's blocks, on no side | residual | 1 + samples / 3 | to compare; needs the layers |
 
-The products are the Hessian's, or with `gauss_newton` the Gauss-Newton matrix's.
+The products are the Hessian's, or with `gauss_newton` the Gauss-Newton matrix's; with `recomputed` they keep nothing
+between them.
 """
 
 from eos_sde.optimizers.curvature.gauss_newton import (
@@ -19,6 +20,7 @@ from eos_sde.optimizers.curvature.gauss_newton import (
 from eos_sde.optimizers.curvature.interface import PRODUCT_COST, Estimator, hessian_product
 from eos_sde.optimizers.curvature.kronecker import kfac
 from eos_sde.optimizers.curvature.krylov import lanczos, power
+from eos_sde.optimizers.curvature.recomputed import Recomputed, recomputed
 from eos_sde.optimizers.curvature.sampling import hutchinson, hutchinson_trace, random_rayleigh
 
 ESTIMATORS = {
@@ -34,6 +36,7 @@ __all__ = [
     "PRODUCT_COST",
     "Estimator",
     "GaussNewton",
+    "Recomputed",
     "gauss_newton",
     "gauss_newton_product",
     "hessian_product",
@@ -43,4 +46,5 @@ __all__ = [
     "lanczos",
     "power",
     "random_rayleigh",
+    "recomputed",
 ]

@@ -140,8 +140,8 @@ class Flat(NamedTuple):
         return unit(jax.random.normal(key, (self.dimension,), self.dtype))
 
 
-def flat_view(params: Params) -> Flat:
-    """Return the flat view of a pytree of real floating-point arrays.
+def working_precision(params: Params) -> tuple[int, Any, float]:
+    """Return what vectors like a pytree of real floating-point arrays are: how many numbers, dtype, coarsest rounding.
 
     Parameters
     ----------
@@ -160,8 +160,24 @@ def flat_view(params: Params) -> Flat:
                 f"params{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}: curvature is defined "
                 "for real floating-point parameters, so split complex ones and keep integers out of params."
             )
-    dimension = sum(jnp.size(leaf) for leaf in leaves)
-    dtype = jnp.result_type(jnp.float32, *leaves)
+    roundoff = max((float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in leaves), default=0.0)
+    return sum(jnp.size(leaf) for leaf in leaves), jnp.result_type(jnp.float32, *leaves), roundoff
+
+
+def flat_view(params: Params) -> Flat:
+    """Return the flat view of a pytree of real floating-point arrays.
+
+    Parameters
+    ----------
+    params : pytree of real arrays
+        Only shapes and dtypes are read.
+
+    Raises
+    ------
+    InvalidInput
+        If a leaf is not real floating point.
+    """
+    dimension, dtype, roundoff = working_precision(params)
     likes = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
     unravel = ravel_pytree(likes)[1]
 
@@ -171,7 +187,6 @@ def flat_view(params: Params) -> Flat:
     def cast(tree: Params) -> Params:
         return jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), tree, params)
 
-    roundoff = max((float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in leaves), default=0.0)
     return Flat(dimension, dtype, roundoff, ravel, unravel, cast)
 
 

@@ -7,48 +7,47 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from matfree import decomp
 
+from eos_sde.optimizers.curvature import vectors
 from eos_sde.optimizers.curvature.interface import (
     PRODUCT_COST,
     ROUNDING,
     Params,
     Product,
-    flat_view,
     positive_integer,
-    unit,
 )
+from eos_sde.optimizers.curvature.vectors import space_of
 from solvers.errors import InvalidInput
 
 
 class _Ritz(NamedTuple):
     value: jax.Array
     residual: jax.Array
-    vector: jax.Array  # (dimension,), of length one
+    vector: Params  # of length one
     scale: jax.Array  # of the largest Ritz value in modulus, for rounding
 
 
 class Krylov(NamedTuple):
-    """Orthonormal basis (order, d), the operator in it (order, order), the length that comes next, and a scale.
+    """Orthonormal basis (leaves with a first axis of order), operator in it (order, order), length that is next, scale.
 
     Rows beyond an invariant subspace are zero, with an entry of the matrix that is coupled to nothing.
     """
 
-    basis: jax.Array
+    basis: Params
     matrix: jax.Array
     residual: jax.Array
     scale: jax.Array
 
 
-def krylov_space(operator: Any, start: jax.Array, order: int) -> Krylov:
+def krylov_space(operator: Any, start: Params, order: int) -> Krylov:
     """Lanczos with full reorthogonalisation, cut where the space is invariant.
 
     Parameters
     ----------
     operator : callable
-        Symmetric, on vectors of shape (d,).
-    start : Array
-        Of length one, shape (d,).
+        Symmetric, on pytrees like `start`.
+    start : pytree of Array
+        Of length one; a vector of shape (d,), or arrays that lie on many devices.
     order : int
         Products with the operator, at most d.
 
@@ -57,13 +56,26 @@ def krylov_space(operator: Any, start: jax.Array, order: int) -> Krylov:
     Krylov
         The space, and what the operator is there.
     """
-    # the Arnoldi form of tridiag_sym(reortho="full"), which alone shows the true lengths below the diagonal
-    arnoldi = decomp.hessenberg(order, reortho="full", custom_vjp=False)
-    result = arnoldi(operator, start)
-    basis: Any = result.Q_tall
-    projected: Any = result.J_small
+    dtype = jnp.result_type(*jax.tree.leaves(start))
+
+    # the Arnoldi form, which shows the true lengths below the diagonal
+    def extend(index: Any, carry: tuple) -> tuple:
+        basis, projected, vector, length = carry
+        vector = vectors.combine(lambda leaf: leaf / length, vector)
+        basis = vectors.combine(lambda rows, leaf: rows.at[index].set(leaf), basis, vector)
+        vector = operator(vector)
+        column = vectors.overlaps(basis, vector)
+        vector = vectors.combine(jnp.subtract, vector, vectors.combination(column, basis))
+        again = vectors.overlaps(basis, vector)
+        vector = vectors.combine(jnp.subtract, vector, vectors.combination(again, basis))
+        length = vectors.norm(vector)
+        return basis, projected.at[:, index].set(column.at[index + 1].set(length)), vector, length
+
+    basis = vectors.combine(lambda leaf: jnp.zeros((order, *leaf.shape), dtype), start)
+    first = (basis, jnp.zeros((order, order), dtype), start, vectors.norm(start))
+    basis, projected, left, _ = jax.lax.fori_loop(0, order, extend, first)
     diagonal, lengths = jnp.diag(projected), jnp.diag(projected, -1)
-    # The Krylov space is invariant where a length is rounding (or 0): the library goes on from normalised
+    # The Krylov space is invariant where a length is rounding (or 0): the loop goes on from normalised
     # rounding noise (or 0/0), not orthogonal to what came before, which is complete: cut there. The empty
     # rows get a decoupled value below the first Rayleigh quotient, so that none becomes the largest.
     scale = jnp.max(jnp.where(jnp.isfinite(diagonal), jnp.abs(diagonal), 0.0))
@@ -74,20 +86,22 @@ def krylov_space(operator: Any, start: jax.Array, order: int) -> Krylov:
     below = diagonal[0] - jnp.where(scale > 0, scale, 1.0)
     diagonal = jnp.where(sound, diagonal, below)
     offdiagonal = jnp.where(sound[1:], lengths, 0.0)
-    basis = jnp.where(sound[:, None], basis, 0.0)
-    last = jnp.where(sound[-1], jnp.linalg.norm(result.residual), 0.0)
+    basis = vectors.combine(
+        lambda rows: jnp.where(sound.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0.0), basis
+    )
+    last = jnp.where(sound[-1], vectors.norm(left), 0.0)
     matrix = jnp.diag(diagonal) + jnp.diag(offdiagonal, 1) + jnp.diag(offdiagonal, -1)
     return Krylov(basis, matrix, last, scale)
 
 
-def _top_ritz(operator: Any, start: jax.Array, order: int) -> _Ritz:
+def _top_ritz(operator: Any, start: Params, order: int) -> _Ritz:
     """Return the largest Ritz pair of one Lanczos run."""
     found = krylov_space(operator, start, order)
-    values, vectors = jnp.linalg.eigh(found.matrix)
-    last = found.residual * jnp.abs(vectors[-1, -1])
+    values, rotation = jnp.linalg.eigh(found.matrix)
+    last = found.residual * jnp.abs(rotation[-1, -1])
     # of the two signs the one along the start: the same in every library, so that what `mix` adds is the same
-    top = jnp.where(vectors[0, -1] < 0, -vectors[:, -1], vectors[:, -1])
-    return _Ritz(values[-1], last, unit(top @ found.basis), found.scale)
+    top = jnp.where(rotation[0, -1] < 0, -rotation[:, -1], rotation[:, -1])
+    return _Ritz(values[-1], last, vectors.unit(vectors.combination(top, found.basis)), found.scale)
 
 
 class LanczosState(NamedTuple):
@@ -109,22 +123,21 @@ class Lanczos:
 
     def init(self, params: Params, key: jax.Array) -> LanczosState:
         """Start from a random direction."""
-        flat = flat_view(params)
         key, draw = jax.random.split(key)
-        return LanczosState(flat.unravel(flat.random_unit(draw)), key, jnp.zeros((), jnp.int32))
+        return LanczosState(space_of(params).random_unit(draw), key, jnp.zeros((), jnp.int32))
 
     def update(
         self, hvp: Product, params: Params, state: LanczosState
     ) -> tuple[jax.Array, jax.Array, LanczosState]:
         """Run Lanczos from the last Ritz vector, again from the new one while the residual exceeds tol."""
-        flat = flat_view(params)
-        operator = flat.operator(hvp)
-        order = min(self.order, flat.dimension)
+        space = space_of(params)
+        operator = space.operator(hvp)
+        order = min(self.order, space.dimension)
         key, draw = jax.random.split(state.key)
 
-        def run(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def run(start: Params) -> tuple[Params, jax.Array, jax.Array]:
             ritz = _top_ritz(operator, start, order)
-            floor = ROUNDING * flat.unit_roundoff * ritz.scale
+            floor = ROUNDING * space.unit_roundoff * ritz.scale
             return ritz.vector, ritz.value, jnp.maximum(ritz.residual, floor)
 
         def unfinished(carry: Any) -> jax.Array:
@@ -137,15 +150,16 @@ class Lanczos:
 
         # A trace of a random direction: a warm start alone never sees an eigenvalue that overtakes it from
         # a subspace to which the Hessian does not couple it.
-        start = unit(flat.ravel(state.vector) + self.mix * flat.random_unit(draw))
-        infinite = jnp.asarray(jnp.inf, flat.dtype)
-        first = (start, jnp.zeros((), flat.dtype), infinite, jnp.zeros((), jnp.int32))
+        noise = space.random_unit(draw)
+        start = vectors.unit(vectors.combine(lambda v, r: v + self.mix * r, state.vector, noise))
+        infinite = jnp.asarray(jnp.inf, space.dtype)
+        first = (start, jnp.zeros((), space.dtype), infinite, jnp.zeros((), jnp.int32))
         vector, value, bound, runs = jax.lax.while_loop(unfinished, again, first)
-        return value, bound, LanczosState(flat.unravel(vector), key, order * runs)
+        return value, bound, LanczosState(vector, key, order * runs)
 
     def cost(self, params: Params) -> float:
         """Return the cost when every restart is used."""
-        return PRODUCT_COST * min(self.order, flat_view(params).dimension) * (1 + self.restarts)
+        return PRODUCT_COST * min(self.order, space_of(params).dimension) * (1 + self.restarts)
 
 
 def lanczos(*, order: int = 8, tol: float = 0.02, restarts: int = 8, mix: float = 0.01) -> Lanczos:
@@ -184,7 +198,7 @@ def lanczos(*, order: int = 8, tol: float = 0.02, restarts: int = 8, mix: float 
     References
     ----------
     C. Lanczos, J. Res. Natl. Bur. Stand. 45 (1950) 255. B. N. Parlett, The Symmetric Eigenvalue Problem,
-    SIAM, 1998. Tridiagonalisation by matfree (Kraemer et al., NeurIPS 2024).
+    SIAM, 1998. Arnoldi with two orthogonalisations, as in matfree (Kraemer et al., NeurIPS 2024), on pytrees.
 
     Examples
     --------
@@ -224,43 +238,46 @@ class Power:
 
     def init(self, params: Params, key: jax.Array) -> PowerState:
         """Start both vectors from random directions."""
-        flat = flat_view(params)
+        space = space_of(params)
         top, low = jax.random.split(key)
-        vectors = (flat.unravel(flat.random_unit(top)), flat.unravel(flat.random_unit(low)))
-        return PowerState(*vectors, jnp.zeros((), jnp.int32))
+        return PowerState(space.random_unit(top), space.random_unit(low), jnp.zeros((), jnp.int32))
 
     def update(
         self, hvp: Product, params: Params, state: PowerState
     ) -> tuple[jax.Array, jax.Array, PowerState]:
         """Bound the low end, shift it to zero, iterate."""
-        flat = flat_view(params)
-        operator = flat.operator(hvp)
-        order = min(self.shift_order, flat.dimension)
-        low_end = _top_ritz(lambda v: -operator(v), unit(flat.ravel(state.lowest)), order)  # of -H
+        space = space_of(params)
+        operator = space.operator(hvp)
+        order = min(self.shift_order, space.dimension)
+
+        def negative(vector: Params) -> Params:
+            return vectors.combine(jnp.negative, operator(vector))
+
+        low_end = _top_ritz(negative, vectors.unit(state.lowest), order)  # of -H
         shift = jnp.maximum(0.0, low_end.value + low_end.residual)
 
         def iterate(carry: Any, _: None) -> tuple[Any, None]:
             vector = carry[0]
             image = operator(vector)
-            value = vector @ image
-            residual = jnp.linalg.norm(image - value * vector)
-            moved = image + shift * vector
+            value = vectors.dot(vector, image)
+            residual = vectors.norm(vectors.combine(lambda i, v: i - value * v, image, vector))
+            moved = vectors.combine(lambda i, v: i + shift * v, image, vector)
             # a direction of zero image under the shifted operator is an eigenvector: stay there
-            moved = jnp.where(jnp.linalg.norm(moved) > 0, moved, vector)
-            return (unit(moved), value, residual), None
+            moving = vectors.norm(moved) > 0
+            moved = vectors.combine(lambda m, v: jnp.where(moving, m, v), moved, vector)
+            return (vectors.unit(moved), value, residual), None
 
-        zero = jnp.zeros((), flat.dtype)
-        start = (unit(flat.ravel(state.vector)), zero, zero)
+        zero = jnp.zeros((), space.dtype)
+        start = (vectors.unit(state.vector), zero, zero)
         (vector, value, residual), _ = jax.lax.scan(iterate, start, length=self.iterations)
         scale = jnp.maximum(jnp.abs(value), shift)
-        bound = jnp.maximum(residual, ROUNDING * flat.unit_roundoff * scale)
+        bound = jnp.maximum(residual, ROUNDING * space.unit_roundoff * scale)
         products = jnp.full((), self.iterations + order, jnp.int32)
-        low = flat.unravel(low_end.vector)
-        return value, bound, PowerState(flat.unravel(vector), low, products)
+        return value, bound, PowerState(vector, low_end.vector, products)
 
     def cost(self, params: Params) -> float:
         """Return the cost of one update, the same each time."""
-        return PRODUCT_COST * (self.iterations + min(self.shift_order, flat_view(params).dimension))
+        return PRODUCT_COST * (self.iterations + min(self.shift_order, space_of(params).dimension))
 
 
 def power(*, iterations: int = 8, shift_order: int = 4) -> Power:

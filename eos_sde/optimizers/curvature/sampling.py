@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from matfree import stochtrace
 
+from eos_sde.optimizers.curvature import vectors
 from eos_sde.optimizers.curvature.interface import (
     PRODUCT_COST,
     ROUNDING,
@@ -50,16 +51,17 @@ class RandomRayleigh(_Sampler):
         self, hvp: Product, params: Params, state: SamplingState
     ) -> tuple[jax.Array, jax.Array, SamplingState]:
         """Return the largest of the quotients, with the residual norm of its vector."""
-        flat = flat_view(params)
-        operator = flat.operator(hvp)
+        space = vectors.space_of(params)
+        operator = space.operator(hvp)
         key, draw = jax.random.split(state.key)
 
         def quotient(draw: jax.Array) -> tuple[jax.Array, jax.Array]:
-            vector = flat.random_unit(draw)
+            vector = space.random_unit(draw)
             image = operator(vector)
-            value = vector @ image
-            floor = ROUNDING * flat.unit_roundoff * jnp.linalg.norm(image)
-            return value, jnp.maximum(jnp.linalg.norm(image - value * vector), floor)
+            value = vectors.dot(vector, image)
+            floor = ROUNDING * space.unit_roundoff * vectors.norm(image)
+            rest = vectors.combine(lambda i, v: i - value * v, image, vector)
+            return value, jnp.maximum(vectors.norm(rest), floor)
 
         values, residuals = jax.lax.map(quotient, jax.random.split(draw, self.samples))
         best = jnp.argmax(values)
