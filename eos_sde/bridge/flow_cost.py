@@ -60,20 +60,22 @@ def averaged(modes: int) -> float:
     return GRADIENT * (1 + 2 * modes)
 
 
-def outside(draws: int, order: int) -> float:
+def outside(draws: int, order: int, averaged: int) -> float:
     """Of a measurement outside the carried modes, but for its sums of gradients, one for every draw.
 
     Parameters
     ----------
-    draws, order : int
-        Of the fluctuation; products for each.
+    draws, order, averaged : int
+        Of the fluctuation; products for each; draws about which, on either side, the Hessian is averaged that drives
+        them.
 
     Returns
     -------
     float
         Gradients, for every example.
     """
-    return GRADIENT + draws * (order * PRODUCT + 2 * GRADIENT)
+    points = 2 * averaged
+    return GRADIENT * (1 + points) + draws * (order * (1 + points) * PRODUCT + 2 * GRADIENT)
 
 
 def reading(modes: int, size: int, pairs: int) -> float:

@@ -57,7 +57,7 @@ from eos_sde.bridge.rule_flow import RuleFlow
 from eos_sde.bridge.sampled_task import Sampler, in_precision
 from eos_sde.bridge.spectrum import follow_modes, top_modes
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import FORGETS, ORDER, after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import AVERAGED, FORGETS, ORDER, after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from solvers.errors import InvalidInput
 
@@ -139,7 +139,7 @@ class _SgdFlow:
                 self.outside, self.sampler.mean, self.theta, *carried, key, self.eta, self.p, self.reached,
                 sums=self.sampler.noise,
             )  # fmt: skip
-            self._spend(flow_cost.outside(PAIRS, min(ORDER, self.task.size - k)) + PAIRS)
+            self._spend(flow_cost.outside(PAIRS, min(ORDER, self.task.size - k), AVERAGED) + PAIRS)
         self.looked += 1
         self.ahead = stable_stride(self.local.eigenvalues, self.eta, most)
         if not save:

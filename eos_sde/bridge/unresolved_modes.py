@@ -19,13 +19,17 @@ to a kick t steps ago, between unlike curvatures too. The push E[grad L(w + delt
 both signs of the draws. They are made anew at every measurement, so that this mean has little scatter; that of a draw
 which goes along with the flow would, under momentum, take the path off.
 
-Runs part along flat directions, further than the quadratic model reaches, until the loss itself holds them. Under
-momentum, whose steps are long, this is most of the spread. What holds the draws there is measured on them, as a
-curvature that is added to that at w (statistical linearisation): for the draws d of now
+Runs part along flat directions, further than the quadratic model reaches, until the loss itself holds them: it bends
+up there, and most where the sharpness rises. So the draws of rules without momentum are driven by the Hessian in the
+mean over the fluctuation itself, from the last draws and what is carried (statistical linearisation: for a Gaussian
+fluctuation d, E[d grad L(w + d)'] is its covariance times E[H(w + d)]). Under momentum, whose steps are long, the far
+directions are most of the spread and this is not enough, for d is far from Gaussian; there what holds the draws is
+measured on them as one curvature that is added to that at w: for the draws d of now
 
     pull = (E[d . (grad L(w + d) - grad L(w - d))/2] - E[d . H d]) / E|d|^2
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -43,6 +47,7 @@ _MEMORY = 10  # measurements in a running mean, at most
 # directions, further than the quadratic model reaches, and that is no fluctuation about one path.
 FORGETS = 0.02
 _HISTORY = 200  # steps after which 98 % is forgotten in any case
+AVERAGED = 2  # draws about which, on either side, the Hessian is taken that drives the next
 _RATIO = 1e4 ** (1 / 40)  # of neighbours on the grid of curvatures
 _FLATTEST = 1e-4  # on it, over what the gradient along it does to the weights in the long run
 _PLAIN = LinearRule("sgd")
@@ -165,10 +170,24 @@ def measured(
     variances, rotation = jnp.linalg.eigh(covariance)
     spread = rotation * jnp.sqrt(jnp.maximum(variances, 0.0))
 
+    count = len(state.draw)
+
+    def driving() -> Callable:
+        """Products with the Hessian that drives the draws."""
+        if held:
+            return product
+        kicks = jax.random.normal(jax.random.fold_in(key, count + 1), (AVERAGED, variances.size)) @ spread.T
+        turn = (state.measured * AVERAGED + jnp.arange(AVERAGED)) % count
+        away = state.draw[turn] + shape * (kicks @ modes.T)
+        points = theta + jnp.concatenate([away, -away])
+        return jax.linearize(lambda w: jax.vmap(slope)(points + w).mean(axis=0), jnp.zeros_like(theta))[1]
+
+    drive = driving()
+
     def off(vector: jax.Array) -> jax.Array:
         return vector - modes @ (modes.T @ vector)
 
-    def seen(vector: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def seen(vector: jax.Array, product: Callable) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Curvatures at the nodes of a vector, up to what is carried; its parts there, and the nodes' vectors."""
         length = jnp.linalg.norm(vector)
         # all is multiplied by the length, so any direction does where it is 0
@@ -178,22 +197,24 @@ def measured(
         return jnp.clip(values, -highest, highest), length * vectors[0], vectors.T @ found.basis
 
     @jax.vmap
-    def noise(key: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What is seen of a random sum of the gradients at an iterate."""
+    def noise(key: jax.Array, last: jax.Array) -> tuple:
+        """What is seen of a random sum of the gradients at an iterate, by the Hessian at w and by the driving one."""
         kick_key, sum_key, side_key = jax.random.split(key, 3)
         kick = spread @ jax.random.normal(kick_key, variances.shape)
         iterate = theta + shape * (modes @ kick) + jax.random.rademacher(side_key, (), theta.dtype) * last
         signs = jax.random.rademacher(sum_key, (sums.n,), theta.dtype)
         signs = (signs - signs.mean()) / sums.n**0.5
-        return seen(off(shape * jax.grad(lambda w: signs @ sums.per_example_loss(w))(iterate)))
+        total = off(shape * jax.grad(lambda w: signs @ sums.per_example_loss(w))(iterate))
+        here = seen(total, product)
+        return here[:2], here if held else seen(total, drive)
 
     def flat(at: jax.Array) -> jax.Array:
         return jnp.maximum(at, 0.0)
 
-    count = len(state.draw)
     keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, count))])
-    at, parts, basis = noise(keys, state.draw)
+    (at, parts), driven = noise(keys, state.draw)
     found = jax.vmap(_spread, (None, 0, 0))(state.curvatures, flat(at), parts**2).mean(axis=0)
+    at, parts, basis = driven
     share = 1.0 / jnp.minimum(state.measured + 1, _MEMORY)
     power = state.power + share * (found - state.power)
     # each draw from all sums, brought to their mean size: a single large one would take the path off for good
