@@ -24,6 +24,7 @@ from solvers.errors import ConvergenceFailure, InvalidInput
 
 app = typer.Typer()
 _FAILED = 1
+_NO_DASHBOARD = "none, for it needs bokeh where the scheduler runs: pip install 'eos-sde[dashboard]'"
 
 
 @app.command()
@@ -149,8 +150,8 @@ def _executor(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     with (
         local_cluster(workers or 1) if scheduler is None else existing_cluster(scheduler) as (executor, link)
     ):
-        if link and sys.stderr.isatty():
-            sys.stderr.write(f"dashboard: {link}\n")
+        if sys.stderr.isatty():
+            sys.stderr.write(f"dashboard: {link or _NO_DASHBOARD}\n")
         yield executor
 
 
