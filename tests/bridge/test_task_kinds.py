@@ -48,6 +48,7 @@ TINY = {
     },
     "imagefolder-vit": {
         "examples": 12,
+        "test_examples": 2,
         "side": 8,
         "patch": 4,
         "width": 4,
