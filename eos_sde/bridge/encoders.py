@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from eos_sde.bridge.networks import Network, network
-from eos_sde.bridge.transformer import Block, LayerNorm, random_matrix
+from eos_sde.bridge.transformer import Block, LayerNorm, check_heads, random_matrix
 from solvers.errors import InvalidInput
 
 
@@ -172,7 +172,7 @@ def vision_transformer(
     """
     if side % patch:
         raise InvalidInput(f"patch={patch} must divide the image size {side}")
-    _check_heads(heads, width)
+    check_heads(heads, width)
     words = f"{activation} vision transformer, {side}x{side} images in patches of {patch}x{patch}, "
     words += f"{blocks} blocks of width {width} and {heads} heads"
     return network(
@@ -204,13 +204,8 @@ def masked_language_model(
     InvalidInput
         If the heads do not divide the width.
     """
-    _check_heads(heads, width)
+    check_heads(heads, width)
     words = f"{activation} masked language model, {blocks} blocks of width {width} and {heads} heads, context {context}"
     return network(
         lambda key: MaskedLanguageModel(vocabulary, context, width, heads, blocks, activation, key=key), words
     )
-
-
-def _check_heads(heads: int, width: int) -> None:
-    if width % heads:
-        raise InvalidInput(f"heads={heads} must divide width={width}")

@@ -161,6 +161,18 @@ def random_matrix(key: jax.Array, rows: int, columns: int) -> jax.Array:
     return jax.random.normal(key, (rows, columns), jnp.float64) / rows**0.5
 
 
+def check_heads(heads: int, width: int) -> None:
+    """Refuse heads that do not share the width evenly.
+
+    Raises
+    ------
+    InvalidInput
+        If they do not divide it.
+    """
+    if width % heads:
+        raise InvalidInput(f"heads={heads} must divide width={width}")
+
+
 def causal_transformer(
     *, vocabulary: int, context: int, width: int, heads: int, blocks: int, activation: str = "gelu"
 ) -> Network:
@@ -185,8 +197,7 @@ def causal_transformer(
     InvalidInput
         If the heads do not divide the width.
     """
-    if width % heads:
-        raise InvalidInput(f"heads={heads} must divide width={width}")
+    check_heads(heads, width)
     description = (
         f"{activation} transformer, {blocks} blocks of width {width} and {heads} heads, context {context}"
     )
