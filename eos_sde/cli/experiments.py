@@ -15,7 +15,8 @@ from eos_sde.cli.completions import (
     complete_replayed_rule,
 )
 from eos_sde.cli.model_options import DATA, complete_task, with_data
-from eos_sde.cli.terminal import JSON, check_folder, keep, progress_bars
+from eos_sde.cli.result_files import write_result
+from eos_sde.cli.terminal import JSON, check_folder, progress_bars
 from solvers.errors import InvalidInput
 
 app = typer.Typer()
@@ -56,7 +57,7 @@ def replay(
         dataset = bridge.replay(
             task, rule, steps=steps, seed=seed, eta=eta, batch_size=batch,
             deltas=tuple(delta) if delta else (0.1, 0.5), progress=advance,
-            keep=lambda dataset: keep(dataset, dataset_path),
+            keep=lambda dataset: write_result(dataset, dataset_path),
         )  # fmt: skip
     plots.save(plots.replay_figure(dataset), figure_path)
     if as_json:
@@ -121,7 +122,7 @@ def onsets(
             effort=QUICK if quick else FULL,
             progress=advance,
         )
-    keep(table, dataset_path)
+    write_result(table, dataset_path)
     plots.save(plots.onset_figure(table), figure_path)
     if as_json:
         sys.stdout.write(
@@ -281,7 +282,7 @@ def implicit_bias(
             store=out / "cells",
             progress=advance,
         )
-    keep(table, dataset_path)
+    write_result(table, dataset_path)
     plots.save(implicit_bias_report.implicit_bias_figure(table), figure_path)
     if as_json:
         sys.stdout.write(

@@ -40,7 +40,7 @@ def _is_ours(store: Path) -> bool:
     return str(json.loads(group.read_text()).get("attributes", {}).get("creator", "")).startswith("eos-sde")
 
 
-def with_commit(dataset: xr.Dataset) -> xr.Dataset:
+def _with_commit(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with the attribute ``git_commit`` where this package runs from a checkout; as it is elsewhere."""
     from eos_sde.store.origin import git_commit
 
@@ -51,7 +51,7 @@ def with_commit(dataset: xr.Dataset) -> xr.Dataset:
 def write_result(dataset: xr.Dataset, path: Path) -> None:
     """Write a dataset as NetCDF or Zarr v3, by the ending; it gets its name when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dataset = with_commit(dataset)
+    dataset = _with_commit(dataset)
     partial = path.with_name(path.name + ".part")
     if path.suffix == ".nc":
         dataset.to_netcdf(partial, engine="h5netcdf")

@@ -1,4 +1,4 @@
-"""What the commands share: their own line, the JSON option, a progress bar, folders checked, datasets kept whole."""
+"""What the commands share: their own line, the JSON option, a progress bar, folders checked."""
 
 import os
 from contextlib import contextmanager
@@ -15,16 +15,6 @@ from solvers.errors import InvalidInput
 command_line: ContextVar[str] = ContextVar("command_line", default="eos-sde")
 """What is being run, for the record of results."""
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-
-
-def keep(dataset: Any, path: Path) -> None:
-    """Write a dataset whole or not at all, with the commit of this package where that is known."""
-    from eos_sde.cli.result_files import with_commit
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with_commit(dataset).to_netcdf(partial, engine="h5netcdf")
-    partial.replace(path)
 
 
 def check_folder(folder: Path) -> None:
