@@ -1,13 +1,13 @@
 """How many directions are evaluated at once: as many as the network's intermediate values leave memory for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from math import prod
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from eos_sde.bridge.networks import Network
 from eos_sde.bridge.precision import double_precision
@@ -29,12 +29,32 @@ def _values(network: Network, shape: tuple[int, ...], dtype: Any) -> int:
     return count(2) - count(1)  # what does not grow with the examples are copies of the weights
 
 
-def _results(jaxpr: Any) -> int:
+def programs_inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs among the parameters of an equation: those that it calls.
+
+    Parameters
+    ----------
+    params : dict
+        Of an equation of a program that JAX has traced.
+
+    Yields
+    ------
+    Jaxpr
+        Each.
+    """
+    for value in params.values():
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, Jaxpr):
+                yield one
+
+
+def _results(jaxpr: Jaxpr) -> int:
     """Elements of all results in a program, those of the programs that it calls among them."""
     total = 0
     for equation in jaxpr.eqns:
-        inner = [p.jaxpr for p in equation.params.values() if isinstance(p, jax.extend.core.ClosedJaxpr)]
-        inner += [p for p in equation.params.values() if isinstance(p, jax.extend.core.Jaxpr)]
+        inner = list(programs_inside(equation.params))
         if inner:
             total += equation.params.get("length", 1) * sum(map(_results, inner))
         else:

@@ -1,6 +1,6 @@
 """What a run costs: the curvature that its rule measures, in gradients of a batch, and floating-point operations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from eos_sde.bridge.evaluation_groups import programs_inside
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
 from eos_sde.optimizers.curvature.interface import PRODUCT_COST
@@ -187,18 +188,9 @@ def _beyond_once(jaxpr: Jaxpr) -> float:
             if length > 1:
                 missing += (length - 1) * (_counted(body) - inner)
             continue
-        for inside in _inside(equation.params):
+        for inside in programs_inside(equation.params):
             missing += _beyond_once(inside)
     return missing
-
-
-def _inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    for value in params.values():
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(one, ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, Jaxpr):
-                yield one
 
 
 def work_of(counts: Any) -> CurvatureWork:
