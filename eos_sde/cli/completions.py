@@ -7,43 +7,44 @@ def complete_rule(incomplete: str) -> list[str]:
     """Rules that train."""
     from eos_sde.bridge.rules import RULES
 
-    return _beginning(RULES, incomplete)
+    return beginning(RULES, incomplete)
 
 
 def complete_contender(incomplete: str) -> list[str]:
     """Rules that can be compared."""
     from eos_sde.trials.contenders import CONTENDERS
 
-    return _beginning(CONTENDERS, incomplete)
+    return beginning(CONTENDERS, incomplete)
 
 
 def complete_forecast_rule(incomplete: str) -> list[str]:
     """Rules of campaigns and of the table of implicit bias."""
     from eos_sde.bridge.campaign_runs import RULES
 
-    return _beginning(RULES, incomplete)
+    return beginning(RULES, incomplete)
 
 
 def complete_replayed_rule(incomplete: str) -> list[str]:
     """Rules with a reduced model to replay."""
     from eos_sde.bridge.prediction import RULES
 
-    return _beginning(RULES, incomplete)
+    return beginning(RULES, incomplete)
 
 
 def complete_network(incomplete: str) -> list[str]:
     """Networks of the onset table."""
     from eos_sde.bridge.onset_grid import NETWORKS
 
-    return _beginning(NETWORKS, incomplete)
+    return beginning(NETWORKS, incomplete)
 
 
 def complete_loss(incomplete: str) -> list[str]:
     """Losses of the onset table."""
     from eos_sde.bridge.onset_grid import LOSSES
 
-    return _beginning(LOSSES, incomplete)
+    return beginning(LOSSES, incomplete)
 
 
-def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+def beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    """Those of some names that begin so."""
     return [name for name in names if name.startswith(incomplete)]

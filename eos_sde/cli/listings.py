@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eos_sde.cli.model_options import SEED, chosen_model, complete_model, complete_task
+from eos_sde.cli.model_options import SEED, chosen_model, complete_model, complete_task, takes_data
 from eos_sde.cli.terminal import JSON
 from eos_sde.models.registry import Model, catalogue
 from solvers.errors import InvalidInput
@@ -47,9 +47,7 @@ def tasks(
 
 
 def _task_example(name: str) -> str:
-    from eos_sde import bridge
-
-    if "path" in bridge.task_defaults(name):
+    if takes_data(name):
         return f"eos-sde train --task {name} --data PATH --rule caeo --out {name}"
     return f"eos-sde campaign --quick --task {name} --out {name}.zarr"
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from eos_sde.cli.completions import beginning
 from eos_sde.models.registry import Model, catalogue
 from solvers import Grid
 from solvers.errors import InvalidInput
@@ -28,7 +29,14 @@ def complete_task(incomplete: str) -> list[str]:
     """Names of tasks for the shell."""
     from eos_sde import bridge
 
-    return [name for name in bridge.tasks() if name.startswith(incomplete)]
+    return beginning(bridge.tasks(), incomplete)
+
+
+def takes_data(task: str) -> bool:
+    """Whether the data of a task are the user's."""
+    from eos_sde import bridge
+
+    return "path" in bridge.task_defaults(task)
 
 
 def with_data(task: str, settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
@@ -43,8 +51,8 @@ def with_data(task: str, settings: dict[str, Any], data: Path | None) -> dict[st
 
     if data is None:
         return settings
-    if "path" not in bridge.task_defaults(task):
-        takers = ", ".join(name for name in bridge.tasks() if "path" in bridge.task_defaults(name))
+    if not takes_data(task):
+        takers = ", ".join(filter(takes_data, bridge.tasks()))
         raise InvalidInput(
             f"data={data} is for the tasks whose data you have ({takers}), not for {task}: leave it out"
         )
@@ -59,7 +67,7 @@ def complete_scheme(incomplete: str) -> list[str]:
     """Names of schemes for the shell."""
     from solvers.schemes import SCHEMES
 
-    return [name for name in ("auto", *SCHEMES) if name.startswith(incomplete)]
+    return beginning(("auto", *SCHEMES), incomplete)
 
 
 DATA = Annotated[
