@@ -172,17 +172,13 @@ def measured(
 
     count = len(state.draw)
 
-    def driving() -> Callable:
-        """Products with the Hessian that drives the draws."""
-        if held:
-            return product
+    drive = product
+    if not held:
         kicks = jax.random.normal(jax.random.fold_in(key, count + 1), (AVERAGED, variances.size)) @ spread.T
         turn = (state.measured * AVERAGED + jnp.arange(AVERAGED)) % count
         away = state.draw[turn] + shape * (kicks @ modes.T)
         points = theta + jnp.concatenate([away, -away])
-        return jax.linearize(lambda w: jax.vmap(slope)(points + w).mean(axis=0), jnp.zeros_like(theta))[1]
-
-    drive = driving()
+        drive = jax.linearize(lambda w: jax.vmap(slope)(points + w).mean(axis=0), jnp.zeros_like(theta))[1]
 
     def off(vector: jax.Array) -> jax.Array:
         return vector - modes @ (modes.T @ vector)
