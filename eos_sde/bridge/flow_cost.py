@@ -60,7 +60,7 @@ def averaged(modes: int) -> float:
     return GRADIENT * (1 + 2 * modes)
 
 
-def outside(draws: int, order: int, averaged: int) -> float:
+def outside(draws: int, order: int, averaged: int, *, held: bool = False) -> float:
     """Of a measurement outside the carried modes, but for its sums of gradients, one for every draw.
 
     Parameters
@@ -68,23 +68,28 @@ def outside(draws: int, order: int, averaged: int) -> float:
     draws, order, averaged : int
         Of the fluctuation; products for each; draws about which, on either side, the Hessian is averaged that drives
         them.
+    held : bool
+        Whether the draws are held by the loss: driven by the Hessian at the averaged weights, and a product for each.
 
     Returns
     -------
     float
         Gradients, for every example.
     """
-    points = 2 * averaged
-    return GRADIENT * (1 + points) + draws * (order * (1 + points) * PRODUCT + 2 * GRADIENT)
+    points = 0 if held else 2 * averaged
+    held_products = draws * PRODUCT if held else 0.0
+    return held_products + GRADIENT * (1 + points) + draws * (order * (1 + points) * PRODUCT + 2 * GRADIENT)
 
 
-def reading(modes: int, size: int, pairs: int) -> float:
-    """Of `iterates_sharpness`.
+def reading(modes: int, size: int, pairs: int, block: int | None = None) -> float:
+    """Of `iterates_sharpness`, and of `sharpness_of_iterates`.
 
     Parameters
     ----------
     modes, size, pairs : int
         Of the reduced map; weights; opposite points at which the curvature is read.
+    block : int, optional
+        Columns from which each reading starts; `modes` if left out.
 
     Returns
     -------
@@ -94,4 +99,20 @@ def reading(modes: int, size: int, pairs: int) -> float:
     turned = modes * (modes + 1) // 2
     beside = min(2 * turned, size - modes)
     made = turned * (TURNING + PRODUCT) + beside * PRODUCT + 3 * GRADIENT
-    return made + 2 * pairs * 3 * settled(modes)
+    return made + 2 * pairs * beside_kick(modes if block is None else block)
+
+
+def beside_kick(block: int) -> float:
+    """Of `averaged_path.sharpness_beside`, at one point.
+
+    Parameters
+    ----------
+    block : int
+        Columns from which it starts.
+
+    Returns
+    -------
+    float
+        Gradients, for every example.
+    """
+    return 3 * settled(block)

@@ -31,7 +31,7 @@ from eos_sde.bridge.critical_modes import complementary_covariance
 from eos_sde.bridge.edge_rest import resting_growth
 from eos_sde.bridge.flow_rules import FlowRule, Memory
 from eos_sde.bridge.reduced_map import leading, sharp_modes, sharpness_of_iterates, without_noise
-from eos_sde.bridge.rule_flow import FEW, START, iterated
+from eos_sde.bridge.rule_flow import FEW, ITERATIONS, START, iterated
 from eos_sde.bridge.spectrum import (
     curvature_gradients,
     follow_modes,
@@ -175,7 +175,7 @@ class RuleCentralFlow:
         rule, axes, z = self.rule, self.critical_axes, self.eigenvalues
         vectors = self.modes
         if rule.adaptive:
-            values, self.raw = iterated(self.task, self.theta, self.raw, None, 10)
+            values, self.raw = iterated(self.task, self.theta, self.raw, None, ITERATIONS)
             self.sharpness, vectors = float(values[0]), self.raw
         beside, stderr = self._beside(vectors, jax.random.key(reached))
         top = np.asarray(vectors[:, 0] @ axes)

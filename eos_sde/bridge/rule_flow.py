@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eos_sde.bridge import flow_cost
 from eos_sde.bridge.averaged_path import (
     averaged,
     count_critical,
@@ -37,7 +38,7 @@ from eos_sde.bridge.reduced_map import PAIRS, sharp_modes, sharpness_of_iterates
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import FORGETS, after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import AVERAGED, FORGETS, ORDER, after, excess_loss, measured, quiet
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
@@ -46,6 +47,7 @@ DRAWS = 8  # of the fluctuation outside the modes: the push of a single one is n
 LOOK = 10  # steps of the rule between measurements there
 CHANGE = 0.04  # of an eigenvalue, over the largest, in one step of the flow: its local model is then as good as new
 START = 40  # orthogonal iterations to the first block
+ITERATIONS = 10  # more of them at each saved point, to the sharpness beside that of r H r
 
 
 class _Local(NamedTuple):
@@ -106,7 +108,7 @@ class RuleFlow:
         without: Collection[str] = (),
     ) -> None:
         self.task, self.theta, self.rule, self.memory = task, theta, rule, memory
-        self.p = noise_fraction(task.n, batch_size)
+        self.p, self.spent = noise_fraction(task.n, batch_size), 0.0
         self.key, self.direction = jax.random.key(seed), direction
         self.strides = self.reached = self.next_look = 0
         self.ahead, self.last = 1, None
@@ -143,6 +145,8 @@ class RuleFlow:
         self.scale, self.modes, self.covariance = scale, self.local.modes, self.local.covariance
         self.block = self.local.following
         self.axes = scale[:, None] * self.modes
+        k = self.axes.shape[1]
+        self._spend(flow_cost.settled(k) + (1 + 2 * DRAWS) * flow_cost.noise(k))
         if self.looks and self.reached >= self.next_look:
             self._look_outside()
             self.next_look = self.reached + LOOK
@@ -151,6 +155,7 @@ class RuleFlow:
         if not save:
             return ""
         loss, mean_loss = (float(v) for v in averaged(task, self.theta, self.axes, self.sigma)[:2])
+        self._spend(flow_cost.averaged(k))
         beyond = float(excess_loss(self.outside))
         mean_loss += beyond
         self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -171,6 +176,14 @@ class RuleFlow:
         return max(1, int(self.ahead * np.clip(CHANGE / max(change, 1e-9), 0.5, 2.0)))
 
     @property
+    def gradients(self) -> float:
+        """Evaluated so far, of one example; without the modes at the checkpoint."""
+        return self.spent
+
+    def _spend(self, each: float) -> None:
+        self.spent += each * self.task.n
+
+    @property
     def sigma(self) -> jax.Array:
         """Covariance of the weights in the modes, shape (k, k)."""
         return self.covariance[:, 0, :, 0]
@@ -187,6 +200,8 @@ class RuleFlow:
             rate, self.p, self.reached, self.rule.linear, self.scale / jnp.sqrt(rate),
             held=self.holds,
         )  # fmt: skip
+        order = min(ORDER, self.task.size - self.modes.shape[1])
+        self._spend(flow_cost.outside(DRAWS, order, AVERAGED, held=self.holds) + DRAWS)
 
     def _opposite(self, covariance: jax.Array) -> jax.Array:
         """Two points, a fluctuation of all modes on either side of the averaged weights: shape (2, d)."""
@@ -197,7 +212,8 @@ class RuleFlow:
         """What is saved here."""
         z = self.local.eigenvalues
         if self.rule.adaptive:
-            values, self.raw = iterated(self.task, self.theta, self.raw, None, 10)
+            values, self.raw = iterated(self.task, self.theta, self.raw, None, ITERATIONS)
+            self._spend((ITERATIONS + 1) * flow_cost.settled(self.raw.shape[1]))
             sharpness, vectors = float(values[0]), self.raw
         else:
             sharpness, vectors = float(z[0] / self.scale[0] ** 2), self.modes
@@ -233,6 +249,7 @@ class RuleFlow:
         rest = fluctuation_draws(self.axes[:, m:], self.sigma[m:, m:], rest_key, PAIRS)
         outside, linear = self.outside.draw[:PAIRS], self.rule.linear
         # what holds the draws holds the map: a force, of which momentum makes 1/(1 - b) times more
+        self._spend(flow_cost.noise(m) + flow_cost.reading(m, self.task.size, PAIRS, vectors.shape[1]))
         pulled = float(self.outside.pull * self.rate * linear.gain / (1.0 - linear.momentum))
         return sharpness_of_iterates(
             self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], linear,
@@ -251,18 +268,14 @@ class RuleFlow:
             gradient, squares = averaged_moments(self.task, self.theta, self.axes, midway)[2:]
             points = self._opposite(midway)
             self.squares = (1.0 - self.p) * squares + self.p * example_squares(self.task, points)
+            self._spend(len(points))
             moments = rule.later(moments, self.squares, ahead)
         else:
             gradient = averaged(self.task, self.theta, self.axes, midway)[2]
+        self._spend(flow_cost.averaged(self.axes.shape[1]))
         move, velocity = averaged_steps(
-            rule.linear,
-            gradient + self.outside.push,
-            velocity,
-            self.scale,
-            self.local.eigenvalues,
-            self.modes,
-            ahead,
-        )
+            rule.linear, gradient + self.outside.push, velocity, self.scale, self.local.eigenvalues, self.modes, ahead
+        )  # fmt: skip
         self.theta = self.theta + move
         self.memory = Memory(velocity, moments, count + ahead)
         self.covariance = recursion.after(self.covariance, ahead)
@@ -283,4 +296,5 @@ class RuleFlow:
             return jnp.full(self.task.size, rule.eta)
         kicks = self._opposite(self.sigma) - self.theta
         seen = sharpness_beside(self.task, self.theta, self.modes[:, :FEW], kicks)
+        self._spend(len(kicks) * flow_cost.beside_kick(min(FEW, self.modes.shape[1])))
         return jnp.full(self.task.size, rule.capped(seen).mean())

@@ -307,9 +307,9 @@ def stochastic_central_flow(
         ``learning_rate`` (of rules with one for all weights). ``final_params(weight)``, and ``final_momentum``,
         ``final_second_moments`` of rules that keep them;
         ``attrs["stopped"]`` is empty or says where and why the flow ceased to apply.
-        ``attrs["caution"]`` is empty or says what speaks against the forecast (`flow_validity`). Of plain SGD
-        ``attrs["gradients_per_step"]`` is how many gradients of one example the flow evaluated per step of the rule,
-        which itself takes B (`flow_cost`); the modes at the checkpoint, found once, are not in it.
+        ``attrs["caution"]`` is empty or says what speaks against the forecast (`flow_validity`). With batches of
+        fewer than all examples ``attrs["gradients_per_step"]`` is how many gradients of one example the flow evaluated
+        per step of the rule, which itself takes B (`flow_cost`); what is found once at the checkpoint is not in it.
 
     Raises
     ------
@@ -348,8 +348,7 @@ def stochastic_central_flow(
         )
         details |= described.attributes
     rows, stopped = follow(flow, steps=steps, stride=stride, save_every=save_every, progress=progress)
-    if isinstance(flow, _SgdFlow):
-        details["gradients_per_step"] = flow.gradients / max(flow.reached, 1)
+    details["gradients_per_step"] = flow.gradients / max(flow.reached, 1)
     return flow_dataset(
         task,
         rows,

@@ -1,5 +1,6 @@
 """The flows of rules with a memory on small networks: limits, the edge, second moments, real runs, refusals."""
 
+from collections import Counter
 from functools import lru_cache
 
 import jax
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from eos_sde.bridge import central_flow, load_task, make_rule, record, stochastic_central_flow
+from eos_sde.bridge import (
+    central_flow,
+    flow_cost,
+    load_task,
+    make_rule,
+    record,
+    rule_flow,
+    stochastic_central_flow,
+)
 from eos_sde.bridge.flow_loop import follow
 from eos_sde.bridge.flow_rules import Memory, flow_rule, initial_memory
 from eos_sde.bridge.precision import double_precision
@@ -249,6 +258,41 @@ def test_stochastic_rules_are_described_and_repeatable(small_task, small_start):
     assert all(v.attrs["units"] and v.attrs["long_name"] for v in first.variables.values())
     assert first.attrs["rule"] == "adam"
     assert first.attrs["b1"] == 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "eta"), [("sgdm", 0.02), ("caeo", 0.05)])
+def test_gradients_of_a_step_are_those_of_its_calls(monkeypatch, small_task, small_start, name, eta):
+    """By hand, from how often each part is called: held draws take products at one point, others at five."""
+    called = Counter()
+
+    def counted(part):
+        function = getattr(rule_flow, part)
+
+        def wrapped(*args, **kwargs):
+            called[part] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(rule_flow, part, wrapped)
+
+    for part in ("_local", "averaged", "measured", "sharpness_of_iterates", "sharpness_beside"):
+        counted(part)
+    given = {"batch_size": 8, "eta": eta, "steps": 30, "modes": MODES, "save_every": 10, "rule": name}
+    flow = stochastic_central_flow(small_task, small_start, **given)
+    assert called["sharpness_of_iterates"] == 3
+    assert (called["sharpness_beside"] > 0) == (name == "caeo")
+    k, m = MODES, rule_flow.sharp_modes(small_task.size, MODES)
+    products = 8 * 2.0 * (1 if name == "sgdm" else 5)
+    outside = 1.0 + 8 * (products + 2.0 + 1.0) + (8 * 2.0 if name == "sgdm" else 4.0)
+    each = {
+        "_local": 1.0 + 2.0 * k + 17 * (1 + 2 * k) / 3,
+        "averaged": 1.0 + 2.0 * k,
+        "measured": outside,
+        "sharpness_of_iterates": (1 + 2 * m) / 3 + flow_cost.reading(m, small_task.size, 4, k),
+        "sharpness_beside": 2 * 3 * (1.0 + 2.0 * 4),
+    }
+    expected = small_task.n * sum(called[part] * cost for part, cost in each.items()) / 30
+    assert_allclose(flow.attrs["gradients_per_step"], expected, rtol=1e-12)
 
 
 @pytest.mark.slow
