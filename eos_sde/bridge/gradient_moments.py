@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import hadamard
 
+from eos_sde.bridge.evaluation_groups import in_groups
 from eos_sde.bridge.task_library import Task
 
 _CHUNK = 128  # examples whose whole gradients are held at a time
@@ -34,7 +35,7 @@ def averaged_moments(task: Task, theta, axes, covariance):
     kicks = (axes @ rotation * jnp.sqrt(3.0 * jnp.maximum(variances, 0.0))).T
     value_and_grad = jax.value_and_grad(task.loss)
     loss, gradient = value_and_grad(theta)
-    losses, gradients = jax.vmap(value_and_grad)(theta + jnp.concatenate([kicks, -kicks]))
+    losses, gradients = in_groups(value_and_grad, theta + jnp.concatenate([kicks, -kicks]), task)
     pairs = 2 * kicks.shape[0]
 
     def mean(each, centre):
