@@ -286,6 +286,9 @@ def test_completions(capsys, monkeypatch):
         ("campaign --rule nest", "nesterov"),
         ("implicit-bias --rule rms", "rmsprop"),
         ("replay --rule ca", "caeo"),
+        ("plan --rule ad", "adamw"),
+        ("plan --hardware h", "h100 h200"),
+        ("plan --json vit", "vit-h-14"),
     ],
 )
 def test_completions_of_options(words, found, capsys, monkeypatch):
