@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -102,8 +103,13 @@ def spectra_figure(dataset: xr.Dataset) -> Figure:
     along = dataset.attrs["along"]
     figure, ((axis,),) = _page(1)
     x, rates = dataset[along].values, dataset["decay_rate"].values
+    count = dataset.sizes["mode"] - 1
+    # the fastest is the highest line, and the first of the legend
+    colours = (
+        COLOURS if count <= len(COLOURS) else matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, count))
+    )
     for mode in range(1, dataset.sizes["mode"]):
-        colour = COLOURS[(mode - 1) % len(COLOURS)]
+        colour = colours[mode - 1]
         axis.plot(x, rates[:, mode], lw=1.2, color=colour, label=f"mode {mode}")
         for turns in (False, True):
             here = (dataset["frequency"].values[:, mode] > 0) == turns
@@ -111,7 +117,7 @@ def spectra_figure(dataset: xr.Dataset) -> Figure:
     kept = rates[:, 1:][np.isfinite(rates[:, 1:]) & (rates[:, 1:] > 0)]
     if kept.size and kept.max() > _WIDE_RANGE * kept.min():
         axis.set_yscale("log")
-    axis.legend(fontsize=8, frameon=False, loc="best")
+    axis.legend(fontsize=8, frameon=False, loc="best", reverse=True)
     _told(
         axis, "Decay rates of the slowest modes (open: they turn)", xlabel=along, ylabel="decay rate [1/time]"
     )
@@ -198,7 +204,7 @@ def ensemble_figure(dataset: xr.Dataset) -> Figure:
         _band(left, here, time, filled=not counted)
         if "mean" in here:
             left.plot(time, here["mean"], color=COLOURS[1], lw=1.5, ls="--", label="mean")
-        left.legend(fontsize=8, framealpha=0.7, loc="upper right")
+        left.legend(fontsize=8, framealpha=0.7, loc="upper right" if counted or "state" in here else "best")
         left.margins(x=0)
         _told(left, f"{name} over time", xlabel="time", ylabel=name)
         _ends(right, here["final"].values, name)
@@ -233,7 +239,10 @@ def _ends(axis: Axes, final: np.ndarray, name: str) -> None:
         )
     elif kept.size:
         axis.axvline(kept[0], color=COLOURS[0], lw=2)
-        axis.text(0.5, 0.5, f"all paths end at {name} = {kept[0]:.5g}", transform=axis.transAxes, ha="center")
+        axis.set_ylim(0, 1)
+        axis.set_yticks([])
+        axis.text(0.98, 0.92, f"all paths end at {name} = {kept[0]:.5g}", transform=axis.transAxes, ha="right",
+                  bbox={"fc": "white", "ec": "none"})  # fmt: skip
     else:
         axis.text(0.5, 0.5, "all paths diverged", transform=axis.transAxes, ha="center")
 

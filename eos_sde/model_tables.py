@@ -175,15 +175,16 @@ def spectrum_table(dataset: xr.Dataset) -> Group:
     box_ = records["box"]
     cells = " x ".join(map(str, records["cells"]))
     axes = ", ".join(f"{name} from {low:.5g} to {high:.5g}" for name, (low, high) in box_.items())
-    gap = records["gap"]
+    gap, doubt = records["gap"], records.get("gap_difference")
+    known = "" if doubt is None else f"; on half as many cells an axis {100 * doubt:.2g} % off"
     return Group(
         Text(f"{_named(dataset)}: {dataset.attrs['operator']}", style="bold"),
         Text(f"{cells} cells, {axes}; {dataset.attrs['method']}"),
         table,
         Text(
-            f"spectral gap {gap:.6g} per time: relaxation time {1 / gap:.5g}"
+            f"spectral gap {gap:.6g} per time: relaxation time {1 / gap:.5g}{known}"
             if gap > 0
-            else f"spectral gap {gap:.6g}"
+            else f"spectral gap {gap:.6g}{known}"
         ),
     )
 

@@ -1,7 +1,9 @@
 """Figures: the replay on one page, onsets predicted against measured, fluctuations forecast and recorded."""
 
+import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eos_sde.report import number
+from solvers.whole_files import write_whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, safe for the colour-blind
 GREY = "#777777"
@@ -306,5 +309,7 @@ def _histogram(axis: Axes, forecast: xr.Dataset, measured: xr.Dataset) -> None:
 
 
 def save(figure: Any, path: Any) -> None:
-    """Write a figure as PNG, PDF or SVG, by the ending of the path."""
-    figure.savefig(path, dpi=130)
+    """Write a figure as PNG, PDF or SVG, by the ending of the path: whole or not at all."""
+    path, image = Path(path), io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:], dpi=130)
+    write_whole(path, image.getbuffer())

@@ -69,7 +69,8 @@ def stability_figure(
         axis.set_xlabel(_AXES[name])
         axis.set_ylabel("margin δ   (learning rate ≤ (2 − δ)/sharpness)")
         axis.set_title(f"{_AXES[other]} {float(part[other]):g}", fontsize=10, loc="left")
-    figure.axes[0].legend(fontsize=8, loc="lower left", framealpha=0.9)
+    drawn = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*drawn, fontsize=8, loc="outside lower center", ncols=len(panels) + 1, frameon=False)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from eos_sde.model_plots import draw_threshold
 from eos_sde.plots import COLOURS, GREY
@@ -203,6 +203,8 @@ def _scale(axis: Axes, which: str, values: np.ndarray) -> None:
             line.set_major_formatter(ScalarFormatter())
             line.set_minor_formatter(NullFormatter())
             line.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif which == "x":
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # their labels stand apart
 
 
 def _phase_diagram(
@@ -321,6 +323,7 @@ def _lines(part: xr.Dataset, name: str, values: xr.DataArray, over: str) -> Figu
     figure = Figure(figsize=(6.6, 4.6), layout="constrained")
     axis = figure.subplots()
     colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, series.sizes["series"]))
+    missing = 0
     for i in range(series.sizes["series"]):
         where = {dim: series[dim].values[i] for dim in others}
         label = ", ".join(
@@ -330,6 +333,9 @@ def _lines(part: xr.Dataset, name: str, values: xr.DataArray, over: str) -> Figu
         text = values[over].values
         x = text.astype(float) if text.dtype.kind in "fiu" else np.arange(text.size)
         y = series.isel(series=i).values.astype(float)
+        if not np.isfinite(y).any():  # no line, and no place in the legend
+            missing += 1
+            continue
         if error is None:
             axis.plot(x, y, "o-" if x.size < 60 else "-", ms=4, lw=1.2, color=colour, label=label)
         else:
@@ -350,6 +356,13 @@ def _lines(part: xr.Dataset, name: str, values: xr.DataArray, over: str) -> Figu
         fontsize=9,
         loc="left",
     )
-    if others:
+    if missing:
+        axis.set_title(
+            f"{missing} of {series.sizes['series']} lines without a result",
+            fontsize=8,
+            loc="right",
+            color=GREY,
+        )
+    if others and missing < series.sizes["series"]:
         axis.legend(fontsize=8, frameon=False)
     return figure

@@ -1,6 +1,8 @@
 """The command line: lists, JSON, one sentence for bad input, silence in a pipe."""
 
+import errno
 import json
+import os
 import warnings
 
 import numpy as np
@@ -8,11 +10,13 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from eos_sde import bridge, cli, models
+from eos_sde import bridge, cli, large_models, models
 from eos_sde.bridge import implicit_bias, onset_grid
 from eos_sde.bridge.campaign_cells import NUMBERS
 from eos_sde.cli import experiments
+from eos_sde.store.origin import git_commit
 from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.whole_files import write_whole
 
 
 @pytest.fixture(autouse=True)
@@ -356,3 +360,53 @@ def test_a_campaign_on_the_user_s_images(tmp_path, capsys):
     settings = ["--task", "cifar-resnet", "--cifar", str(missing), "--out", str(tmp_path / "c.zarr")]
     assert cli.main(["campaign", *settings]) == 2
     assert f"path={missing} does not exist" in capsys.readouterr().err
+
+
+def test_a_plan_has_a_place_before_it_compiles_and_says_where_it_comes_from(monkeypatch, capsys, tmp_path):
+    plan = xr.Dataset({"days": 3.0}, attrs={"description": "made up"})
+    monkeypatch.setattr(large_models, "plan_training", lambda *_, **__: pytest.fail("compiled"))
+    (tmp_path / "taken.nc").mkdir()
+    for out in ("plan.txt", "taken.nc"):
+        assert cli.main(["plan", "vit-h-14", "--out", out]) == 2
+        assert capsys.readouterr().err.startswith(f"eos-sde: --out {out} ")
+    monkeypatch.setattr(large_models, "plan_training", lambda *_, **__: plan)
+    monkeypatch.setattr(large_models.report, "plan_as_json", lambda _: "{}")
+    assert cli.main(["plan", "vit-h-14", "--out", "deeper/plan.nc", "--json"]) == 0
+    attrs = xr.load_dataset(tmp_path / "deeper" / "plan.nc", engine="h5netcdf").attrs
+    assert attrs["command"] == "eos-sde plan vit-h-14 --out deeper/plan.nc --json"
+    assert attrs.get("git_commit") == git_commit()
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (
+            "simulate line-map --param eta=0.1 --param noise=0.1 --param curvature=1 --t1 2 --paths 10 --out FILE",
+            "full/s.nc",
+        ),
+        (
+            "simulate line-map --param eta=0.1 --param noise=0.1 --param curvature=1 --t1 2 --paths 10 --figure FILE",
+            "full/s.pdf",
+        ),
+        ("plot made.nc --out FILE", "full/p.svg"),
+        ("report made.nc --out FILE", "full/r.html"),
+        ("train --steps 2 --every 1 --batch 8 --rule sgd --out full", "full/log.jsonl"),
+        ("campaign --quick --task digits-mlp --seeds 1 --out FILE", "full/c.zarr"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_no_part(words, asked, monkeypatch, capsys, tmp_path):
+    """Here a disk that is full when what was written is to be on it; on a real one in tests/sweeps/test_real_faults."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    xr.Dataset({"height": ("x", [1.0, 2.0])}, coords={"x": [0.0, 1.0]}).to_netcdf(
+        "made.nc", engine="h5netcdf"
+    )
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(bridge, "run_campaign", lambda store, **_: write_whole(store, b""))
+    assert cli.main(words.replace("FILE", asked).split()) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"eos-sde: {asked} cannot be read or written: the disk is full; free some space\n"
+    assert [path.name for path in (tmp_path / "full").iterdir() if path.is_file()] == []

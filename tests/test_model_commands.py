@@ -18,8 +18,10 @@ from eos_sde.dataset_figures import kind_of
 from eos_sde.models import catalogue, flip_rate_kramers
 from eos_sde.store.origin import git_commit
 from eos_sde.thresholds.automatic_grids import automatic_grid, common_grid
+from eos_sde.thresholds.model_spectra import model_spectrum
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 from solvers import Grid, InvalidInput
+from solvers.errors import AccuracyWarning
 
 FLIP = "flip-normal-form --param mu=0.1 --param C=1 --param s=0.1"
 
@@ -286,6 +288,9 @@ def test_completions(capsys, monkeypatch):
         ("campaign --rule nest", "nesterov"),
         ("implicit-bias --rule rms", "rmsprop"),
         ("replay --rule ca", "caeo"),
+        ("plan --rule ad", "adamw"),
+        ("plan --hardware h", "h100 h200"),
+        ("plan --json vit", "vit-h-14"),
     ],
 )
 def test_completions_of_options(words, found, capsys, monkeypatch):
@@ -296,6 +301,25 @@ def test_completions_of_options(words, found, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     assert capsys.readouterr().out.split() == found.split()
+
+
+@pytest.mark.slow
+def test_a_plane_chosen_for_the_user_tells_how_well_the_gap_is_known(capsys):
+    """With weak noise 160 cells an axis are far too few: half as many give a gap that is off by a quarter or more."""
+    line = "spectrum self-stabilization --param alpha=1 --param beta=2 --param eta=0.1 --param noise=0.4 --modes 2"
+    status, out, err = _run(f"{line} --json", capsys)
+    assert status == 0
+    told = json.loads(out)
+    assert told["cells"] == [160, 160]
+    assert told["gap_difference"] > 0.25
+    assert f"it is not known better than to {100 * told['gap_difference']:.0f} %" in err
+    model, given = catalogue()["self-stabilization"], {"alpha": 1.0, "beta": 2.0, "eta": 0.1, "noise": 0.4}
+    edges = automatic_grid(model.build(**given), start=model.start).edges
+    half = Grid(**{name: each[::2] for name, each in edges.items()})
+    with pytest.warns(AccuracyWarning, match="too coarse"):
+        coarse = model_spectrum(model, given, grid=half, modes=2)
+    assert "gap_difference" not in coarse.attrs  # the user chose
+    np.testing.assert_allclose(told["gap_difference"], abs(float(coarse["gap"]) / told["gap"] - 1), rtol=1e-9)
 
 
 def test_grids_of_several_values_become_one():

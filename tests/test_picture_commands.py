@@ -252,7 +252,7 @@ def test_files_come_back_as_they_were(ending, tmp_path, sweep, spectrum, curve):
         for _ in range(2):  # the second time over the first
             write_result(dataset, path)
         xr.testing.assert_identical(read_result(path), dataset.assign_attrs(known))
-        assert not list(tmp_path.glob("*.part"))
+        assert not list(tmp_path.glob("*.part*"))
 
 
 def test_plot_and_report_on_the_command_line(tmp_path, capsys, sweep, curve):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -20,6 +19,7 @@ from eos_sde.bridge.task_library import Task, load_task
 from eos_sde.bridge.task_library import tasks as loadable
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
+from solvers.whole_files import write_zarr
 
 SHARPNESS_MARGIN = 0.05
 LOSS_MARGIN = 0.10
@@ -151,7 +151,7 @@ def run_campaign(
         if progress is not None:
             progress("campaign", done / total)
     table = _dataset(axes, found, plan)
-    _write(table, store)
+    write_zarr(table, store)
     return table
 
 
@@ -193,18 +193,6 @@ def _ratio(forecast: xr.DataArray, measured: xr.DataArray) -> xr.DataArray:
     """Forecast over measured in the mean of the last third; NaN where one is missing, or no fluctuation is forecast."""
     ratio = forecast.where(forecast > 0) / measured.where(measured > 0)
     return ratio.assign_attrs(units="1", long_name="forecast over measured, last third of the steps")
-
-
-def _write(table: xr.Dataset, store: Path) -> None:
-    """Write the store whole or not at all."""
-    texts = [name for name in table.variables if table[name].dtype.kind == "U"]
-    plain = table.assign({name: table[name].astype(object) for name in texts if name not in table.coords})
-    plain = plain.assign_coords({n: table[n].astype(object) for n in texts if n in table.coords})
-    partial = store.with_suffix(".part")
-    plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
-    if store.exists():
-        shutil.rmtree(store)
-    partial.rename(store)
 
 
 def _check_plan(plan: Plan) -> None:

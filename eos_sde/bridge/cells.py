@@ -1,7 +1,6 @@
 """Grids of cells: their axes checked, each finished cell kept in a file of its own, all gathered into arrays."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from eos_sde.bridge.task_library import Task
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
+from solvers.whole_files import write_whole
 
 
 def numbered(seeds: int | Sequence[int]) -> list[int]:
@@ -134,10 +134,7 @@ def kept_cell(path: Path, settings: Mapping[str, Any], solve: Callable[[], dict[
         if known["status"] != "failed":
             return known
     found = solve() | {"settings": decided} | provenance()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".part{os.getpid()}")
-    partial.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_whole(path, f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode())
     return found
 
 

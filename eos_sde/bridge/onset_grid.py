@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from eos_sde.bridge.onset import CRITERIA, measure_onset
 from eos_sde.bridge.task_library import Task
 from solvers.errors import ConvergenceFailure, InvalidInput
 from solvers.provenance import provenance
+from solvers.whole_files import write_whole
 
 LOSSES = ("half-squared-error", "cross-entropy")
 MARGIN = 0.03
@@ -251,10 +251,7 @@ class _Cells:
                 raise InvalidInput(f"{path} was made with other settings; choose another folder")
             return cell
         cell = problem.solve(criterion, batch_size) | settings | provenance()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".part{os.getpid()}")
-        partial.write_text(json.dumps(cell, indent=1) + "\n")
-        partial.replace(path)
+        write_whole(path, f"{json.dumps(cell, indent=1)}\n".encode())
         return cell
 
 

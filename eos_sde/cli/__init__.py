@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
             _say(_INTERRUPTION)
             return _INTERRUPTED
         except OSError as error:  # a full disk, a folder that went away
-            _say(f"a file cannot be read or written: {error}")
+            from solvers.whole_files import meaning
+
+            _say(f"{error.filename or 'a file'} cannot be read or written: {meaning(error)}")
             return 1
         except TyperException as error:  # bad options and values, in typer's own words
             _say(error.format_message())

@@ -45,6 +45,27 @@ def complete_loss(incomplete: str) -> list[str]:
     return beginning(LOSSES, incomplete)
 
 
+def complete_large_model(incomplete: str) -> list[str]:
+    """Models that can be planned for."""
+    from eos_sde.large_models.catalogue import MODELS
+
+    return beginning(MODELS, incomplete)
+
+
+def complete_planned_rule(incomplete: str) -> list[str]:
+    """Rules of a plan."""
+    from eos_sde.large_models.plan import RULES
+
+    return beginning(RULES, incomplete)
+
+
+def complete_hardware(incomplete: str) -> list[str]:
+    """Accelerators whose peak and memory are known."""
+    from eos_sde.large_models.hardware import HARDWARE
+
+    return beginning(HARDWARE, incomplete)
+
+
 def beginning(names: Iterable[str], incomplete: str) -> list[str]:
     """Those of some names that begin so."""
     return [name for name in names if name.startswith(incomplete)]

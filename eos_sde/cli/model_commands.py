@@ -241,7 +241,6 @@ def _written(table: Any, out: Path | None, drawn: Any, figure: Path | None) -> d
     if figure is not None:
         from eos_sde import plots
 
-        figure.parent.mkdir(parents=True, exist_ok=True)
         plots.save(drawn, figure)
         files["figure"] = str(figure)
     return files

@@ -12,6 +12,7 @@ from eos_sde.cli.model_options import SEED
 from eos_sde.cli.result_files import PICTURES, check_file, read_result
 from eos_sde.cli.terminal import JSON, command_line, progress_bars
 from solvers.errors import InvalidInput
+from solvers.whole_files import write_whole
 
 app = typer.Typer()
 FILES = Annotated[
@@ -54,7 +55,6 @@ def plot(
     with progress_bars() as advance:
         figures = figures_of(datasets, value=value, over=over, at=fixed)
         written = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         for done, (name, figure) in enumerate(figures.items()):
             advance("figures", done / len(figures))
             where = path if not name else path.with_name(f"{path.stem}-{name}{path.suffix}")
@@ -94,8 +94,7 @@ def report(
             command=command_line.get(),
             progress=lambda fraction: advance("sections", fraction),
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_whole(out, page.encode())
     if as_json:
         sys.stdout.write(
             json.dumps({"files": {"page": str(out)}, "bytes": len(page.encode())}, indent=1) + "\n"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from solvers.errors import InvalidInput
+from solvers.whole_files import write_netcdf, write_zarr
 
 ENDINGS = (".nc", ".zarr")
 PICTURES = (".png", ".svg", ".pdf")
@@ -40,32 +40,18 @@ def _is_ours(store: Path) -> bool:
     return str(json.loads(group.read_text()).get("attributes", {}).get("creator", "")).startswith("eos-sde")
 
 
-def _with_commit(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with the attribute ``git_commit`` where this package runs from a checkout; as it is elsewhere."""
-    from eos_sde.store.origin import git_commit
-
-    commit = git_commit()
-    return dataset if commit is None else dataset.assign_attrs(git_commit=commit)
-
-
 def write_result(dataset: xr.Dataset, path: Path) -> None:
-    """Write a dataset as NetCDF or Zarr v3, by the ending; it gets its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dataset = _with_commit(dataset)
-    partial = path.with_name(path.name + ".part")
-    if path.suffix == ".nc":
-        dataset.to_netcdf(partial, engine="h5netcdf")
-        partial.replace(path)
-        return
-    texts = [name for name in dataset.variables if dataset[name].dtype.kind == "U"]
-    plain = dataset.assign(
-        {name: dataset[name].astype(object) for name in texts if name not in dataset.coords}
-    )
-    plain = plain.assign_coords({n: dataset[n].astype(object) for n in texts if n in dataset.coords})
-    plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+    """Write a dataset as NetCDF or Zarr v3, by the ending; it gets its name when it is whole.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, with its ``filename``.
+    """
+    from eos_sde.store.origin import with_commit
+
+    write = write_netcdf if path.suffix == ".nc" else write_zarr
+    write(with_commit(dataset), path)
 
 
 def read_result(path: Path) -> xr.Dataset:

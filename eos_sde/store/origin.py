@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from solvers.provenance import provenance
 
 FORMAT = 1
@@ -92,3 +94,9 @@ def git_commit() -> str | None:
         if done.returncode:
             return None
     return done.stdout.strip() or None
+
+
+def with_commit(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with the attribute ``git_commit`` where this package runs from a checkout; as it is elsewhere."""
+    commit = git_commit()
+    return dataset if commit is None else dataset.assign_attrs(git_commit=commit)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from eos_sde.store.layout import PENDING
 from eos_sde.store.origin import FORMAT, KIND
 from eos_sde.store.sweep_store import attributes
 from solvers.errors import InvalidInput
+from solvers.whole_files import write_netcdf
 
 
 def open_sweep(path: Path | str, *, check: bool = False) -> xr.Dataset:
@@ -105,7 +103,6 @@ def export_netcdf(sweep: xr.Dataset, path: Path | str) -> None:
         If it cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.part")
     plain = {}
     for name, values in sweep.data_vars.items():
         if values.dtype.kind == "c":
@@ -118,24 +115,7 @@ def export_netcdf(sweep: xr.Dataset, path: Path | str) -> None:
     }
     whole = xr.Dataset(plain, coords=coords, attrs=sweep.attrs).drop_encoding()
     with told(path, "written"):
-        _require_room(whole, path)
-        try:
-            whole.to_netcdf(partial, engine="h5netcdf")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _require_room(table: xr.Dataset, path: Path) -> None:
-    """Refuse what the disk cannot hold: HDF5 that finds it full half-way cannot close its file, and says so loudly."""
-    wanted = sum(
-        48 * one.size + sum(len(text.encode()) for text in one.values.ravel())
-        if one.dtype.kind == "O"
-        else one.nbytes
-        for one in table.variables.values()
-    )
-    if shutil.disk_usage(path.parent).free < wanted + (1 << 16):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_netcdf(whole, path)
 
 
 def pending_points(sweep: xr.Dataset) -> int:

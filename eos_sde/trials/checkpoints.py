@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from solvers.whole_files import naming
+
 _KEPT = 2
 
 
@@ -20,7 +22,7 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as orbax
 
-        self._orbax = orbax
+        self._orbax, self._folder = orbax, folder
         options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
         self._manager = orbax.CheckpointManager(folder.absolute(), options=options)
 
@@ -33,9 +35,15 @@ class Checkpoints:
             Updates made.
         tree : pytree
             Of arrays.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, with the folder as ``filename``.
         """
-        self._manager.save(step, args=self._orbax.args.StandardSave(tree))
-        self._manager.wait_until_finished()
+        with naming(self._folder):
+            self._manager.save(step, args=self._orbax.args.StandardSave(tree))
+            self._manager.wait_until_finished()
 
     def latest(self, like: Any) -> tuple[int, Any] | None:
         """The last one that is whole.

@@ -8,7 +8,9 @@ from typing import Any
 
 import xarray as xr
 
+from eos_sde.store.origin import with_commit
 from solvers.errors import InvalidInput
+from solvers.whole_files import naming, write_netcdf, write_whole
 
 
 class RunLog:
@@ -71,7 +73,6 @@ class RunLog:
         if not self._writes:
             return kept
         lines = [json.dumps(line) + "\n" for line in ({"settings": self._settings}, *kept)]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, "".join(lines).encode())
         return kept
 
@@ -79,33 +80,15 @@ class RunLog:
         """Add a row."""
         if not self._writes:
             return
-        with self._path.open("ab") as file:
+        with naming(self._path), self._path.open("ab") as file:
             file.write(json.dumps(dict(row)).encode() + b"\n")
             file.flush()
             if self._synced:
                 os.fsync(file.fileno())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Parameters
-    ----------
-    path : path
-        Of the file.
-    content : bytes
-        All of it.
-    """
-    partial = path.with_name(f"{path.name}.part{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def keep_dataset(dataset: xr.Dataset, path: Path) -> None:
-    """Write a dataset whole or not at all.
+    """Write a dataset as NetCDF, whole or not at all, with the git commit of this package's checkout.
 
     Parameters
     ----------
@@ -114,9 +97,4 @@ def keep_dataset(dataset: xr.Dataset, path: Path) -> None:
     path : path
         Of the NetCDF file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part{os.getpid()}")
-    dataset.to_netcdf(partial, engine="h5netcdf")
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_netcdf(with_commit(dataset), path)

@@ -1,4 +1,4 @@
-"""Fuzzes what reads files and words of users: specifications, arguments of the command, the opener of stores.
+"""Fuzzes what reads files and words of users: specifications, arguments of all commands, the opener of stores.
 
 ``python tests/fuzz/fuzz_sweeps.py spec|arguments|store [options of libFuzzer]``, for example ``-max_total_time=600``,
 where `atheris` is installed (``pip install atheris``). Allowed are results and the refusals that the documentation
@@ -14,14 +14,28 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-WORDS = [
-    "mu.toml", "nothing.toml", ".", "--out", "a.zarr", "a.nc", "b/c.zarr", "--workers", "-1", "4097", "--scheduler",
-    "x", "://", "tcp://127.0.0.1:1", "--no-resume", "--dry-run", "--json", "--fail-fast", "--seed", "3", "1e9", "--",
-    "--bogus", "--help",
+FILES = [
+    "made.nc", "mu.toml", "a.zarr", "a.nc", "p.png", "r.html", "b/c.zarr", "text.nc", ".", "nothing", "", "a\0b",
+    "n" * 300,
 ]  # fmt: skip
+ALIKE = {  # values of options and arguments by the kind of the parameter; the last ones are of another kind
+    "integer": ["0", "1", "3", "-1", "64", "9" * 25, "2.5", "x", ""],
+    "float": ["0.5", "1", "0", "-2", "nan", "inf", "x", "1,5", ""],
+    "path": FILES,
+    "file": FILES,
+    "text": [
+        "flip-normal-form", "line-map", "digits-mlp", "sgd", "caeo", "gap", "mean_square", "mu=0.1", "C=1", "s=0.1",
+        "mu=-0.1:0.2", "mu=-0.1:0.2:3", "A=-1:1:40", "A=1:-1:40", "A=-1:1", "A=absorbing", "=", "mu=", "x=y=z", "all",
+        "tcp://127.0.0.1:1", "data=2", "loss=", "none", "", "[", "%s", "{0}",
+    ],
+}  # fmt: skip
+SMALL = {"--t1": ["0.5", "2", "-1", "x"], "--dt": ["0.1", "0.5", "0", "x"], "--paths": ["1", "20", "0", "x"]}
+HEAVY = ("bridge.replay", "bridge.onset_table", "bridge.run_campaign", "bridge.implicit_bias_table", "trials.train",
+         "trials.compare", "large_models.plan_training")  # fmt: skip
 SPEC = """observable = "lyapunov"
 [settings]
 model = "flip-normal-form"
@@ -50,28 +64,65 @@ def spec(data: bytes) -> None:
 
 
 def arguments(data: bytes) -> None:
-    """Any words after ``sweep``: an exit status, and one message that is no traceback."""
+    """A command with options of its own, and values of the right and the wrong kind: one message, and no traceback."""
     import atheris
 
     from eos_sde import cli
 
-    choose = atheris.FuzzedDataProvider(data)
-    words = [
-        WORDS[choose.ConsumeIntInRange(0, len(WORDS) - 1)]
-        if choose.ConsumeBool()
-        else choose.ConsumeUnicodeNoSurrogates(8)
-        for _ in range(choose.ConsumeIntInRange(0, 7))
-    ]
-    if "--workers" in words or "--scheduler" in words:
-        words.append("--dry-run")  # no processes and no network for each of thousands of tries
+    words = _words(atheris.FuzzedDataProvider(data))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.main(["sweep", *words])
+        status = cli.main(words)
+    told = err.getvalue()
     assert status in {0, 1, 2}, (words, status)
-    assert (status == 0) == (err.getvalue() == ""), (words, err.getvalue())
-    assert "Traceback" not in err.getvalue(), words
-    for left in Path().glob("*.zarr"):
-        shutil.rmtree(left, ignore_errors=True)
+    assert status != 2 or told.startswith("eos-sde: "), (words, told)
+    assert status != 1 or told or words[0] == "check-images", (words, told)
+    assert "Traceback" not in told, words
+    for left in Path().glob("[!mt]*.*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _words(choose: Any) -> list[str]:
+    """The words of a command line."""
+    command = choose.PickValueInList(sorted(COMMANDS))
+    options, given = [], []
+    for one in COMMANDS[command].params:
+        (options if one.param_type_name == "option" else given).append(one)
+    words = [command]
+    for one in given:
+        if choose.ConsumeIntInRange(0, 9):
+            words.append(_value(choose, one, ""))
+    for _ in range(choose.ConsumeIntInRange(0, 6)):
+        one = choose.PickValueInList(options)
+        name = choose.PickValueInList([*one.opts, *one.secondary_opts])
+        words.append(name)
+        if not getattr(one, "is_flag", False):
+            words.append(_value(choose, one, name))
+    if not choose.ConsumeIntInRange(0, 15):
+        words.insert(choose.ConsumeIntInRange(0, len(words)), choose.ConsumeUnicodeNoSurrogates(8))
+    if "--workers" in words or "--scheduler" in words:
+        words.append("--dry-run")  # no processes and no network for each of thousands of tries
+    return words
+
+
+def _value(choose: Any, one: Any, name: str) -> str:
+    if name in SMALL:
+        return choose.PickValueInList(SMALL[name])
+    own = getattr(getattr(one, "type", None), "name", "text")
+    kinds = [own] if own in ALIKE and choose.ConsumeIntInRange(0, 7) else sorted(ALIKE)
+    return choose.PickValueInList(ALIKE[choose.PickValueInList(kinds)])
+
+
+def _heavy_work_refused() -> None:
+    """What takes minutes says at once that it failed: its words were understood."""
+    from solvers.errors import ConvergenceFailure
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConvergenceFailure("no work here")
+
+    for name in HEAVY:
+        module, function = name.split(".")
+        setattr(importlib.import_module(f"eos_sde.{module}"), function, refuse)
 
 
 def store(data: bytes) -> None:
@@ -98,6 +149,7 @@ def store(data: bytes) -> None:
             raise
 
 
+COMMANDS: dict[str, Any] = {}
 TARGETS = {"spec": spec, "arguments": arguments, "store": store}
 
 
@@ -110,6 +162,21 @@ def _pristine() -> None:
     eos_sde.sweep(wave, {"x": [0.5, 1.0, 2.0], "seed": range(3)}, store="pristine.zarr")
 
 
+def _made() -> None:
+    """A dataset, a text that is none, the commands, and no heavy work."""
+    import typer
+    import xarray as xr
+
+    from eos_sde import cli
+
+    xr.Dataset({"height": ("x", [1.0, 2.0])}, coords={"x": [0.0, 1.0]}).to_netcdf(
+        "made.nc", engine="h5netcdf"
+    )
+    Path("text.nc").write_text("no dataset")
+    COMMANDS.update(typer.main.get_command(cli.app).commands)
+    _heavy_work_refused()
+
+
 def main(words: list[str]) -> int:
     if not words or words[0] not in TARGETS:
         sys.stderr.write(f"fuzz_sweeps: give a target: one of {', '.join(TARGETS)}\n")
@@ -120,7 +187,7 @@ def main(words: list[str]) -> int:
         sys.stderr.write("fuzz_sweeps: atheris is not installed; pip install atheris\n")
         return 2
     with atheris.instrument_imports(include=["eos_sde.sweeps", "eos_sde.store", "eos_sde.cli", "tomllib"]):
-        for name in ("eos_sde.cli.sweep_commands", "eos_sde.store", "eos_sde.sweeps.spec"):
+        for name in ("eos_sde.cli", "eos_sde.store", "eos_sde.sweeps.spec"):
             importlib.import_module(name)
     target = TARGETS[words[0]]
     warnings.simplefilter("ignore")
@@ -136,6 +203,8 @@ def main(words: list[str]) -> int:
                 (corpus / str(number)).write_text(text)
         if target is store:
             _pristine()
+        if target is arguments:
+            _made()
         atheris.Setup([sys.argv[0], "-len_control=0", "-max_len=600", *words[1:], "corpus"], target)
         atheris.Fuzz()
     return 0
