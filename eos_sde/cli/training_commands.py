@@ -126,7 +126,9 @@ def compare(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated. (default: all that can be compared)", autocompletion=complete_contender
+            help="May be repeated; forms of a rule as caeo:estimator=hutchinson or caeo:delta=0,refresh=50. "
+            "(default: all that can be compared)",
+            autocompletion=complete_contender,
         ),
     ] = None,
     reference: Annotated[
@@ -211,13 +213,8 @@ def _assignments(name: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    from eos_sde.trials.contenders import plain_value
+
     if "," in text:
-        return tuple(_value(part) for part in text.split(",") if part)
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+        return tuple(plain_value(part) for part in text.split(",") if part)
+    return plain_value(text)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from eos_sde.bridge.cells import check_counts
-from eos_sde.trials.contenders import CONTENDERS, check_contenders
+from eos_sde.trials.contenders import CONTENDERS, check_contenders, contender
 from eos_sde.trials.judgement import judged_dataset
 from eos_sde.trials.milestones import Target, end_loss, first_reached
 from eos_sde.trials.programs import knob_of
@@ -49,7 +50,7 @@ class Contest:
 
     def trial(self, name: str, knob: float | None, seed: int) -> Trial:
         """A run of a contender, at a value of its knob (None: whatever it is)."""
-        known = CONTENDERS[name]
+        known = contender(name)
         options = dict(known.options)
         eta = None
         if knob is not None and known.knob == "eta":
@@ -58,6 +59,7 @@ class Contest:
             options[known.knob] = float(knob)
         return Trial(
             self.task, known.rule, steps=self.steps, batch_size=self.batch_size, seed=seed, eta=eta, options=options,
+            delta=known.delta,
             schedule=known.schedule, task_settings=self.task_settings, validation=self.validation, every=self.every,
             probe=self.probe if known.steady and known.rule in CURVATURE_RULES else 0,
         )  # fmt: skip
@@ -67,7 +69,8 @@ class Contest:
         trial = self.trial(name, knob, seed)
         text = json.dumps(trial.settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return train(trial, folder=self.store / "runs" / f"{name}-{digest}")
+        plain = re.sub(r"[^\w.-]+", "-", name)  # settings hold signs that not every file system takes
+        return train(trial, folder=self.store / "runs" / f"{plain}-{digest}")
 
 
 def compare(
@@ -109,7 +112,8 @@ def compare(
         Folder of the runs. Each is kept once finished; the same call goes on where an interrupted one stopped, and
         another call shares the runs that they have in common.
     rules : sequence of str
-        Of `contenders.CONTENDERS`.
+        Of `contenders.CONTENDERS`; with settings after a colon to compare forms of a rule, such as
+        "caeo:estimator=hutchinson" or "caeo:delta=-0.05,refresh=50": see `contenders.contender`.
     reference : str
         The rule that the others are compared with.
     seeds : int
@@ -186,7 +190,10 @@ def compare(
         tune_for, target, probe, validation, store, given,
     )  # fmt: skip
     for name in rules:
-        contest.trial(name, None, seed).check()
+        try:
+            contest.trial(name, None, seed).check()
+        except InvalidInput as error:
+            raise InvalidInput(f"rule={name!r}: {error}") from error
     _check_target(target, split_task(model).training)
     tuned, goal = _tune(contest, _told(progress, "tuning"))
     told, runs = _told(progress, "judging"), {}
@@ -225,7 +232,7 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
     knobs, losses, steps = (np.full(shape, np.nan) for _ in range(3))
     diverged, tried = np.zeros(shape, int), {}
     for row, name in enumerate(contest.rules):
-        known = CONTENDERS[name]
+        known = contender(name)
         eta = split_task(contest.trial(name, None, 0)).training.eta
         knobs[row] = known.grid(eta, contest.points, contest.ratio)
         for point, knob in enumerate(knobs[row]):

@@ -165,7 +165,8 @@ class OnMesh:
 
 @lru_cache(maxsize=8)
 def _of_arrays(task: Task) -> Task:
-    network = dataclasses.replace(task.network, apply=task.network.apply_arrays)
+    own = task.network
+    network = dataclasses.replace(own, apply=own.apply_arrays, layered=own.layered_arrays)
     return dataclasses.replace(task, network=network)
 
 

@@ -112,13 +112,14 @@ def _make(trial: Trial, name: str, placement: Placement) -> Programs:
         knob: jax.Array, theta: jax.Array, state: Any, batches: jax.Array, before: jax.Array, data: tuple,
         fixed: Any,
     ) -> tuple:  # fmt: skip
-        (x, y), rule = data, trial.transformation(**{name: knob})
+        x, y = data
 
         def step(carry: tuple, drawn: tuple) -> tuple:
             (theta, state), (batch, count) = carry, drawn
             seen = placement.batch((x[batch], y[batch]))
             loss, gradient = jax.value_and_grad(task.loss)(theta, *seen)
             curved = seen if fixed is None else fixed
+            rule = trial.transformation(task, curved, **{name: knob})
             given = {"value": loss, "value_fn": lambda w: task.loss(w, *curved)}
             updates, state = rule.update(gradient, state, theta, **given)
             rate = optax.tree_utils.tree_get(state, "learning_rate", default=None)

@@ -13,11 +13,14 @@ from eos_sde.bridge.batches import stream
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rules import RULES, SELF_SET, make_rule
 from eos_sde.bridge.task_library import Task, load_task, task_defaults
+from eos_sde.trials.estimators import estimator_of
 from eos_sde.trials.schedules import scheduled_rate
 from solvers.errors import InvalidInput
 
 CURVATURE_RULES = ("caeo", "caeo-ss", "cdat", "inverse-sharpness")
 """Rules that measure the curvature of a loss that they are given."""
+SHARPNESS_RULES = tuple(rule for rule in CURVATURE_RULES if rule != "cdat")
+"""Those that measure its largest eigenvalue, by an estimator, when a refresh policy says."""
 _SPLIT = 4  # a stream of its own
 
 
@@ -43,7 +46,7 @@ class Trial:
         Margin of "caeo" and "caeo-ss".
     options : mapping
         Further options of the rule. Of the rules that measure the sharpness ``refresh`` is "auto" here, as users have
-        it, instead of the 1 of `bridge.make_rule`.
+        it, instead of the 1 of `bridge.make_rule`, and ``estimator`` is the name of one of `estimators.NAMES`.
     schedule : str
         "constant" or "warmup-cosine".
     task_settings : mapping
@@ -94,8 +97,7 @@ class Trial:
     @property
     def rule_options(self) -> dict[str, Any]:
         """Options of the rule, complete."""
-        measured = self.rule in CURVATURE_RULES and self.rule != "cdat"
-        return {**({"refresh": "auto"} if measured else {}), **self.options}
+        return {**({"refresh": "auto"} if self.rule in SHARPNESS_RULES else {}), **self.options}
 
     def check(self) -> None:
         """Refuse what cannot be run, before any work.
@@ -120,6 +122,11 @@ class Trial:
             raise InvalidInput(
                 f"schedule={self.schedule!r} needs a learning rate, and {self.rule} makes its own: use 'constant'"
             )
+        if "estimator" in self.options and self.rule not in SHARPNESS_RULES:
+            raise InvalidInput(
+                f"estimator={self.options['estimator']!r} is for the rules that measure the sharpness, "
+                f"{', '.join(SHARPNESS_RULES)}, not for {self.rule}: leave it out"
+            )
         if self.probe and self.rule not in CURVATURE_RULES:
             raise InvalidInput(f"probe={self.probe} is for rules that measure curvature: leave it at 0")
         training = split_task(self).training
@@ -130,11 +137,18 @@ class Trial:
                 )
         self.transformation()
 
-    def transformation(self, **traced: Any) -> optax.GradientTransformationExtraArgs:
+    def transformation(
+        self, task: Task | None = None, batch: tuple | None = None, **traced: Any
+    ) -> optax.GradientTransformationExtraArgs:
         """The rule in optax.
 
         Parameters
         ----------
+        task : Task, optional
+            As a function of the weights as they are held; the training task if left out.
+        batch : (Array, Array), optional
+            The examples whose curvature an update measures, for the estimators that look at them; if left out some,
+            which do for its state.
         **traced
             Values in place of ``eta`` or of options, which may be traced.
 
@@ -146,7 +160,12 @@ class Trial:
         eta = traced.pop("eta", self.rate)
         if eta is not None:
             eta = scheduled_rate(self.schedule, eta, steps=self.steps)
-        return make_rule(self.rule, eta=eta, delta=self.delta, **{**self.rule_options, **traced})
+        options = {**self.rule_options, **traced}
+        if "estimator" in options:
+            task = split_task(self).training if task is None else task
+            seen = (task.x[:1], task.y[:1]) if batch is None else batch
+            options["curvature"] = estimator_of(options.pop("estimator"), task, *seen)
+        return make_rule(self.rule, eta=eta, delta=self.delta, **options)
 
 
 @dataclasses.dataclass(frozen=True)
