@@ -295,7 +295,8 @@ def load_task(name: str, **settings: Any) -> Task:
         CIFAR: ``path`` (see `eos_sde.bridge.cifar.load_cifar`; colours are standardised), ``channels``, ``stages``,
         ``blocks``;
         Chars74k: ``path``, ``form`` (see `eos_sde.bridge.readers.chars74k.load_chars74k`; ink is standardised),
-        ``side`` (pixels along an edge), ``channels``;
+        ``side`` (pixels along an edge), ``channels``, ``characters`` (the classes: all, digits, letters, capitals or
+        small);
         image folders: ``path``, ``classes`` (see `eos_sde.bridge.image_folder_tasks.open_images`; colours are
         standardised), ``side``, ``patch``, ``heads``, ``blocks``;
         masked text: ``path``, ``vocabulary``, ``bytes`` (read at most; see

@@ -54,6 +54,10 @@ def train(
         int | None, typer.Option(help="Updates between checkpoints. (default: ten in a run)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data, estimators.")] = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="An earlier run whose weights it starts from, where the layers fit."),
+    ] = None,
     mesh: Annotated[
         str | None, typer.Option(help="Devices to spread over, as data=8 or data=4,model=2. (default: one)")
     ] = None,
@@ -91,7 +95,8 @@ def train(
     given: dict[str, Any] = {
         "eta": eta, "delta": delta, "options": _assignments("option", option), "schedule": schedule,
         "batch_size": batch, "validation": validation, "every": every, "curvature_every": curvature_every,
-        "probe": probe, "seed": seed, "task_settings": with_data(task, _assignments("set", settings), data),
+        "probe": probe, "seed": seed, "start": None if start is None else str(start),
+        "task_settings": with_data(task, _assignments("set", settings), data),
     }  # fmt: skip
     if steps is None:
         trials.Trial(task, rule, steps=every, **{**given, "schedule": "constant"}).check()
@@ -126,7 +131,8 @@ def compare(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated; forms of a rule as caeo:estimator=hutchinson or caeo:delta=0,refresh=50. "
+            help="May be repeated; forms of a rule as caeo:estimator=hutchinson or caeo:delta=0,refresh=50; "
+            "weights of earlier runs as sgdm:from=runs/caeo-{seed}. "
             "(default: all that can be compared)",
             autocompletion=complete_contender,
         ),

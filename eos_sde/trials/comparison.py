@@ -59,7 +59,7 @@ class Contest:
             options[known.knob] = float(knob)
         return Trial(
             self.task, known.rule, steps=self.steps, batch_size=self.batch_size, seed=seed, eta=eta, options=options,
-            delta=known.delta,
+            delta=known.delta, start=known.start_of(seed),
             schedule=known.schedule, task_settings=self.task_settings, validation=self.validation, every=self.every,
             probe=self.probe if known.steady and known.rule in CURVATURE_RULES else 0,
         )  # fmt: skip
@@ -113,7 +113,8 @@ def compare(
         another call shares the runs that they have in common.
     rules : sequence of str
         Of `contenders.CONTENDERS`; with settings after a colon to compare forms of a rule, such as
-        "caeo:estimator=hutchinson" or "caeo:delta=-0.05,refresh=50": see `contenders.contender`.
+        "caeo:estimator=hutchinson", "caeo:delta=-0.05,refresh=50", or "sgdm:from=runs/caeo-{seed}" for the weights of
+        earlier runs: see `contenders.contender`.
     reference : str
         The rule that the others are compared with.
     seeds : int
@@ -191,7 +192,8 @@ def compare(
     )  # fmt: skip
     for name in rules:
         try:
-            contest.trial(name, None, seed).check()
+            for one in (*contest.tuning_seeds, *contest.seeds)[: None if contender(name).start else 1]:
+                contest.trial(name, None, one).check()
         except InvalidInput as error:
             raise InvalidInput(f"rule={name!r}: {error}") from error
     _check_target(target, split_task(model).training)
@@ -208,9 +210,15 @@ def compare(
         probe=probe, ratio=ratio, points=points, tuning_seeds=tuning_seeds,
         validation=validation, epochs=steps / updates_of(1, model),
         budget=f"each rule: {points} values of one knob, each on {tuning_seeds} seeds for {steps} updates",
-        task_settings=json.dumps(model.settings["task_settings"]),
+        task_settings=json.dumps(model.settings["task_settings"]), starts=json.dumps(_starts(contest)),
     )  # fmt: skip
     return found
+
+
+def _starts(contest: Contest) -> dict[str, str]:
+    """What is to be said of the weights of rules that do not start at random, of the first judged seed."""
+    trials = {name: contest.trial(name, None, contest.seeds[0]) for name in contest.rules}
+    return {name: trial.weights()[1] for name, trial in trials.items() if trial.start is not None}
 
 
 def _check_target(target: Target | None, task: Any) -> None:

@@ -32,6 +32,8 @@ class Contender:
         Whether its curvature may be that of a fixed batch instead of each update's own.
     delta : float
         Margin of "caeo" and "caeo-ss".
+    start : str or None
+        An earlier run whose weights it starts from; ``{seed}`` in it stands for the seed of the run.
     """
 
     rule: str
@@ -41,6 +43,11 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
     steady: bool = False
     delta: float = 0.1
+    start: str | None = None
+
+    def start_of(self, seed: int) -> str | None:
+        """The earlier run of a seed."""
+        return None if self.start is None else self.start.replace("{seed}", str(seed))
 
     @property
     def knob(self) -> str:
@@ -97,7 +104,8 @@ def contender(name: str) -> Contender:
     ----------
     name : str
         One of `CONTENDERS`; or it with a colon and settings, name=value with commas between them: ``delta``,
-        ``schedule``, ``estimator`` (see `estimators.NAMES`), ``refresh`` and other options of the rule.
+        ``schedule``, ``estimator`` (see `estimators.NAMES`), ``refresh`` and other options of the rule, and ``from``,
+        an earlier run whose weights it starts from, with ``{seed}`` where there is one for each seed.
 
     Returns
     -------
@@ -132,12 +140,14 @@ def contender(name: str) -> Contender:
             raise InvalidInput(f"rule={name!r} gives {key} twice: give it once")
         if key in ("eta", known.knob):
             raise InvalidInput(f"rule={name!r} sets {key}, which is what is tuned: leave it out")
-        given[key] = plain_value(value)
+        given[key] = value if key == "from" else plain_value(value)
     if "delta" in given and known.rule not in _WITH_DELTA:
         raise InvalidInput(f"rule={name!r}: delta is a setting of {' and '.join(_WITH_DELTA)}: leave it out")
     delta, schedule = given.pop("delta", known.delta), given.pop("schedule", known.schedule)
+    start = given.pop("from", None)
     kept = {key: value for key, value in given.items() if _DEFAULTS.get(key) != value}
-    return replace(known, delta=delta, schedule=schedule, options={**known.options, **kept})
+    options = {**known.options, **kept}
+    return replace(known, delta=delta, schedule=schedule, start=start, options=options)
 
 
 def plain_value(text: str) -> bool | int | float | str:

@@ -92,7 +92,9 @@ def programs_of(trial: Trial, placement: Placement | None = None) -> Programs:
     placement = OneDevice() if placement is None else placement
     settings = trial.settings
     settings["options"] |= {"eta": settings["eta"], name: None}
-    key = json.dumps(settings | {"seed": None, "eta": None, "mesh": placement.name}, sort_keys=True)
+    key = json.dumps(
+        settings | {"seed": None, "eta": None, "start": None, "mesh": placement.name}, sort_keys=True
+    )
     if key not in _COMPILED:
         while len(_COMPILED) >= _MOST:
             _COMPILED.pop(next(iter(_COMPILED)))

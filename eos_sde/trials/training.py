@@ -23,6 +23,7 @@ from eos_sde.trials.placement import OnMesh, Placement, placement_of
 from eos_sde.trials.programs import knob_of, programs_of, scores_at
 from eos_sde.trials.run_log import RunLog, keep_dataset
 from eos_sde.trials.trial import Trial, epoch_length, split_task
+from eos_sde.trials.warm_start import layers_of
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
@@ -145,8 +146,10 @@ def _run(
 ) -> tuple[list[dict[str, Any]], Any]:
     task, programs = split_task(trial).training, programs_of(trial, placement)
     knob = placement.whole(np.asarray(knob_of(trial)[1]))
-    own = {"seed": trial.seed} if "refresh" in trial.rule_options else {}  # of the estimator's random vectors
-    theta, state = placement.start(task, trial.transformation(**own), trial.seed)
+    own: dict[str, Any] = (
+        {"seed": trial.seed} if "refresh" in trial.rule_options else {}
+    )  # of the estimator's random vectors
+    theta, state = placement.start(task, trial.transformation(**own), trial.weights()[0])
     rows, done = [], 0
     found = None if keeper is None else keeper.latest((theta, state))
     if found is not None:
@@ -258,7 +261,8 @@ def _dataset(
         task=trial.task, rule=trial.rule, seed=trial.seed, description=split.training.description,
         settings=json.dumps(settings),
         energy="of the processor packages, all programs together" if EnergyMeter().readable else "not told here",
-        curvature_of=_curvature_of(trial),
+        curvature_of=_curvature_of(trial), start=trial.weights()[1] if trial.start else None,
+        layers=json.dumps(layers_of(split.training.network)),
         mesh=describe_mesh(placement.mesh) if isinstance(placement, OnMesh) else None,
     )  # fmt: skip
     return xr.Dataset(contents, coords, attrs)

@@ -15,6 +15,7 @@ from eos_sde.bridge.rules import RULES, SELF_SET, make_rule
 from eos_sde.bridge.task_library import Task, load_task, task_defaults
 from eos_sde.trials.estimators import estimator_of
 from eos_sde.trials.schedules import scheduled_rate
+from eos_sde.trials.warm_start import earlier_run, warm_weights
 from solvers.errors import InvalidInput
 
 CURVATURE_RULES = ("caeo", "caeo-ss", "cdat", "inverse-sharpness")
@@ -61,6 +62,8 @@ class Trial:
         Rows between two measurements of the sharpness of all training examples; 0 for the last row alone.
     probe : int
         Training examples of the fixed batch whose loss the rule's curvature is that of; 0 for each update's own batch.
+    start : str or None
+        An earlier run whose weights it starts from, where the layers fit: see `warm_start`. None for random weights.
     """
 
     task: str
@@ -78,13 +81,16 @@ class Trial:
     every: int = 10
     curvature_every: int = 0
     probe: int = 0
+    start: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields, as they come back from JSON, with the settings of the task complete."""
+        """All fields, as they come back from JSON, the settings of the task complete; of earlier weights a digest."""
         size = self.task_settings.get("size", "small")
         whole = {**task_defaults(self.task, size=size), **self.task_settings}
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if fields.pop("start") is not None:
+            fields["start"] = earlier_run(str(self.start)).digest  # whatever its folder is called
         return _plain(fields | {"task_settings": whole, "eta": self.rate, "options": self.rule_options})
 
     @property
@@ -136,6 +142,30 @@ class Trial:
                     f"{name}={getattr(self, name)} must be at most the {training.n} examples left for training"
                 )
         self.transformation()
+        if self.start is not None:
+            self.weights()
+
+    def weights(self) -> tuple[Any, str]:
+        """Weights before the first update, and what is to be said of them.
+
+        Returns
+        -------
+        (Array, str)
+            Shape (size,); empty words for random weights.
+
+        Raises
+        ------
+        InvalidInput
+            If an earlier run does not fit.
+        """
+        network = split_task(self).training.network
+        fresh = network.init(self.seed)
+        if self.start is None:
+            return fresh, ""
+        earlier = earlier_run(self.start)
+        weights, taken, drawn = warm_weights(earlier, network, fresh)
+        anew = f"drawn anew: {', '.join(drawn)}" if drawn else "all of them"
+        return weights, f"starts from {earlier.words}: {len(taken)} arrays taken, {anew}"
 
     def transformation(
         self, task: Task | None = None, batch: tuple | None = None, **traced: Any
