@@ -42,9 +42,12 @@ SERIES = {
     "slopes": ("1", "gradients of the sharpness for it, so far"),
     "gradient_equivalents": ("1", "updates and measured curvature in gradients of a batch, so far"),
     "seconds": ("s", "wall-clock time in updates, without compilation and measurements, so far"),
-    "joules": ("J", "energy of the processor in that time, with all that ran beside"),
+    "energy_joules": (
+        "J",
+        "energy in that time, with all that ran beside; the attribute energy says of what",
+    ),
 }
-NOT_REPRODUCED = ("seconds", "joules")
+NOT_REPRODUCED = ("seconds", "energy_joules")
 """What a clock or a counter tells: the only numbers that differ when a run is repeated or resumed."""
 _COUNTED = ("linearizations", "products", "slopes")
 
@@ -162,7 +165,8 @@ def _run(
             )
     meter, before = EnergyMeter(), rows[-1] if rows else {}
     seconds = before.get("seconds", 0.0)
-    joules = before.get("joules", 0.0) if meter.readable else None
+    energy = before.get("energy_joules", 0.0)
+    energy = np.nan if energy is None else energy  # a part of the run was made where no counter was
     counts = [before.get(name, 0) for name in _COUNTED]
     told: tuple = (np.nan, np.nan, np.nan, 0, 0, 0)
     while True:
@@ -170,7 +174,7 @@ def _run(
             counts = [count + int(new) for count, new in zip(counts, told[3:], strict=True)]
             row = _row(trial, programs, done, theta, told[:3], counts)
             row["seconds"] = seconds
-            row["joules"] = joules
+            row["energy_joules"] = plain(energy if meter.readable else np.nan)
             rows.append(row)
             if log is not None:
                 log.append(row)
@@ -186,8 +190,7 @@ def _run(
         began, used = time.perf_counter(), meter.joules()
         theta, state, told = work()
         seconds += time.perf_counter() - began
-        if used is not None and joules is not None:
-            joules += (meter.joules() or used) - used
+        energy += meter.joules() - used
         done += trial.every
 
 
@@ -260,7 +263,7 @@ def _dataset(
     attrs = provenance(
         task=trial.task, rule=trial.rule, seed=trial.seed, description=split.training.description,
         settings=json.dumps(settings),
-        energy="of the processor packages, all programs together" if EnergyMeter().readable else "not told here",
+        energy=EnergyMeter().source,
         curvature_of=_curvature_of(trial), start=trial.weights()[1] if trial.start else None,
         layers=json.dumps(layers_of(split.training.network)),
         mesh=describe_mesh(placement.mesh) if isinstance(placement, OnMesh) else None,
