@@ -132,7 +132,7 @@ def compare(
         list[str] | None,
         typer.Option(
             help="May be repeated; forms of a rule as caeo:estimator=hutchinson or caeo:delta=0,refresh=50; "
-            "weights of earlier runs as sgdm:from=runs/caeo-{seed}. "
+            "weights of another comparison's runs as sgdm:from=folder/caeo. "
             "(default: all that can be compared)",
             autocompletion=complete_contender,
         ),

@@ -64,13 +64,17 @@ class Contest:
             probe=self.probe if known.steady and known.rule in CURVATURE_RULES else 0,
         )  # fmt: skip
 
-    def run(self, name: str, knob: float, seed: int) -> xr.Dataset:
-        """A run, kept under what decides its numbers."""
-        trial = self.trial(name, knob, seed)
-        text = json.dumps(trial.settings, sort_keys=True)
+    def folder(self, name: str, knob: float, seed: int) -> str:
+        """Name of the folder of a run: what decides its numbers."""
+        text = json.dumps(self.trial(name, knob, seed).settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         plain = re.sub(r"[^\w.-]+", "-", name)  # settings hold signs that not every file system takes
-        return train(trial, folder=self.store / "runs" / f"{plain}-{digest}")
+        return f"{plain}-{digest}"
+
+    def run(self, name: str, knob: float, seed: int) -> xr.Dataset:
+        """A run, kept."""
+        folder = self.store / "runs" / self.folder(name, knob, seed)
+        return train(self.trial(name, knob, seed), folder=folder)
 
 
 def compare(
@@ -113,8 +117,8 @@ def compare(
         another call shares the runs that they have in common.
     rules : sequence of str
         Of `contenders.CONTENDERS`; with settings after a colon to compare forms of a rule, such as
-        "caeo:estimator=hutchinson", "caeo:delta=-0.05,refresh=50", or "sgdm:from=runs/caeo-{seed}" for the weights of
-        earlier runs: see `contenders.contender`.
+        "caeo:estimator=hutchinson", "caeo:delta=-0.05,refresh=50", or "sgdm:from=earlier/caeo" for the weights of the
+        runs of another comparison: see `contenders.contender`.
     reference : str
         The rule that the others are compared with.
     seeds : int
@@ -211,8 +215,16 @@ def compare(
         validation=validation, epochs=steps / updates_of(1, model),
         budget=f"each rule: {points} values of one knob, each on {tuning_seeds} seeds for {steps} updates",
         task_settings=json.dumps(model.settings["task_settings"]), starts=json.dumps(_starts(contest)),
+        runs=json.dumps(_folders(contest, tuned)),
     )  # fmt: skip
     return found
+
+
+def _folders(contest: Contest, tuned: xr.Dataset) -> dict[str, dict[int, str]]:
+    """Where the runs at the chosen values of the knobs are, by rule and seed: those that tuned and that judged."""
+    knobs = {name: float(tuned["knob"].sel(rule=name)) for name in contest.rules}
+    seeds = (*contest.tuning_seeds, *contest.seeds)
+    return {name: {seed: contest.folder(name, knobs[name], seed) for seed in seeds} for name in contest.rules}
 
 
 def _starts(contest: Contest) -> dict[str, str]:

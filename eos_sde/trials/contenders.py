@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from eos_sde.trials.estimators import DEFAULT
 from eos_sde.trials.programs import KNOBS
+from eos_sde.trials.warm_start import run_of_comparison
 from solvers.errors import InvalidInput
 
 
@@ -33,7 +34,8 @@ class Contender:
     delta : float
         Margin of "caeo" and "caeo-ss".
     start : str or None
-        An earlier run whose weights it starts from; ``{seed}`` in it stands for the seed of the run.
+        An earlier run whose weights it starts from; ``{seed}`` in it stands for the seed of the run. Or the folder of a
+        comparison and the name of a rule in it, ``folder/caeo``, for the run of the same seed.
     """
 
     rule: str
@@ -47,7 +49,10 @@ class Contender:
 
     def start_of(self, seed: int) -> str | None:
         """The earlier run of a seed."""
-        return None if self.start is None else self.start.replace("{seed}", str(seed))
+        if self.start is None:
+            return None
+        found = run_of_comparison(self.start, seed)
+        return self.start.replace("{seed}", str(seed)) if found is None else str(found)
 
     @property
     def knob(self) -> str:
@@ -105,7 +110,7 @@ def contender(name: str) -> Contender:
     name : str
         One of `CONTENDERS`; or it with a colon and settings, name=value with commas between them: ``delta``,
         ``schedule``, ``estimator`` (see `estimators.NAMES`), ``refresh`` and other options of the rule, and ``from``,
-        an earlier run whose weights it starts from, with ``{seed}`` where there is one for each seed.
+        an earlier run whose weights it starts from: see `Contender`.
 
     Returns
     -------

@@ -101,6 +101,43 @@ def _read(file: Path, _: int) -> Earlier:
     return Earlier(weights, layers, digest, words)
 
 
+def run_of_comparison(path: str | Path, seed: int) -> Path | None:
+    """The run of a rule and a seed, at the value of the knob that was chosen, in the folder of a comparison.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder, which holds ``compare.nc``, and the name of a rule: ``folder/caeo``.
+    seed : int
+        Of the run: one of those that tuned or judged.
+
+    Returns
+    -------
+    Path or None
+        Its folder; None if there is no comparison.
+
+    Raises
+    ------
+    InvalidInput
+        If the comparison has no such rule or seed.
+    """
+    file = Path(path).parent / "compare.nc"
+    if not file.is_file():
+        return None
+    with xr.open_dataset(file, engine="h5netcdf") as found:
+        runs = json.loads(found.attrs.get("runs", "{}"))
+    name = Path(path).name
+    if name not in runs:
+        raise InvalidInput(
+            f"from={path}: {file} has no runs of {name!r}: choose one of {', '.join(runs) or 'none'}"
+        )
+    if str(seed) not in runs[name]:
+        raise InvalidInput(
+            f"from={path}: {file} has no run of seed {seed}, but of {', '.join(runs[name])}: compare on the same seeds"
+        )
+    return Path(path).parent / "runs" / runs[name][str(seed)]
+
+
 def warm_weights(
     earlier: Earlier, network: Network, fresh: Any
 ) -> tuple[NDArray[np.float64], list[str], list[str]]:

@@ -9,6 +9,7 @@ import xarray as xr
 from eos_sde import trial_report
 from eos_sde.bridge.networks import mlp
 from eos_sde.trials import compare, train
+from eos_sde.trials.contenders import contender
 from eos_sde.trials.trial import split_task
 from eos_sde.trials.warm_start import Earlier, earlier_run, layers_of, warm_weights
 from solvers.errors import InvalidInput
@@ -94,10 +95,18 @@ def test_a_run_goes_on_from_another_and_says_so(tiny, tmp_path):
     loss = split_task(trial).training.loss(before[3]["final_params"].values)
     np.testing.assert_allclose(run["train_loss"][0], loss, rtol=1e-12)
     assert "starts from digits-mlp under sgd, seed 3" in trial_report.run_in_words(run)
-    name = f"sgdm:from={tmp_path}/old-{{seed}}"
+    name = f"sgdm:from={tmp_path}/old-{{seed}}"  # a folder for each seed
     found = compare("digits-mlp", store=tmp_path / "compare", rules=("sgdm", name), task_settings=TINY, steps=20,
                     rows=10, batch_size=8, seeds=3, tuning_seeds=2, points=3)  # fmt: skip
     for seed in (2, 3, 4):
         first = found["train_loss_path"].sel(rule=name, seed=seed)[0]
         np.testing.assert_allclose(first, before[seed]["train_loss"][-1], rtol=1e-12)
     assert "all of them" in trial_report.comparison_in_words(found)
+    found.to_netcdf(tmp_path / "compare" / "compare.nc", engine="h5netcdf")
+    for seed in (0, 3):  # one that tuned, one that judged: the runs at the knob that was chosen
+        folder = contender(f"sgd:from={tmp_path}/compare/sgdm").start_of(seed)
+        settings = json.loads(xr.load_dataset(f"{folder}/run.nc", engine="h5netcdf").attrs["settings"])
+        assert (settings["seed"], settings["eta"]) == (seed, found["knob"].sel(rule="sgdm"))
+    for start, words in (("compare/cdat", "has no runs of 'cdat'"), ("compare/sgdm", "has no run of seed 9")):
+        with pytest.raises(InvalidInput, match=words):
+            contender(f"sgd:from={tmp_path}/{start}").start_of(9)
