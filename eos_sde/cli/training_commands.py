@@ -69,6 +69,10 @@ def train(
     ] = None,
     processes: Annotated[int | None, typer.Option(help="How many there are.")] = None,
     process: Annotated[int | None, typer.Option(help="The number of this one, from 0.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Threads that read the images of a stream. (default: one for each core)"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for run.nc, log.jsonl and checkpoints.")] = Path("run"),
     as_json: JSON = False,
 ) -> None:
@@ -107,7 +111,7 @@ def train(
     between = checkpoint_every or every * max(1, steps // every // 10)
     with progress_bars() as advance:
         run = trials.train(
-            trial, folder=out, checkpoint_every=between, mesh=mesh,
+            trial, folder=out, checkpoint_every=between, mesh=mesh, workers=workers,
             progress=lambda done: advance("training", done / steps),
         )  # fmt: skip
     path = out / "run.nc"

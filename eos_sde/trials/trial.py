@@ -137,9 +137,10 @@ class Trial:
             raise InvalidInput(f"probe={self.probe} is for rules that measure curvature: leave it at 0")
         training = split_task(self).training
         for name in ("batch_size", "probe"):
-            if getattr(self, name) > training.n:
+            most = drawn_from(training) if name == "batch_size" else training.n
+            if getattr(self, name) > most:
                 raise InvalidInput(
-                    f"{name}={getattr(self, name)} must be at most the {training.n} examples left for training"
+                    f"{name}={getattr(self, name)} must be at most the {most} examples left for training"
                 )
         self.transformation()
         if self.start is not None:
@@ -218,7 +219,8 @@ def split_task(trial: Trial) -> Split:
     """The data of a trial.
 
     Of classifications and regressions the examples held out are drawn at random; of a text they are its last windows,
-    so that no window of the one part overlaps more than the border of the other.
+    so that no window of the one part overlaps more than the border of the other. A task with a stream is split by the
+    examples that it holds, and the stream draws none of those held out.
 
     Parameters
     ----------
@@ -257,7 +259,10 @@ def _split(name: str, settings: tuple, validation: float, seed: int) -> Split:
     else:
         order = np.argsort(stream(seed, _SPLIT).random_raw(task.n), kind="stable")
     kept, out = np.sort(order[: task.n - held]), np.sort(order[task.n - held :])
-    parts = (dataclasses.replace(task, x=task.x[index], y=task.y[index]) for index in (kept, out))
+    source = None if task.stream is None else task.stream.without(out)
+    parts = (
+        dataclasses.replace(task, x=task.x[index], y=task.y[index], stream=source) for index in (kept, out)
+    )
     return Split(*parts)
 
 
@@ -288,7 +293,12 @@ def updates_of(epochs: float, trial: Trial) -> int:
 
 def epoch_length(trial: Trial) -> int:
     """Updates in an epoch: whole batches of the training part."""
-    return max(1, split_task(trial).training.n // trial.batch_size)
+    return max(1, drawn_from(split_task(trial).training) // trial.batch_size)
+
+
+def drawn_from(task: Task) -> int:
+    """How many examples its batches are drawn from."""
+    return task.n if task.stream is None else len(task.stream)
 
 
 def _plain(value: Any) -> Any:
