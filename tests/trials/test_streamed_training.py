@@ -89,6 +89,7 @@ def test_batches_come_from_all_images_but_those_held_out(folders):
     assert sorted(labels.ravel().tolist()) == sorted(stream.labels.tolist())
 
 
+@pytest.mark.slow
 def test_gradient_descent_on_a_stream_by_hand(folders):
     """Twelve updates, in another epoch from the eighth on, with the targets and the colours of the task."""
     trial = streamed(folders)
@@ -105,6 +106,7 @@ def test_gradient_descent_on_a_stream_by_hand(folders):
     assert "batches are streamed from all 30" in run.attrs["description"]
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_to_the_same_bits_whatever_the_threads(folders, tmp_path):
     trial = streamed(folders)
 
