@@ -95,8 +95,9 @@ def comparison_in_words(found: xr.Dataset) -> str:
     Returns
     -------
     str
-        A line for the budget, one for the target, one for each metric that is compared, and for each rule whose runs
-        diverged, missed the target, or whose knob was best at an end of its grid.
+        A line for the budget, one for the target, one for each metric that is compared, for each rule that starts from
+        earlier weights, and for each whose runs diverged, missed the target, or whose knob was best at an end of its
+        grid.
     """
     attrs, seeds = found.attrs, found.sizes["seed"]
     reference = attrs["reference"]
@@ -117,6 +118,7 @@ def comparison_in_words(found: xr.Dataset) -> str:
                 told.append(f"{rule} {_versus(row, name, metric.versus)}")
         what = "; ".join(told) or "no rule differs from the reference by more than chance"
         lines.append(f"{metric.long_name}: {what}.")
+    lines += [f"{rule} {words}." for rule, words in json.loads(attrs.get("starts", "{}")).items()]
     for rule in found["rule"].values:
         row = found.sel(rule=rule)
         diverged, reached = row["diverged_runs"].item(), row["reached_runs"].item()
@@ -226,6 +228,8 @@ def run_in_words(run: xr.Dataset) -> str:
     said = ", ".join(told)
     if "curvature_of" in run.attrs:
         said += f"; the rule's curvature is that of {run.attrs['curvature_of']}"
+    if "start" in run.attrs:
+        said += f"; {run.attrs['start']}"
     return f"{said}; energy: {run.attrs['energy']}"
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from eos_sde.bridge.image_tasks import check_classifier, one_hot
 from eos_sde.bridge.networks import Network, convolutional
-from eos_sde.bridge.readers.chars74k import CHARACTERS, WHERE, load_chars74k
+from eos_sde.bridge.readers.chars74k import PARTS, WHERE, load_chars74k
 from eos_sde.bridge.recipes import Problem, check_counts, given_path, recipe
+from solvers.errors import InvalidInput
 
 _LICENCE = (
     "research use; T. de Campos, B. R. Babu and M. Varma, Character Recognition in Natural Images (2009)"
@@ -17,6 +18,7 @@ _NEEDS = f"the official folder or archive from {WHERE}, or its strokes as JSON"
 def _classify(chosen: Mapping[str, Any]) -> Problem:
     network = _network(chosen)
     drawings = load_chars74k(given_path("chars74k-cnn", chosen, _NEEDS), form=chosen["form"])
+    drawings = drawings.only(chosen["characters"])
     side, tested = chosen["side"], chosen["test_examples"]
     if tested is None:
         tested = len(drawings.part("test"))
@@ -24,7 +26,7 @@ def _classify(chosen: Mapping[str, Any]) -> Problem:
     test_images, test_labels = drawings.chosen("test", tested, side)
     mean, spread = images.mean(), images.std()  # over all pixels: some of those at the edge never vary
     x, x_test = ((one - mean) / spread for one in (images, test_images))
-    y, y_test = (one_hot(one, len(CHARACTERS), chosen["smoothing"]) for one in (labels, test_labels))
+    y, y_test = (one_hot(one, len(drawings.characters), chosen["smoothing"]) for one in (labels, test_labels))
     return Problem(
         network, x.reshape(len(x), -1), y, x_test.reshape(len(x_test), -1), y_test, drawings.source, _LICENCE
     )
@@ -34,7 +36,11 @@ def _network(chosen: Mapping[str, Any]) -> Network:
     check_classifier({"pool": 1, **chosen})
     check_counts(chosen, "channels")
     check_counts(chosen, "side", least=8)
-    layers = (*chosen["hidden"], len(CHARACTERS))
+    if chosen["characters"] not in PARTS:
+        raise InvalidInput(
+            f"characters={chosen['characters']!r} is not known: choose one of {', '.join(PARTS)}"
+        )
+    layers = (*chosen["hidden"], len(PARTS[chosen["characters"]]))
     return convolutional(chosen["side"], chosen["channels"], layers, chosen["activation"])
 
 
@@ -55,6 +61,7 @@ RECIPES = {
             "activation": "gelu",
             "smoothing": 0.0,
             "form": "auto",
+            "characters": "all",
             "path": None,
             "eta": 0.2,
         },

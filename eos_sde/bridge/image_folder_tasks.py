@@ -13,6 +13,7 @@ from eos_sde.bridge.readers.class_folders import class_folders
 from eos_sde.bridge.readers.labelled import LabelledImages, first_rows, pixels
 from eos_sde.bridge.readers.record_images import holds_records, record_images
 from eos_sde.bridge.recipes import Problem, check_counts, given_path, recipe
+from eos_sde.bridge.streamed_images import ImageStream
 from solvers.errors import InvalidInput
 
 _NEEDS = (
@@ -65,19 +66,27 @@ def _classify(chosen: Mapping[str, Any]) -> Problem:
     network = _network(chosen, classes)
     tested = len(testing) if chosen["test_examples"] is None else chosen["test_examples"]
     side = chosen["side"]
-    images, labels = pixels(training, first_rows(training, chosen["examples"]), side)
+    rows = first_rows(training, chosen["examples"])
+    images, labels = pixels(training, rows, side)
     test_images, test_labels = pixels(testing, first_rows(testing, tested), side)
     whole = [one.astype(np.float64) / 255 for one in (images, test_images)]
     mean, spread = whole[0].mean(axis=(0, 1, 2)), whole[0].std(axis=(0, 1, 2))
     spread = np.where(spread > 0, spread, 1.0)
     x, x_test = (((one - mean) / spread).reshape(len(one), -1) for one in whole)
     y, y_test = (one_hot(one, classes, chosen["smoothing"]) for one in (labels, test_labels))
-    return Problem(network, x, y, x_test, y_test, training.source, _LICENCE)
+    source, stream = training.source, None
+    if chosen["stream"]:
+        every = np.arange(len(training))
+        stream = ImageStream(training, rows, every, side, mean, spread, chosen["smoothing"])
+        source += f" (measured on; batches are streamed from all {len(training)})"
+    return Problem(network, x, y, x_test, y_test, source, _LICENCE, stream)
 
 
 def _check(chosen: Mapping[str, Any]) -> None:
     check_classifier({"pool": 1, **chosen})
     check_counts(chosen, "side", "patch", "width", "heads", "blocks")
+    if not isinstance(chosen["stream"], bool):
+        raise InvalidInput(f"stream={chosen['stream']!r} must be true or false")
     if chosen["classes"] is not None:
         check_counts(chosen, "classes", least=2)
 
@@ -106,6 +115,7 @@ RECIPES = {
             "activation": "gelu",
             "smoothing": 0.0,
             "classes": None,
+            "stream": False,
             "path": None,
             "eta": 0.1,
         },

@@ -28,6 +28,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _GAIN = 0.8
 
 
+class PlainLayers:
+    """Layers that compute, and tell nothing: what `optimizers.curvature.layers.Layers` is to an estimator."""
+
+    @staticmethod
+    def dense(name: str, x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:  # noqa: ARG004
+        """``x w + b``."""
+        return x @ w + b
+
+
 class MLP(eqx.Module):
     """Fully connected network on batches.
 
@@ -72,10 +81,15 @@ class MLP(eqx.Module):
         Array
             Shape (n, fan_out of the last layer).
         """
-        act = ACTIVATIONS[self.activation]
-        for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = act(x @ w + b)
-        return x @ self.weights[-1] + self.biases[-1]
+        return self.layered(x, PlainLayers())
+
+    def layered(self, x: jax.Array, layers: Any) -> jax.Array:
+        """The same by layers that tell their inputs and derivatives: see `optimizers.curvature.layers.Layers`."""
+        act, last = ACTIVATIONS[self.activation], len(self.weights) - 1
+        for number, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = layers.dense(f"dense_{number}", x, w, b)
+            x = x if number == last else act(x)
+        return x
 
 
 class ConvNet(eqx.Module):
@@ -110,12 +124,17 @@ class ConvNet(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs for a batch of flattened images, shape (n, side^2) -> (n, c)."""
+        return self.layered(x, PlainLayers())
+
+    def layered(self, x: jax.Array, layers: Any) -> jax.Array:
+        """As `MLP.layered`; the convolution is a dense layer whose positions are pixels."""
         inner = self.side - 2
         images = x.reshape(len(x), self.side, self.side)
         shifts = [images[:, i : i + inner, j : j + inner] for i in range(3) for j in range(3)]
-        maps = ACTIVATIONS[self.head.activation](jnp.stack(shifts, axis=-1) @ self.kernel + self.bias)
+        maps = layers.dense("convolution", jnp.stack(shifts, axis=-1), self.kernel, self.bias)
+        maps = ACTIVATIONS[self.head.activation](maps)
         pooled = maps.reshape(len(x), inner // 2, 2, inner // 2, 2, -1).mean(axis=(2, 4))
-        return self.head(pooled.reshape(len(x), -1))
+        return self.head.layered(pooled.reshape(len(x), -1), layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +156,9 @@ class Network:
         (that pytree, x) -> outputs: `apply` without the copies that unravelling costs in an inner loop.
     description : str
         For people, e.g. "tanh 64-32-32-10".
+    layered, layered_arrays : callable or None
+        `apply` and `apply_arrays` with a third argument, the layers of a curvature estimator; None where the network
+        does not tell its layers.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -145,6 +167,8 @@ class Network:
     unravel: Callable[[jax.Array], Any]
     apply_arrays: Callable[[Any, jax.Array], jax.Array]
     description: str
+    layered: Callable[[Any, jax.Array, Any], jax.Array] | None = None
+    layered_arrays: Callable[[Any, jax.Array, Any], jax.Array] | None = None
 
 
 @double_precision
@@ -181,7 +205,16 @@ def network(build: Callable[[jax.Array], eqx.Module], description: str) -> Netwo
         module = build(jax.random.key(seed))
         return ravel_pytree(eqx.filter(module, eqx.is_inexact_array))[0]
 
-    return Network(apply, init, flat.size, unravel, apply_arrays, description)
+    if not hasattr(static, "layered"):
+        return Network(apply, init, flat.size, unravel, apply_arrays, description)
+
+    def layered_arrays(weights: Any, x: jax.Array, layers: Any) -> jax.Array:
+        return eqx.combine(weights, static).layered(x, layers)
+
+    def layered(theta: jax.Array, x: jax.Array, layers: Any) -> jax.Array:
+        return layered_arrays(unravel(theta), x, layers)
+
+    return Network(apply, init, flat.size, unravel, apply_arrays, description, layered, layered_arrays)
 
 
 def mlp(layers: Sequence[int], activation: str = "tanh") -> Network:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from eos_sde.bridge.losses import LOSSES
 from eos_sde.bridge.networks import ACTIVATIONS, Network
+from eos_sde.bridge.streamed_images import ImageStream
 from solvers.errors import InvalidInput
 
 SIZES = ("small", "large")
@@ -29,6 +30,8 @@ class Problem:
         Inputs and targets, first axis the examples.
     source, licence : str
         Of the data.
+    stream : ImageStream or None
+        Where batches come from, if not from x and y.
     """
 
     network: Network
@@ -38,6 +41,7 @@ class Problem:
     y_test: ArrayLike
     source: str
     licence: str
+    stream: ImageStream | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from eos_sde.bridge.losses import LOSSES, of_classes
 from eos_sde.bridge.networks import Network
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.recipes import SIZES, SQUARED_ERROR, Recipe, check_common
+from eos_sde.bridge.streamed_images import ImageStream
 from solvers.errors import InvalidInput
 
 _RECIPES: dict[str, Recipe] = {
@@ -71,6 +72,8 @@ class Task:
         Of the data.
     regression : bool
         Whether the targets are values instead of classes.
+    stream : ImageStream or None
+        Where the batches of `trials.train` come from, if not from x and y, on which it measures then.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Task:
     source: str
     licence: str
     regression: bool = False
+    stream: ImageStream | None = None
 
     @property
     def n(self) -> int:
@@ -295,9 +299,11 @@ def load_task(name: str, **settings: Any) -> Task:
         CIFAR: ``path`` (see `eos_sde.bridge.cifar.load_cifar`; colours are standardised), ``channels``, ``stages``,
         ``blocks``;
         Chars74k: ``path``, ``form`` (see `eos_sde.bridge.readers.chars74k.load_chars74k`; ink is standardised),
-        ``side`` (pixels along an edge), ``channels``;
+        ``side`` (pixels along an edge), ``channels``, ``characters`` (the classes: all, digits, letters, capitals or
+        small);
         image folders: ``path``, ``classes`` (see `eos_sde.bridge.image_folder_tasks.open_images`; colours are
-        standardised), ``side``, ``patch``, ``heads``, ``blocks``;
+        standardised), ``side``, ``patch``, ``heads``, ``blocks``, ``stream`` (bool: `trials.train` draws its batches
+        from all training images as they are on disk, and measures on the ``examples``, which are in memory);
         masked text: ``path``, ``vocabulary``, ``bytes`` (read at most; see
         `eos_sde.bridge.readers.plain_text.text_tokens`), ``context``, ``masked`` (part of a window that is to be told),
         ``mask_seed``, ``heads``, ``blocks``; an example is a window, its loss the mean over what is to be told;
@@ -344,6 +350,7 @@ def load_task(name: str, **settings: Any) -> Task:
         source=problem.source,
         licence=problem.licence,
         regression=made_by.losses == SQUARED_ERROR,
+        stream=problem.stream,
     )
 
 

@@ -19,7 +19,7 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="resnet-50, vit-h-14, bert-large or bert-xxl.",
+            help="resnet-50, resnet-50-cifar, vit-h-14, bert-large or bert-xxl.",
             autocompletion=complete_large_model,
             show_default=False,
         ),

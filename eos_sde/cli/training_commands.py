@@ -54,6 +54,10 @@ def train(
         int | None, typer.Option(help="Updates between checkpoints. (default: ten in a run)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data, estimators.")] = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="An earlier run whose weights it starts from, where the layers fit."),
+    ] = None,
     mesh: Annotated[
         str | None, typer.Option(help="Devices to spread over, as data=8 or data=4,model=2. (default: one)")
     ] = None,
@@ -65,6 +69,10 @@ def train(
     ] = None,
     processes: Annotated[int | None, typer.Option(help="How many there are.")] = None,
     process: Annotated[int | None, typer.Option(help="The number of this one, from 0.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Threads that read the images of a stream. (default: one for each core)"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for run.nc, log.jsonl and checkpoints.")] = Path("run"),
     as_json: JSON = False,
 ) -> None:
@@ -91,7 +99,8 @@ def train(
     given: dict[str, Any] = {
         "eta": eta, "delta": delta, "options": _assignments("option", option), "schedule": schedule,
         "batch_size": batch, "validation": validation, "every": every, "curvature_every": curvature_every,
-        "probe": probe, "seed": seed, "task_settings": with_data(task, _assignments("set", settings), data),
+        "probe": probe, "seed": seed, "start": None if start is None else str(start),
+        "task_settings": with_data(task, _assignments("set", settings), data),
     }  # fmt: skip
     if steps is None:
         trials.Trial(task, rule, steps=every, **{**given, "schedule": "constant"}).check()
@@ -102,7 +111,7 @@ def train(
     between = checkpoint_every or every * max(1, steps // every // 10)
     with progress_bars() as advance:
         run = trials.train(
-            trial, folder=out, checkpoint_every=between, mesh=mesh,
+            trial, folder=out, checkpoint_every=between, mesh=mesh, workers=workers,
             progress=lambda done: advance("training", done / steps),
         )  # fmt: skip
     path = out / "run.nc"
@@ -126,7 +135,10 @@ def compare(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated. (default: all that can be compared)", autocompletion=complete_contender
+            help="May be repeated; forms of a rule as caeo:estimator=hutchinson or caeo:delta=0,refresh=50; "
+            "weights of another comparison's runs as sgdm:from=folder/caeo. "
+            "(default: all that can be compared)",
+            autocompletion=complete_contender,
         ),
     ] = None,
     reference: Annotated[
@@ -211,13 +223,8 @@ def _assignments(name: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    from eos_sde.trials.contenders import plain_value
+
     if "," in text:
-        return tuple(_value(part) for part in text.split(",") if part)
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+        return tuple(plain_value(part) for part in text.split(",") if part)
+    return plain_value(text)

@@ -142,11 +142,11 @@ def _bert(width: int, blocks: int, heads: int, vocabulary: int, context: int) ->
     return build
 
 
-def _resnet(stages: tuple[int, ...], classes: int) -> Callable[[Any], Any]:
+def _resnet(stages: tuple[int, ...], classes: int, *, small_images: bool = False) -> Callable[[Any], Any]:
     def build(dtype: Any) -> Any:
         from eos_sde.large_models.residual import ResNet
 
-        return ResNet(stages, classes, dtype)
+        return ResNet(stages, classes, dtype, small_images)
 
     return build
 
@@ -164,6 +164,12 @@ MODELS: dict[str, LargeModel] = {
             "resnet-50", "ResNet-50, 224 x 224", _resnet((3, 4, 6, 3), 1000), _images(224), 25_557_032,
             _IMAGENET, 90, "ImageNet-1k", "He et al., arXiv:1512.03385; 90 epochs of Goyal et al., arXiv:1706.02677",
             tuple(f"stage_{stage}_blocks" for stage in range(4)),
+        ),
+        LargeModel(
+            "resnet-50-cifar", "ResNet-50 for CIFAR-100, 32 x 32", _resnet((3, 4, 6, 3), 100, small_images=True),
+            _images(32), 23_705_252, 50_000, 200, "CIFAR-100",
+            "He et al., arXiv:1512.03385, with its first layer for CIFAR; 200 epochs of Zagoruyko and Komodakis, "
+            "arXiv:1605.07146", tuple(f"stage_{stage}_blocks" for stage in range(4)),
         ),
         LargeModel(
             "vit-h-14", "ViT-H/14, 224 x 224", _vit(1280, 32, 16, 14, 1000), _images(224), 632_045_800,

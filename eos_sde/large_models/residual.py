@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network of bottlenecks for images of 224 x 224 pixels.
+    """Residual network of bottlenecks for images of 224 x 224 pixels, or of 32 x 32.
 
     Attributes
     ----------
@@ -54,18 +54,25 @@ class ResNet(nn.Module):
         Outputs.
     dtype : dtype
         Of the arithmetic.
+    small_images : bool
+        Whether the first layer is a 3x3 convolution at full resolution, as for CIFAR (He et al., section 4.2),
+        instead of 7x7 and pooling, each at every second pixel.
     """
 
     stages: tuple[int, ...]
     classes: int
     dtype: Any
+    small_images: bool = False
 
     @nn.compact
     def __call__(self, images: Any) -> Any:
         """Images (n, side, side, 3) to logits (n, classes), float32; batch norm over the batch at hand."""
-        x = nn.Conv(64, (7, 7), (2, 2), use_bias=False, dtype=self.dtype, name="stem")(images)
+        size, stride = (3, 1) if self.small_images else (7, 2)
+        kernel, strides = (size, size), (stride, stride)
+        x = nn.Conv(64, kernel, strides, use_bias=False, dtype=self.dtype, name="stem")(images)
         x = nn.relu(nn.BatchNorm(False, dtype=self.dtype, name="stem_norm")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        if not self.small_images:
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for stage, blocks in enumerate(self.stages):
             channels = 64 * 2**stage
             first = Bottleneck(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from eos_sde.bridge.cells import check_counts
-from eos_sde.trials.contenders import CONTENDERS, check_contenders
+from eos_sde.trials.contenders import CONTENDERS, check_contenders, contender
 from eos_sde.trials.judgement import judged_dataset
 from eos_sde.trials.milestones import Target, end_loss, first_reached
 from eos_sde.trials.programs import knob_of
@@ -49,7 +50,7 @@ class Contest:
 
     def trial(self, name: str, knob: float | None, seed: int) -> Trial:
         """A run of a contender, at a value of its knob (None: whatever it is)."""
-        known = CONTENDERS[name]
+        known = contender(name)
         options = dict(known.options)
         eta = None
         if knob is not None and known.knob == "eta":
@@ -58,16 +59,22 @@ class Contest:
             options[known.knob] = float(knob)
         return Trial(
             self.task, known.rule, steps=self.steps, batch_size=self.batch_size, seed=seed, eta=eta, options=options,
+            delta=known.delta, start=known.start_of(seed),
             schedule=known.schedule, task_settings=self.task_settings, validation=self.validation, every=self.every,
             probe=self.probe if known.steady and known.rule in CURVATURE_RULES else 0,
         )  # fmt: skip
 
-    def run(self, name: str, knob: float, seed: int) -> xr.Dataset:
-        """A run, kept under what decides its numbers."""
-        trial = self.trial(name, knob, seed)
-        text = json.dumps(trial.settings, sort_keys=True)
+    def folder(self, name: str, knob: float, seed: int) -> str:
+        """Name of the folder of a run: what decides its numbers."""
+        text = json.dumps(self.trial(name, knob, seed).settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return train(trial, folder=self.store / "runs" / f"{name}-{digest}")
+        plain = re.sub(r"[^\w.-]+", "-", name)  # settings hold signs that not every file system takes
+        return f"{plain}-{digest}"
+
+    def run(self, name: str, knob: float, seed: int) -> xr.Dataset:
+        """A run, kept."""
+        folder = self.store / "runs" / self.folder(name, knob, seed)
+        return train(self.trial(name, knob, seed), folder=folder)
 
 
 def compare(
@@ -109,7 +116,9 @@ def compare(
         Folder of the runs. Each is kept once finished; the same call goes on where an interrupted one stopped, and
         another call shares the runs that they have in common.
     rules : sequence of str
-        Of `contenders.CONTENDERS`.
+        Of `contenders.CONTENDERS`; with settings after a colon to compare forms of a rule, such as
+        "caeo:estimator=hutchinson", "caeo:delta=-0.05,refresh=50", or "sgdm:from=earlier/caeo" for the weights of the
+        runs of another comparison: see `contenders.contender`.
     reference : str
         The rule that the others are compared with.
     seeds : int
@@ -186,7 +195,11 @@ def compare(
         tune_for, target, probe, validation, store, given,
     )  # fmt: skip
     for name in rules:
-        contest.trial(name, None, seed).check()
+        try:
+            for one in (*contest.tuning_seeds, *contest.seeds)[: None if contender(name).start else 1]:
+                contest.trial(name, None, one).check()
+        except InvalidInput as error:
+            raise InvalidInput(f"rule={name!r}: {error}") from error
     _check_target(target, split_task(model).training)
     tuned, goal = _tune(contest, _told(progress, "tuning"))
     told, runs = _told(progress, "judging"), {}
@@ -201,9 +214,23 @@ def compare(
         probe=probe, ratio=ratio, points=points, tuning_seeds=tuning_seeds,
         validation=validation, epochs=steps / updates_of(1, model),
         budget=f"each rule: {points} values of one knob, each on {tuning_seeds} seeds for {steps} updates",
-        task_settings=json.dumps(model.settings["task_settings"]),
+        task_settings=json.dumps(model.settings["task_settings"]), starts=json.dumps(_starts(contest)),
+        runs=json.dumps(_folders(contest, tuned)),
     )  # fmt: skip
     return found
+
+
+def _folders(contest: Contest, tuned: xr.Dataset) -> dict[str, dict[int, str]]:
+    """Where the runs at the chosen values of the knobs are, by rule and seed: those that tuned and that judged."""
+    knobs = {name: float(tuned["knob"].sel(rule=name)) for name in contest.rules}
+    seeds = (*contest.tuning_seeds, *contest.seeds)
+    return {name: {seed: contest.folder(name, knobs[name], seed) for seed in seeds} for name in contest.rules}
+
+
+def _starts(contest: Contest) -> dict[str, str]:
+    """What is to be said of the weights of rules that do not start at random, of the first judged seed."""
+    trials = {name: contest.trial(name, None, contest.seeds[0]) for name in contest.rules}
+    return {name: trial.weights()[1] for name, trial in trials.items() if trial.start is not None}
 
 
 def _check_target(target: Target | None, task: Any) -> None:
@@ -225,7 +252,7 @@ def _tune(contest: Contest, told: Callable[[float], None]) -> tuple[xr.Dataset, 
     knobs, losses, steps = (np.full(shape, np.nan) for _ in range(3))
     diverged, tried = np.zeros(shape, int), {}
     for row, name in enumerate(contest.rules):
-        known = CONTENDERS[name]
+        known = contender(name)
         eta = split_task(contest.trial(name, None, 0)).training.eta
         knobs[row] = known.grid(eta, contest.points, contest.ratio)
         for point, knob in enumerate(knobs[row]):

@@ -3,11 +3,14 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eos_sde.bridge.readers.labelled import LabelledImages, pixels
+from eos_sde.bridge.task_library import Task
 from eos_sde.trials.batch_order import ordered_batches
 from solvers.errors import InvalidInput
 
@@ -23,12 +26,13 @@ def image_batches(
     seed: int,
     first: int = 0,
     workers: int = 1,
+    ahead: int | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Batches of a run without end, each epoch in a random order of its own.
 
     The order is that of `training.train` on as many examples in memory: a function of the seed and of the number of the
     update. To resume needs no state but that number, and gives the same bits whatever the number of workers. Memory
-    holds the index of the images, the order of an epoch, and `workers` x 2 + 1 batches.
+    holds the index of the images, the order of an epoch, and `ahead` + 1 batches.
 
     Parameters
     ----------
@@ -44,6 +48,8 @@ def image_batches(
         Updates made before.
     workers : int
         Threads that read and decode.
+    ahead : int, optional
+        Batches that are being read, or wait, while one is used; `workers` x 2 if left out.
 
     Yields
     ------
@@ -56,6 +62,7 @@ def image_batches(
         For arguments that cannot be used; and, when its batch is asked for, if an image is broken.
     """
     given = {"batch_size": batch_size, "side": side, "seed": seed, "first": first, "workers": workers}
+    given["ahead"] = workers * AHEAD if ahead is None else ahead
     for name, value in given.items():
         least = 0 if name in ("seed", "first") else 1
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -64,18 +71,18 @@ def image_batches(
         raise InvalidInput(
             f"batch_size={batch_size} must be at most the {len(images)} images of {images.source}"
         )
-    return _batches(images, batch_size, side, seed, first, workers)
+    return _batches(images, batch_size, side, seed, first, workers, given["ahead"])
 
 
 def _batches(
-    images: LabelledImages, batch_size: int, side: int, seed: int, step: int, workers: int
+    images: LabelledImages, batch_size: int, side: int, seed: int, step: int, workers: int, ahead: int
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     def begun(step: int):
         (rows,) = ordered_batches(seed, step, 1, examples=len(images), batch_size=batch_size)
         return pool.submit(pixels, images, rows, side)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
-        waiting = deque(begun(step + k) for k in range(workers * AHEAD))
+        waiting = deque(begun(step + k) for k in range(ahead))
         step += len(waiting)
         try:
             while True:
@@ -86,3 +93,44 @@ def _batches(
         finally:
             for one in waiting:
                 one.cancel()
+
+
+class Drawn:
+    """The batches of a run, so many updates at a time: rows of the examples in memory, or images of a stream.
+
+    Parameters
+    ----------
+    task : Task
+        The training part.
+    seed, batch_size : int
+        Of the order.
+    first : int
+        Updates made before.
+    every : int
+        Updates at a time.
+    workers : int
+        Threads that read and decode a stream.
+    """
+
+    def __init__(self, task: Task, *, seed: int, batch_size: int, first: int, every: int, workers: int):
+        self._order = {"examples": task.n, "batch_size": batch_size}
+        self._seed, self._every, self._done, self._stream = seed, every, first, None
+        if task.stream is not None:
+            self._stream = image_batches(
+                task.stream, batch_size=batch_size, side=task.stream.side, seed=seed, first=first, workers=workers,
+                ahead=max(every, workers * AHEAD),
+            )  # fmt: skip
+
+    def next(self) -> Any:
+        """Batches of the next updates, each array with axes (update, example): rows, or pixels and labels."""
+        if self._stream is None:
+            rows = ordered_batches(self._seed, self._done, self._every, **self._order)
+            self._done += self._every
+            return rows
+        pixels, labels = zip(*islice(self._stream, self._every), strict=True)
+        return np.stack(pixels), np.stack(labels)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._stream is not None:
+            self._stream.close()

@@ -48,7 +48,7 @@ METRICS: Mapping[str, Metric] = {
     "gradient_equivalents": Metric("1", "gradient-equivalents of the whole run", "", -1),
     "flops_per_sample": Metric("1", "floating-point operations for an example of a batch", "", -1),
     "seconds": Metric("s", "time in updates of the whole run", "", -1),
-    "joules": Metric("J", "energy in that time", "", -1),
+    "energy_joules": Metric("J", "energy in that time", "", -1),
 }
 """Of every judged run; the last measured on a clock are not the same when a run is repeated."""
 _PATHS = ("validation_loss", "train_loss", "gradient_equivalents")
@@ -142,7 +142,9 @@ def _of_run(contest: Any, rule: str, run: xr.Dataset, goal: Target, flops: Flops
             "final_train_loss": float(run["train_loss"][-1]),
             "flops_per_sample": total / (updates * trial.batch_size),
         }
-        found |= {name: float(run[name][-1]) for name in ("gradient_equivalents", "seconds", "joules")}
+        found |= {name: float(run[name][-1]) for name in ("gradient_equivalents", "seconds")}
+        if "energy_joules" in run:  # runs that were kept before energy had this name tell none
+            found["energy_joules"] = float(run["energy_joules"][-1])
     names = ("test_loss", "test_accuracy", "test_nll", "test_brier", "test_ece", "final_sharpness")
     return found | {name: float(run[name]) for name in names}
 

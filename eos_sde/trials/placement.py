@@ -27,8 +27,8 @@ class Placement(Protocol):
         """The task as a function of the weights as they are held."""
         ...
 
-    def start(self, task: Task, rule: optax.GradientTransformation, seed: int) -> tuple[Any, Any]:
-        """Weights and state before the first update."""
+    def start(self, task: Task, rule: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
+        """Weights, given as the flat vector, and state before the first update."""
         ...
 
     def vector(self, weights: Any) -> NDArray:
@@ -66,9 +66,9 @@ class OneDevice:
         """The task itself."""
         return task
 
-    def start(self, task: Task, rule: optax.GradientTransformation, seed: int) -> tuple[Any, Any]:
-        """As the task draws it."""
-        theta = task.init(seed)
+    def start(self, task: Task, rule: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:  # noqa: ARG002
+        """As it is given."""
+        theta = jax.numpy.asarray(theta)
         return theta, rule.init(theta)
 
     def vector(self, weights: Any) -> NDArray:
@@ -121,10 +121,10 @@ class OnMesh:
         """Of the weights."""
         return devices.weight_shardings(_shapes(task), self.mesh)
 
-    def start(self, task: Task, rule: optax.GradientTransformation, seed: int) -> tuple[Any, Any]:
-        """As the task draws it, each array cut; no device holds the state of the rule whole."""
+    def start(self, task: Task, rule: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
+        """As it is given, each array cut; no device holds the state of the rule whole."""
         shardings = self.shardings(task)
-        weights = devices.place(task.network.unravel(task.init(seed)), shardings)
+        weights = devices.place(task.network.unravel(jax.numpy.asarray(theta)), shardings)
         of_state = devices.state_shardings(rule, _shapes(task), shardings, self.mesh)
         return weights, jax.jit(rule.init, in_shardings=(shardings,), out_shardings=of_state)(weights)
 
@@ -165,7 +165,8 @@ class OnMesh:
 
 @lru_cache(maxsize=8)
 def _of_arrays(task: Task) -> Task:
-    network = dataclasses.replace(task.network, apply=task.network.apply_arrays)
+    own = task.network
+    network = dataclasses.replace(own, apply=own.apply_arrays, layered=own.layered_arrays)
     return dataclasses.replace(task, network=network)
 
 

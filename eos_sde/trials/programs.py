@@ -92,7 +92,9 @@ def programs_of(trial: Trial, placement: Placement | None = None) -> Programs:
     placement = OneDevice() if placement is None else placement
     settings = trial.settings
     settings["options"] |= {"eta": settings["eta"], name: None}
-    key = json.dumps(settings | {"seed": None, "eta": None, "mesh": placement.name}, sort_keys=True)
+    key = json.dumps(
+        settings | {"seed": None, "eta": None, "start": None, "mesh": placement.name}, sort_keys=True
+    )
     if key not in _COMPILED:
         while len(_COMPILED) >= _MOST:
             _COMPILED.pop(next(iter(_COMPILED)))
@@ -108,17 +110,23 @@ def _make(trial: Trial, name: str, placement: Placement) -> Programs:
         order = np.argsort(stream(trial.split_seed, _PROBE).random_raw(task.n), kind="stable")[: trial.probe]
         probe = placement.examples((task.x[order], task.y[order]))
 
+    source = task.stream
+
+    def examples_of(batch: Any, data: tuple) -> tuple:
+        """Inputs and targets of a batch: rows of what is in memory, or images as they were read."""
+        return source.prepared(*batch) if source is not None else (data[0][batch], data[1][batch])
+
     def advance(
-        knob: jax.Array, theta: jax.Array, state: Any, batches: jax.Array, before: jax.Array, data: tuple,
-        fixed: Any,
+        knob: jax.Array, theta: jax.Array, state: Any, batches: Any, before: jax.Array, data: tuple, fixed: Any,
     ) -> tuple:  # fmt: skip
-        (x, y), rule = data, trial.transformation(**{name: knob})
+        counts = before + jnp.arange(jax.tree.leaves(batches)[0].shape[0])
 
         def step(carry: tuple, drawn: tuple) -> tuple:
             (theta, state), (batch, count) = carry, drawn
-            seen = placement.batch((x[batch], y[batch]))
+            seen = placement.batch(examples_of(batch, data))
             loss, gradient = jax.value_and_grad(task.loss)(theta, *seen)
             curved = seen if fixed is None else fixed
+            rule = trial.transformation(task, curved, **{name: knob})
             given = {"value": loss, "value_fn": lambda w: task.loss(w, *curved)}
             updates, state = rule.update(gradient, state, theta, **given)
             rate = optax.tree_utils.tree_get(state, "learning_rate", default=None)
@@ -130,13 +138,12 @@ def _make(trial: Trial, name: str, placement: Placement) -> Programs:
                 curvature_work(trial.rule, state),
             )
 
-        counts = before + jnp.arange(len(batches))
         (theta, state), (losses, rates, work) = jax.lax.scan(step, (theta, state), (batches, counts))
         told = jnp.mean(losses), jnp.var(losses), rates[-1], *(jnp.sum(part) for part in work)
         return theta, state, told
 
     evaluate, sharpness = _measures(split.training, split.validating, placement)
-    data = placement.whole((task.x, task.y))
+    data = () if source is not None else placement.whole((task.x, task.y))
     compiled = placement.jit_updates(advance, split.training, trial.transformation())
     return Programs(_ahead(compiled, data=data, fixed=probe), evaluate, sharpness)
 

@@ -1,8 +1,10 @@
 """One run of a trial: trained, logged, checkpointed, resumed bit for bit."""
 
 import json
+import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,19 @@ import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
 
-from eos_sde.bridge.cells import plain
+from eos_sde.bridge.cells import check_counts, plain
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.replicas import DIVERGED
-from eos_sde.trials.batch_order import ordered_batches
 from eos_sde.trials.checkpoints import Checkpoints
 from eos_sde.trials.costs import work_of
 from eos_sde.trials.devices import check_divisible, describe_mesh
 from eos_sde.trials.energy import EnergyMeter
+from eos_sde.trials.image_stream import Drawn
 from eos_sde.trials.placement import OnMesh, Placement, placement_of
 from eos_sde.trials.programs import knob_of, programs_of, scores_at
 from eos_sde.trials.run_log import RunLog, keep_dataset
 from eos_sde.trials.trial import Trial, epoch_length, split_task
+from eos_sde.trials.warm_start import layers_of
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
 
@@ -40,11 +43,15 @@ SERIES = {
     "products": ("1", "Hessian-vector products for it, so far"),
     "slopes": ("1", "gradients of the sharpness for it, so far"),
     "gradient_equivalents": ("1", "updates and measured curvature in gradients of a batch, so far"),
-    "seconds": ("s", "wall-clock time in updates, without compilation and measurements, so far"),
-    "joules": ("J", "energy of the processor in that time, with all that ran beside"),
+    "seconds": ("s", "wall-clock time in updates, without compilation, measurements and reading, so far"),
+    "energy_joules": (
+        "J",
+        "energy in that time, with all that ran beside; the attribute energy says of what",
+    ),
 }
-NOT_REPRODUCED = ("seconds", "joules")
+NOT_REPRODUCED = ("seconds", "energy_joules")
 """What a clock or a counter tells: the only numbers that differ when a run is repeated or resumed."""
+_MOST_WORKERS = 8
 _COUNTED = ("linearizations", "products", "slopes")
 
 
@@ -56,6 +63,7 @@ def train(
     checkpoint_every: int | None = None,
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | str | None = None,
+    workers: int | None = None,
 ) -> xr.Dataset:
     """Train, and log as it goes.
 
@@ -79,6 +87,9 @@ def train(
         `eos_sde.trials.devices`. The numbers are those of one device up to the order of sums. A run may go on on
         another mesh. With several processes (`eos_sde.trials.cluster`) all call this, on one file system, and the
         first writes.
+    workers : int, optional
+        Threads that read and decode the images of a task with a stream, whatever the numbers: by default one for each
+        processor core that the process may use, eight at most.
 
     Returns
     -------
@@ -99,6 +110,9 @@ def train(
     if isinstance(placement, OnMesh):
         check_divisible({"batch_size": trial.batch_size, "probe": trial.probe}, placement.mesh)
         settings["weights"] = "arrays"  # as they are kept in checkpoints
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, _MOST_WORKERS)
+    check_counts(workers=(workers, 1))
     if checkpoint_every is not None:
         if folder is None:
             raise InvalidInput(f"checkpoint_every={checkpoint_every} needs a folder for the checkpoints")
@@ -120,7 +134,7 @@ def train(
     if folder is not None and checkpoint_every is not None:
         keeper = Checkpoints(folder / "checkpoints")
     try:
-        rows, theta = _run(trial, placement, log, keeper, checkpoint_every or trial.steps, progress)
+        rows, theta = _run(trial, placement, log, keeper, checkpoint_every or trial.steps, progress, workers)
     finally:
         if keeper is not None:
             keeper.close()
@@ -142,11 +156,14 @@ def _run(
     keeper: Checkpoints | None,
     checkpoint_every: int,
     progress: Callable[[int], None] | None,
+    workers: int,
 ) -> tuple[list[dict[str, Any]], Any]:
     task, programs = split_task(trial).training, programs_of(trial, placement)
     knob = placement.whole(np.asarray(knob_of(trial)[1]))
-    own = {"seed": trial.seed} if "refresh" in trial.rule_options else {}  # of the estimator's random vectors
-    theta, state = placement.start(task, trial.transformation(**own), trial.seed)
+    own: dict[str, Any] = (
+        {"seed": trial.seed} if "refresh" in trial.rule_options else {}
+    )  # of the estimator's random vectors
+    theta, state = placement.start(task, trial.transformation(**own), trial.weights()[0])
     rows, done = [], 0
     found = None if keeper is None else keeper.latest((theta, state))
     if found is not None:
@@ -159,33 +176,34 @@ def _run(
             )
     meter, before = EnergyMeter(), rows[-1] if rows else {}
     seconds = before.get("seconds", 0.0)
-    joules = before.get("joules", 0.0) if meter.readable else None
+    energy = before.get("energy_joules", 0.0)
+    energy = np.nan if energy is None else energy  # a part of the run was made where no counter was
     counts = [before.get(name, 0) for name in _COUNTED]
     told: tuple = (np.nan, np.nan, np.nan, 0, 0, 0)
-    while True:
-        if not rows or rows[-1]["step"] < done:
-            counts = [count + int(new) for count, new in zip(counts, told[3:], strict=True)]
-            row = _row(trial, programs, done, theta, told[:3], counts)
-            row["seconds"] = seconds
-            row["joules"] = joules
-            rows.append(row)
-            if log is not None:
-                log.append(row)
-        if keeper is not None and done and (done % checkpoint_every == 0 or done == trial.steps):
-            keeper.save(done, (theta, state))
-        if progress is not None:
-            progress(done)
-        if done == trial.steps or _lost(rows):
-            return rows, placement.vector(theta)
-        batches = ordered_batches(trial.seed, done, trial.every, examples=task.n, batch_size=trial.batch_size)
-        placed = placement.examples(batches, axis=1), placement.whole(np.asarray(done))
-        work = programs.advance(knob, theta, state, *placed)
-        began, used = time.perf_counter(), meter.joules()
-        theta, state, told = work()
-        seconds += time.perf_counter() - began
-        if used is not None and joules is not None:
-            joules += (meter.joules() or used) - used
-        done += trial.every
+    order = {"seed": trial.seed, "batch_size": trial.batch_size, "every": trial.every}
+    with closing(Drawn(task, **order, first=done, workers=workers)) as drawn:
+        while True:
+            if not rows or rows[-1]["step"] < done:
+                counts = [count + int(new) for count, new in zip(counts, told[3:], strict=True)]
+                row = _row(trial, programs, done, theta, told[:3], counts)
+                row["seconds"] = seconds
+                row["energy_joules"] = plain(energy if meter.readable else np.nan)
+                rows.append(row)
+                if log is not None:
+                    log.append(row)
+            if keeper is not None and done and (done % checkpoint_every == 0 or done == trial.steps):
+                keeper.save(done, (theta, state))
+            if progress is not None:
+                progress(done)
+            if done == trial.steps or _lost(rows):
+                return rows, placement.vector(theta)
+            placed = placement.examples(drawn.next(), axis=1), placement.whole(np.asarray(done))
+            work = programs.advance(knob, theta, state, *placed)
+            began, used = time.perf_counter(), meter.joules()
+            theta, state, told = work()
+            seconds += time.perf_counter() - began
+            energy += meter.joules() - used
+            done += trial.every
 
 
 def _lost(rows: list[dict[str, Any]]) -> bool:
@@ -257,8 +275,9 @@ def _dataset(
     attrs = provenance(
         task=trial.task, rule=trial.rule, seed=trial.seed, description=split.training.description,
         settings=json.dumps(settings),
-        energy="of the processor packages, all programs together" if EnergyMeter().readable else "not told here",
-        curvature_of=_curvature_of(trial),
+        energy=EnergyMeter().source,
+        curvature_of=_curvature_of(trial), start=trial.weights()[1] if trial.start else None,
+        layers=json.dumps(layers_of(split.training.network)),
         mesh=describe_mesh(placement.mesh) if isinstance(placement, OnMesh) else None,
     )  # fmt: skip
     return xr.Dataset(contents, coords, attrs)

@@ -13,11 +13,15 @@ from eos_sde.bridge.batches import stream
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rules import RULES, SELF_SET, make_rule
 from eos_sde.bridge.task_library import Task, load_task, task_defaults
+from eos_sde.trials.estimators import estimator_of
 from eos_sde.trials.schedules import scheduled_rate
+from eos_sde.trials.warm_start import earlier_run, warm_weights
 from solvers.errors import InvalidInput
 
 CURVATURE_RULES = ("caeo", "caeo-ss", "cdat", "inverse-sharpness")
 """Rules that measure the curvature of a loss that they are given."""
+SHARPNESS_RULES = tuple(rule for rule in CURVATURE_RULES if rule != "cdat")
+"""Those that measure its largest eigenvalue, by an estimator, when a refresh policy says."""
 _SPLIT = 4  # a stream of its own
 
 
@@ -43,7 +47,7 @@ class Trial:
         Margin of "caeo" and "caeo-ss".
     options : mapping
         Further options of the rule. Of the rules that measure the sharpness ``refresh`` is "auto" here, as users have
-        it, instead of the 1 of `bridge.make_rule`.
+        it, instead of the 1 of `bridge.make_rule`, and ``estimator`` is the name of one of `estimators.NAMES`.
     schedule : str
         "constant" or "warmup-cosine".
     task_settings : mapping
@@ -58,6 +62,8 @@ class Trial:
         Rows between two measurements of the sharpness of all training examples; 0 for the last row alone.
     probe : int
         Training examples of the fixed batch whose loss the rule's curvature is that of; 0 for each update's own batch.
+    start : str or None
+        An earlier run whose weights it starts from, where the layers fit: see `warm_start`. None for random weights.
     """
 
     task: str
@@ -75,13 +81,16 @@ class Trial:
     every: int = 10
     curvature_every: int = 0
     probe: int = 0
+    start: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields, as they come back from JSON, with the settings of the task complete."""
+        """All fields, as they come back from JSON, the settings of the task complete; of earlier weights a digest."""
         size = self.task_settings.get("size", "small")
         whole = {**task_defaults(self.task, size=size), **self.task_settings}
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if fields.pop("start") is not None:
+            fields["start"] = earlier_run(str(self.start)).digest  # whatever its folder is called
         return _plain(fields | {"task_settings": whole, "eta": self.rate, "options": self.rule_options})
 
     @property
@@ -94,8 +103,7 @@ class Trial:
     @property
     def rule_options(self) -> dict[str, Any]:
         """Options of the rule, complete."""
-        measured = self.rule in CURVATURE_RULES and self.rule != "cdat"
-        return {**({"refresh": "auto"} if measured else {}), **self.options}
+        return {**({"refresh": "auto"} if self.rule in SHARPNESS_RULES else {}), **self.options}
 
     def check(self) -> None:
         """Refuse what cannot be run, before any work.
@@ -120,21 +128,58 @@ class Trial:
             raise InvalidInput(
                 f"schedule={self.schedule!r} needs a learning rate, and {self.rule} makes its own: use 'constant'"
             )
+        if "estimator" in self.options and self.rule not in SHARPNESS_RULES:
+            raise InvalidInput(
+                f"estimator={self.options['estimator']!r} is for the rules that measure the sharpness, "
+                f"{', '.join(SHARPNESS_RULES)}, not for {self.rule}: leave it out"
+            )
         if self.probe and self.rule not in CURVATURE_RULES:
             raise InvalidInput(f"probe={self.probe} is for rules that measure curvature: leave it at 0")
         training = split_task(self).training
         for name in ("batch_size", "probe"):
-            if getattr(self, name) > training.n:
+            most = drawn_from(training) if name == "batch_size" else training.n
+            if getattr(self, name) > most:
                 raise InvalidInput(
-                    f"{name}={getattr(self, name)} must be at most the {training.n} examples left for training"
+                    f"{name}={getattr(self, name)} must be at most the {most} examples left for training"
                 )
         self.transformation()
+        if self.start is not None:
+            self.weights()
 
-    def transformation(self, **traced: Any) -> optax.GradientTransformationExtraArgs:
+    def weights(self) -> tuple[Any, str]:
+        """Weights before the first update, and what is to be said of them.
+
+        Returns
+        -------
+        (Array, str)
+            Shape (size,); empty words for random weights.
+
+        Raises
+        ------
+        InvalidInput
+            If an earlier run does not fit.
+        """
+        network = split_task(self).training.network
+        fresh = network.init(self.seed)
+        if self.start is None:
+            return fresh, ""
+        earlier = earlier_run(self.start)
+        weights, taken, drawn = warm_weights(earlier, network, fresh)
+        anew = f"drawn anew: {', '.join(drawn)}" if drawn else "all of them"
+        return weights, f"starts from {earlier.words}: {len(taken)} arrays taken, {anew}"
+
+    def transformation(
+        self, task: Task | None = None, batch: tuple | None = None, **traced: Any
+    ) -> optax.GradientTransformationExtraArgs:
         """The rule in optax.
 
         Parameters
         ----------
+        task : Task, optional
+            As a function of the weights as they are held; the training task if left out.
+        batch : (Array, Array), optional
+            The examples whose curvature an update measures, for the estimators that look at them; if left out some,
+            which do for its state.
         **traced
             Values in place of ``eta`` or of options, which may be traced.
 
@@ -146,7 +191,12 @@ class Trial:
         eta = traced.pop("eta", self.rate)
         if eta is not None:
             eta = scheduled_rate(self.schedule, eta, steps=self.steps)
-        return make_rule(self.rule, eta=eta, delta=self.delta, **{**self.rule_options, **traced})
+        options = {**self.rule_options, **traced}
+        if "estimator" in options:
+            task = split_task(self).training if task is None else task
+            seen = (task.x[:1], task.y[:1]) if batch is None else batch
+            options["curvature"] = estimator_of(options.pop("estimator"), task, *seen)
+        return make_rule(self.rule, eta=eta, delta=self.delta, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +219,8 @@ def split_task(trial: Trial) -> Split:
     """The data of a trial.
 
     Of classifications and regressions the examples held out are drawn at random; of a text they are its last windows,
-    so that no window of the one part overlaps more than the border of the other.
+    so that no window of the one part overlaps more than the border of the other. A task with a stream is split by the
+    examples that it holds, and the stream draws none of those held out.
 
     Parameters
     ----------
@@ -208,7 +259,10 @@ def _split(name: str, settings: tuple, validation: float, seed: int) -> Split:
     else:
         order = np.argsort(stream(seed, _SPLIT).random_raw(task.n), kind="stable")
     kept, out = np.sort(order[: task.n - held]), np.sort(order[task.n - held :])
-    parts = (dataclasses.replace(task, x=task.x[index], y=task.y[index]) for index in (kept, out))
+    source = None if task.stream is None else task.stream.without(out)
+    parts = (
+        dataclasses.replace(task, x=task.x[index], y=task.y[index], stream=source) for index in (kept, out)
+    )
     return Split(*parts)
 
 
@@ -239,7 +293,12 @@ def updates_of(epochs: float, trial: Trial) -> int:
 
 def epoch_length(trial: Trial) -> int:
     """Updates in an epoch: whole batches of the training part."""
-    return max(1, split_task(trial).training.n // trial.batch_size)
+    return max(1, drawn_from(split_task(trial).training) // trial.batch_size)
+
+
+def drawn_from(task: Task) -> int:
+    """How many examples its batches are drawn from."""
+    return task.n if task.stream is None else len(task.stream)
 
 
 def _plain(value: Any) -> Any:

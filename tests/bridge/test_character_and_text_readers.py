@@ -83,6 +83,25 @@ def test_the_forms_of_chars74k_hold_the_same_drawings(official):
         plain.chosen("train", 16, 16)
 
 
+def test_some_of_the_characters_are_classes_of_their_own(official):
+    """The drawings of "A" and "a" as classes 0 and 26 of the letters; a part without drawings is refused."""
+    whole = load_chars74k(official / "strokes.json.gz")
+    letters = whole.only("letters")
+    assert letters.labels.tolist() == [0] * 6 + [26] * 6
+    assert letters.characters == CHARACTERS[10:]
+    assert np.array_equal(letters.chosen("train", 4, 16)[0], whole.chosen("train", 6, 16)[0][[1, 2, 4, 5]])
+    assert whole.only("digits").labels.tolist() == [0] * 6
+    assert whole.only("all") is whole
+    with pytest.raises(InvalidInput, match="characters='vowels' is not known: choose one of all, digits"):
+        whole.only("vowels")
+    with pytest.raises(InvalidInput, match=r"characters='capitals': .* has no drawing of ABC"):
+        whole.only("small").only("capitals")
+    task = bridge.load_task("chars74k-cnn", path=official / "strokes.json.gz", characters="small", examples=5,
+                            test_examples=1, side=8)  # fmt: skip
+    assert task.y.shape == (5, 26)
+    assert "(small)" in task.source
+
+
 @pytest.mark.parametrize("form", ["strokes", "images"])
 def test_the_archive_is_read_as_its_folder(form, official, tmp_path):
     path = tmp_path / "EnglishHnd.tgz"

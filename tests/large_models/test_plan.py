@@ -60,6 +60,8 @@ def test_the_models_have_the_published_numbers_of_weights():
     counts = {name: count_weights(model.shapes("bf16")[0]) for name, model in MODELS.items()}
     assert counts == {name: model.weights for name, model in MODELS.items()}
     assert counts["resnet-50"] == 25_557_032  # torchvision's
+    # of these a first layer of 3x3 in place of 7x7, and 100 outputs in place of 1000
+    assert counts["resnet-50-cifar"] == 25_557_032 - 64 * 3 * (49 - 9) - 900 * 2049
     assert counts["vit-h-14"] == pytest.approx(632e6, rel=1e-3)  # Dosovitskiy et al., table 1
     assert counts["bert-large"] == pytest.approx(340e6, rel=0.02)  # Devlin et al., with the pooler
     assert counts["bert-xxl"] == pytest.approx(3.9e9, rel=0.02)  # Shoeybi et al., table 4

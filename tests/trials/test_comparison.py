@@ -13,7 +13,7 @@ from eos_sde.trials.judgement import METRICS
 from solvers.errors import InvalidInput
 from tests.trials.conftest import TINY
 
-CLOCKED = [name for name in METRICS if "seconds" in name or name == "joules"]
+CLOCKED = [name for name in METRICS if "seconds" in name or name == "energy_joules"]
 SMALL = {
     "rules": ("sgdm", "sgd"),
     "seeds": 3,

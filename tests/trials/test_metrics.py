@@ -10,7 +10,6 @@ from scipy import stats
 
 from eos_sde.trials import Target, classifier_scores, holm, mean_interval, paired_difference, paired_ratio
 from eos_sde.trials.costs import CurvatureWork, Flops, count_flops
-from eos_sde.trials.energy import EnergyMeter
 from eos_sde.trials.milestones import first_reached, mean_loss_variance
 from solvers.errors import InvalidInput
 
@@ -143,19 +142,3 @@ def test_operations_of_a_run_add_up():
         2 * 10 + 6 * 20 + 50
     )
     assert work.gradients(0.5) == 0.5 * (2 * 1 + 6 * 2 + 1 * 5)
-
-
-def test_energy_is_read_and_survives_a_turn_of_the_counter(tmp_path):
-    assert EnergyMeter(tmp_path).joules() is None
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text("9000000\n")
-        (tmp_path / name / "max_energy_range_uj").write_text("10000000\n")
-    meter = EnergyMeter(tmp_path)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("500000\n")  # 1.5 J later, past the turn
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("9250000\n")
-    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text(
-        "9900000\n"
-    )  # a part of the first: not counted again
-    assert meter.joules() == pytest.approx(1.75)
-    assert meter.joules() == pytest.approx(1.75)

@@ -192,7 +192,7 @@ def test_checkpoints_need_a_folder_and_a_multiple(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["caeo-ss", "adamw", "l4", "cdat", "inverse-sharpness"])
+@pytest.mark.parametrize("rule", ["sgdm", "adamw", "caeo", "caeo-ss", "l4", "cdat", "inverse-sharpness"])
 def test_killed_at_any_time_it_goes_on_to_the_same_bits(tiny, tmp_path, rule):
     """Another process, killed with SIGKILL three times at different ages of its log, then left to end."""
     trial = tiny(rule, steps=400, every=2, eta=None)

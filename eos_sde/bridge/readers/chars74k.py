@@ -23,6 +23,14 @@ from eos_sde.bridge.readers.strokes import Strokes, drawn, stroke_dictionary, tr
 from solvers.errors import InvalidInput
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+PARTS = {
+    "all": CHARACTERS,
+    "digits": CHARACTERS[:10],
+    "letters": CHARACTERS[10:],
+    "capitals": CHARACTERS[10:36],
+    "small": CHARACTERS[36:],
+}
+"""Classes of a task that takes some of them, by name."""
 FORMS = ("auto", "strokes", "images")
 WHERE = "the Chars74k page of the University of Surrey (EnglishHnd.tgz)"
 _FILE = re.compile(r"^img(\d{3})[-_](\d{3,5})\.(png|m)$")
@@ -44,12 +52,45 @@ class Drawings:
         From pixels along an edge to an image (side, side) in [0, 1], white on black.
     source : str
         For people.
+    characters : str
+        What the classes are.
     """
 
     labels: NDArray[np.int64]
     numbers: NDArray[np.int64]
     images: tuple[Callable[[int], NDArray[np.float64]], ...]
     source: str
+    characters: str = CHARACTERS
+
+    def only(self, part: str) -> "Drawings":
+        """Those of some of the characters, which are the classes then.
+
+        Parameters
+        ----------
+        part : str
+            One of `PARTS`.
+
+        Returns
+        -------
+        Drawings
+            Labels from 0 in the order of the part.
+
+        Raises
+        ------
+        InvalidInput
+            For another name, or if there is no drawing of them.
+        """
+        if part not in PARTS:
+            raise InvalidInput(f"characters={part!r} is not known: choose one of {', '.join(PARTS)}")
+        characters = PARTS[part]
+        if characters == self.characters:
+            return self
+        places = np.array([characters.find(one) for one in self.characters])[self.labels]
+        rows = np.flatnonzero(places >= 0)
+        if not rows.size:
+            raise InvalidInput(f"characters={part!r}: {self.source} has no drawing of {characters}")
+        images = tuple(self.images[row] for row in rows)
+        return Drawings(places[rows], self.numbers[rows], images, f"{self.source} ({part})", characters)
 
     def part(self, name: str) -> NDArray[np.int64]:
         """Places of the drawings of a part.
@@ -97,7 +138,7 @@ class Drawings:
             raise InvalidInput(
                 f"examples={examples} must lie between 1 and {len(rows)}, the {part} drawings of {self.source}"
             )
-        rows = rows[balanced_rows(self.labels[rows], len(CHARACTERS), examples)]
+        rows = rows[balanced_rows(self.labels[rows], len(self.characters), examples)]
         return np.stack([self.images[row](side) for row in rows]), self.labels[rows]
 
 
