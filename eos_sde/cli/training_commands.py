@@ -9,6 +9,7 @@ from rich.console import Console
 
 from eos_sde.cli.completions import complete_contender, complete_rule
 from eos_sde.cli.model_options import DATA, complete_task, with_data
+from eos_sde.cli.result_files import write_result
 from eos_sde.cli.terminal import JSON, check_folder, progress_bars
 from solvers.errors import InvalidInput
 
@@ -173,7 +174,6 @@ def compare(
     compare --task digits-mlp --set loss=cross-entropy --rule sgdm --rule caeo --out digits
     """
     from eos_sde import plots, trial_report, trials
-    from eos_sde.trials.run_log import keep_dataset
 
     check_folder(out)
     targets = [
@@ -194,7 +194,7 @@ def compare(
             task_settings=with_data(task, _assignments("set", settings), data), progress=advance,
         )  # fmt: skip
     dataset_path, figure_path = out / "compare.nc", out / "compare.png"
-    keep_dataset(found, dataset_path)
+    write_result(found, dataset_path)
     plots.save(trial_report.comparison_figure(found), figure_path)
     if as_json:
         sys.stdout.write(

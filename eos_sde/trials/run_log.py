@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
-from eos_sde.store.origin import with_commit
 from solvers.errors import InvalidInput
-from solvers.whole_files import naming, write_netcdf, write_whole
+from solvers.whole_files import naming, write_whole
 
 
 class RunLog:
@@ -85,16 +82,3 @@ class RunLog:
             file.flush()
             if self._synced:
                 os.fsync(file.fileno())
-
-
-def keep_dataset(dataset: xr.Dataset, path: Path) -> None:
-    """Write a dataset as NetCDF, whole or not at all, with the git commit of this package's checkout.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        What is kept.
-    path : path
-        Of the NetCDF file.
-    """
-    write_netcdf(with_commit(dataset), path)

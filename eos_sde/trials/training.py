@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from eos_sde.bridge.cells import check_counts, plain
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.replicas import DIVERGED
+from eos_sde.store.origin import with_commit
 from eos_sde.trials.checkpoints import Checkpoints
 from eos_sde.trials.costs import work_of
 from eos_sde.trials.devices import check_divisible, describe_mesh
@@ -23,11 +24,12 @@ from eos_sde.trials.energy import EnergyMeter
 from eos_sde.trials.image_stream import Drawn
 from eos_sde.trials.placement import OnMesh, Placement, placement_of
 from eos_sde.trials.programs import knob_of, programs_of, scores_at
-from eos_sde.trials.run_log import RunLog, keep_dataset
+from eos_sde.trials.run_log import RunLog
 from eos_sde.trials.trial import Trial, epoch_length, split_task
 from eos_sde.trials.warm_start import layers_of
 from solvers.errors import InvalidInput
 from solvers.provenance import provenance
+from solvers.whole_files import write_netcdf
 
 SERIES = {
     "epoch": ("1", "passes over the training examples"),
@@ -138,9 +140,9 @@ def train(
     finally:
         if keeper is not None:
             keeper.close()
-    dataset = _dataset(trial, placement, settings, rows, theta)
+    dataset = with_commit(_dataset(trial, placement, settings, rows, theta))
     if folder is not None and _first():
-        keep_dataset(dataset, folder / "run.nc")
+        write_netcdf(dataset, folder / "run.nc")
     return dataset
 
 
