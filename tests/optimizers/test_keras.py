@@ -1,15 +1,13 @@
 """CAEO for Keras held against the JAX form on shared networks, against dense Hessians, and through Keras's own life."""
 
 import doctest
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from eos_sde.optimizers import caeo, curvature, refresh, rule, runaway
+from eos_sde.optimizers import curvature, refresh, rule, runaway
 from solvers.errors import InvalidInput
 
 tf = pytest.importorskip(
@@ -19,6 +17,17 @@ keras = pytest.importorskip("keras", reason="Keras is not installed; it comes wi
 
 from eos_sde.optimizers.keras import CAEO, CurvatureModel, CurvatureTraining, optimizer, threefry, training  # noqa: E402
 from eos_sde.optimizers.keras.hessian import linearize  # noqa: E402
+from tests.optimizers.keras_runs import (  # noqa: E402
+    AGREEMENT,
+    OFTEN,
+    Log,
+    agree,
+    compute_in,
+    network,
+    quadratic,
+    with_jax,
+    with_keras,
+)
 
 pytestmark = pytest.mark.tensorflow
 
@@ -28,130 +37,6 @@ def single_precision_afterwards():
     """Keras computes losses in its global dtype, which the tests of double precision change."""
     yield
     compute_in("float32")
-
-
-def compute_in(dtype):
-    keras.config.set_floatx(dtype)
-    keras.config.set_dtype_policy(dtype)
-
-
-PENALTY = 1 / 64  # exact in single precision, where Keras keeps it
-AGREEMENT = 1e-5  # what the two forms promise each other; float64 must do far better
-
-
-class Network(NamedTuple):
-    """A 5-8-3 tanh network with its data: sizes at which the default order of Lanczos (8) is far from exact."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    weights: list
-
-    def loss(self, params, inputs=None, targets=None):
-        """Mean over the batch of the mean square error of the outputs, and a penalty on the first layer, in JAX."""
-        inputs = self.inputs if inputs is None else inputs
-        targets = self.targets if targets is None else targets
-        outputs = jnp.tanh(inputs @ params[0] + params[1]) @ params[2] + params[3]
-        return jnp.mean((outputs - targets) ** 2) + PENALTY * jnp.sum(params[0] ** 2)
-
-    def model(self, dtype):
-        """The same network as a Keras model, with the same weights; `dtype` becomes that of all of Keras."""
-        compute_in(dtype)
-        kernel = keras.regularizers.L2(PENALTY)
-        inputs = keras.Input((5,))
-        hidden = keras.layers.Dense(8, "tanh", kernel_regularizer=kernel)(inputs)
-        model = CurvatureModel(inputs, keras.layers.Dense(3)(hidden))
-        model.set_weights(self.weights)
-        return model
-
-
-def network(dtype):
-    random = np.random.default_rng(0)
-    shapes = [(5, 8), (8,), (8, 3), (3,)]
-    weights = [random.standard_normal(shape) / np.sqrt(shape[0]) for shape in shapes]
-    inputs, targets = random.standard_normal((32, 5)), random.standard_normal((32, 3))
-    return Network(inputs.astype(dtype), targets.astype(dtype), [weight.astype(dtype) for weight in weights])
-
-
-class Path(NamedTuple):
-    """Loss, sharpness, rate and age of the estimate at every update, the last weights, and what is remembered."""
-
-    loss: np.ndarray
-    sharpness: np.ndarray
-    rate: np.ndarray
-    staleness: np.ndarray
-    weights: list
-    schedule: dict
-    monitor: dict
-
-
-def with_jax(shared, steps, *, batch=None, rate=4.0, **settings):
-    """Train by the JAX form, over the batches in turn."""
-    made, params = caeo(rate, **settings), [jnp.asarray(weight) for weight in shared.weights]
-    state, rows, inner = made.init(params), [], None
-    size = len(shared.inputs) if batch is None else batch
-
-    @jax.jit
-    def step(params, state, inputs, targets):
-        loss, grads = jax.value_and_grad(shared.loss)(params, inputs, targets)
-        updates, state = made.update(
-            grads, state, params, value_fn=shared.loss, inputs=inputs, targets=targets
-        )
-        return optax.apply_updates(params, updates), state, loss
-
-    for count in range(steps):
-        low = count * size % len(shared.inputs)
-        batch_now = shared.inputs[low : low + size], shared.targets[low : low + size]
-        params, state, loss = step(params, state, *batch_now)
-        inner = state if settings.get("momentum") is None else state[-1]
-        rows.append((loss, inner.sharpness, inner.learning_rate, inner.staleness))
-    schedule = {}
-    if inner.schedule:
-        flat, _ = jax.flatten_util.ravel_pytree(inner.schedule.slope)
-        schedule = inner.schedule._replace(slope=flat)._asdict()
-    return Path(*np.array(rows, float).T, [np.asarray(w) for w in params], schedule, inner.monitor._asdict())
-
-
-class Log(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def on_train_batch_end(self, _batch, logs=None):
-        made = self.model.optimizer
-        self.rows.append((logs["loss"], float(made.sharpness), float(made.rate), int(made.staleness)))
-
-
-def with_keras(shared, epochs, *, batch=None, rate=4.0, jit=False, **settings):
-    """Train by ``fit``, batches in their order; the loss is the running mean of the epoch, as Keras logs it."""
-    model, log = shared.model(shared.inputs.dtype.name), Log()
-    model.compile(CAEO(rate, **settings), loss="mse", jit_compile=jit)
-    size = len(shared.inputs) if batch is None else batch
-    data = {"x": shared.inputs, "y": shared.targets, "batch_size": size, "shuffle": False}
-    model.fit(**data, epochs=epochs, verbose=0, callbacks=[log])
-    made = model.optimizer
-    remembered = (
-        {name: value.numpy() for name, value in part.items()} for part in (made._schedule, made._monitor)
-    )
-    return Path(*np.array(log.rows, float).T, model.get_weights(), *remembered), model
-
-
-def agree(ours, theirs, tolerance):
-    np.testing.assert_allclose(ours.sharpness, theirs.sharpness, rtol=tolerance)
-    np.testing.assert_allclose(ours.rate, theirs.rate, rtol=tolerance)
-    np.testing.assert_array_equal(ours.staleness, theirs.staleness)  # the same decisions
-    for mine, yours in zip(ours.weights, theirs.weights, strict=True):
-        np.testing.assert_allclose(mine, yours, rtol=tolerance, atol=tolerance)
-    for mine, yours in ((ours.schedule, theirs.schedule), (ours.monitor, theirs.monitor)):
-        assert mine.keys() == yours.keys()
-        for name, value in mine.items():
-            single = value.dtype == np.float32  # as the balance always is
-            loose = max(tolerance, 1e-6) if single else tolerance
-            np.testing.assert_allclose(value, yours[name], rtol=10 * loose, atol=10 * loose, err_msg=name)
-
-
-OFTEN = refresh.budget(
-    share=2.0, tol=0.005, allowance=20.0
-)  # soon measures on what was earned since the last
 
 
 @pytest.mark.parametrize(
@@ -278,10 +163,6 @@ def test_the_configuration_makes_the_same_optimizer_again():
     numbered = CAEO.from_config(CAEO(refresh=2).get_config())
     assert numbered.refresh == 2
     assert numbered.curvature == curvature.lanczos()
-
-
-def quadratic(variable, curvatures=(0.5, 2.0, 10.0)):
-    return lambda: 0.5 * tf.reduce_sum(tf.constant(curvatures, variable.dtype) * variable**2)
 
 
 def test_schedules_and_changed_rates_are_the_base_rate():
