@@ -96,8 +96,8 @@ def with_jax(shared, steps, *, make=caeo, batch=None, rate=4.0, **settings):
         low = count * size % len(shared.inputs)
         batch_now = shared.inputs[low : low + size], shared.targets[low : low + size]
         params, state, loss = step(params, state, *batch_now)
-        inner = state if settings.get("momentum") is None else state[-1]
-        inner = getattr(inner, "caeo", inner)
+        inner = getattr(state, "caeo", state)
+        inner = inner if hasattr(inner, "sharpness") else inner[-1]  # of a chain
         rows.append((loss, inner.sharpness, inner.learning_rate, inner.staleness))
         cure.append([getattr(state, name) for name in CURE if hasattr(state, name)])
     schedule = {}

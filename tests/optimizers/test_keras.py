@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from eos_sde.optimizers import curvature, refresh, rule, runaway
+from eos_sde.optimizers import caeo, curvature, refresh, rule, runaway
 from solvers.errors import InvalidInput
 
 tf = pytest.importorskip(
@@ -58,8 +58,32 @@ def single_precision_afterwards():
                 "delta": 0.5,
             },
         ),
+        (
+            "float64",
+            1e-11,
+            False,
+            {"momentum": 0.5, "momentum_edge": True, "refresh": 2, "use_error_bound": True},
+        ),
+        (
+            "float32",
+            AGREEMENT,
+            False,
+            {"momentum": 0.5, "nesterov": True, "momentum_edge": True, "refresh": 2},
+        ),
+        ("float64", 1e-11, False, {"lipschitz": 2.0, "refresh": 3}),
+        ("float32", AGREEMENT, True, {"lipschitz": 2.0, "refresh": 3}),
     ],
-    ids=["default", "lanczos", "power-momentum-xla", "default-single-xla", "nesterov-refresh-bound"],
+    ids=[
+        "default",
+        "lanczos",
+        "power-momentum-xla",
+        "default-single-xla",
+        "nesterov-refresh-bound",
+        "edge-of-momentum",
+        "edge-of-nesterov-single",
+        "certified",
+        "certified-single-xla",
+    ],
 )
 def test_the_numbers_of_jax_on_a_shared_network(dtype, tolerance, jit, settings):
     """40 updates, full batch, equal but for rounding; where refreshed by budget, most without a measurement.
@@ -90,6 +114,34 @@ def test_the_numbers_of_jax_on_batches():
     agree(ours, theirs, 1e-11)
     whole = with_jax(shared, 12, refresh=1)
     assert np.max(np.abs(ours.sharpness / whole.sharpness - 1)) > 0.05  # negative control
+
+
+def test_the_certified_rate_is_that_of_the_step_that_is_made():
+    """With clipped gradients the path is shorter: as in a chain of optax, and unlike without clipping."""
+    shared, settings = network("float64"), {"lipschitz": 2.0, "refresh": 4}
+
+    def clipped(rate, **settings):
+        return optax.chain(optax.clip_by_global_norm(0.1), caeo(rate, **settings))
+
+    theirs = with_jax(shared, 9, make=clipped, **settings)
+    ours, model = with_keras(shared, 9, global_clipnorm=0.1, **settings)
+    agree(ours, theirs, 1e-11)
+    lengths = (
+        0.1 * ours.rate[8:]
+    )  # gradients were longer than 0.1: clipped to it; measured at the last update
+    assert float(model.optimizer.travelled) == pytest.approx(lengths.sum(), rel=1e-9)
+    free, _ = with_keras(shared, 1, **settings)
+    assert free.rate[0] < 0.99 * ours.rate[0]  # negative control
+    assert np.all(np.diff(ours.loss) < 0)
+
+
+def test_the_edge_of_momentum():
+    """The cap is the edge times 1 - delta/2, and the monitor's edge moves with it."""
+    for nesterov, factor in ((False, 1.9), (True, 1.9 / 2.8)):
+        variable = keras.Variable([1.0, 1.0, 1.0], dtype="float64")
+        made = CAEO(5.0, momentum=0.9, nesterov=nesterov, momentum_edge=True, refresh=1)
+        made.minimize(quadratic(variable), [variable])
+        assert float(made.rate) == pytest.approx(factor * 1.9 / 10.0, rel=1e-9)
 
 
 def test_the_sharpness_is_that_of_the_dense_hessian():
@@ -149,7 +201,7 @@ def test_the_configuration_makes_the_same_optimizer_again():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
     made = CAEO(
         schedule, delta=-0.1, curvature=curvature.power(iterations=3), refresh=refresh.budget(tol=0.1),
-        momentum=0.9, nesterov=True, use_error_bound=True, seed=5, name="mine", clipnorm=1.0,
+        momentum=0.9, nesterov=True, momentum_edge=True, use_error_bound=True, seed=5, name="mine", clipnorm=1.0,
     )  # fmt: skip
     again = keras.optimizers.deserialize(keras.optimizers.serialize(made))
     assert type(again) is CAEO
@@ -160,8 +212,8 @@ def test_the_configuration_makes_the_same_optimizer_again():
     plain = CAEO.from_config({"learning_rate": 0.25})
     assert plain.refresh == refresh.budget()
     assert plain.curvature == refresh.default_estimator(refresh.budget())
-    numbered = CAEO.from_config(CAEO(refresh=2).get_config())
-    assert numbered.refresh == 2
+    numbered = CAEO.from_config(CAEO(refresh=2, lipschitz=3.0).get_config())
+    assert (numbered.refresh, numbered.lipschitz) == (2, 3.0)
     assert numbered.curvature == curvature.lanczos()
 
 
@@ -282,6 +334,9 @@ def test_another_optimizer_trains_as_in_keras():
         ({"refresh": "often"}, r"refresh must be .* 'auto' or refresh\.budget"),
         ({"refresh": refresh.Every(2)}, "other policies exist for JAX only"),
         ({"momentum": "heavy"}, "momentum must lie in"),
+        ({"lipschitz": -1.0, "refresh": 1}, "lipschitz must be a finite number"),
+        ({"lipschitz": 1.0}, "give refresh a number of updates"),
+        ({"lipschitz": 1.0, "refresh": 1, "momentum": 0.9}, "leave momentum=0.9 out"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
         ({"seed": 0.5}, "seed must be an integer"),
         ({"curvature": curvature.hutchinson()}, "other estimators exist for JAX only"),

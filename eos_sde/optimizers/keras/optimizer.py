@@ -8,9 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from eos_sde.optimizers import rule
+from eos_sde.optimizers import descent, rule
 from eos_sde.optimizers.keras.curvature_optimizer import Curvature, CurvatureOptimizer
+from eos_sde.optimizers.keras.namespace import OPS
 from eos_sde.optimizers.keras.settings import check_momentum
+from eos_sde.optimizers.refresh import Budget
 
 
 @keras.saving.register_keras_serializable(package="eos_sde")
@@ -45,14 +47,20 @@ class CAEO(CurvatureOptimizer):
         settings may be given instead.
     momentum : float, optional
         Heavy-ball momentum as in ``optax.sgd``: the rate multiplies the whole trace (in ``keras.optimizers.SGD``
-        each gradient keeps the rate it met). The cap is left as it is, although the edge moves to
-        (2 + 2 momentum)/eta.
+        each gradient keeps the rate it met). The edge moves to lambda = (2 + 2 b)/eta.
     nesterov : bool
-        Whether the momentum is Nesterov's.
+        Whether the momentum is Nesterov's: (2 + 2 b)/((1 + 2 b) eta), which is nearer.
+    momentum_edge : bool
+        Whether the cap moves with the edge, to ``(1 + b)(2 - delta)/lambda``, Nesterov's divided by (1 + 2 b). Left
+        out by default: under gradient noise the edge of heavy ball moves the other way (T7 of the thresholds).
     use_error_bound : bool
         Whether the error bound is added to the sharpness: a more careful rate.
     seed : int
         Seed of the estimator's random vectors: the same seed gives the same run.
+    lipschitz : float, optional
+        rho, the fastest rise of the sharpness per length of the path, in units of sharpness/weight: the rate is then
+        `eos_sde.optimizers.descent.certified_learning_rate`, so low that the loss of a fixed batch is certain to fall
+        at every update. Without momentum, and with `refresh` a number; gradients may be clipped.
     name : str
         Name of the optimizer.
     **kwargs
@@ -76,6 +84,8 @@ class CAEO(CurvatureOptimizer):
     runaway : keras.Variable
         Whether the cap keeps binding while the sharpness keeps rising, so that the rate decays:
         `eos_sde.optimizers.runaway.watch`.
+    travelled : keras.Variable
+        Length of the path since the last estimate; only where `lipschitz` is given.
 
     Raises
     ------
@@ -121,8 +131,10 @@ class CAEO(CurvatureOptimizer):
         refresh: Any = "auto",
         momentum: float | None = None,
         nesterov: bool = False,
+        momentum_edge: bool = False,
         use_error_bound: bool = False,
         seed: int = 0,
+        lipschitz: float | None = None,
         name: str = "caeo",
         **kwargs: Any,
     ) -> None:
@@ -131,11 +143,16 @@ class CAEO(CurvatureOptimizer):
             learning_rate, delta=delta, curvature=curvature, refresh=refresh,
             use_error_bound=use_error_bound, seed=seed, name=name, **kwargs,
         )  # fmt: skip
+        if lipschitz is not None:
+            held = not isinstance(self.refresh, Budget)
+            descent.validate_lipschitz(lipschitz, held=held, momentum=momentum)
         self.momentum = None if momentum is None else float(momentum)
         self.nesterov = bool(nesterov)
+        self.momentum_edge = bool(momentum_edge)
+        self.lipschitz = None if lipschitz is None else float(lipschitz)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the state: that of every optimizer by curvature, and a trace for each variable with momentum.
+        """Create the state: that of every optimizer by curvature, a trace for each variable with momentum, the path.
 
         Parameters
         ----------
@@ -147,6 +164,8 @@ class CAEO(CurvatureOptimizer):
         super().build(variables)
         if self.momentum is not None:
             self._traces = self.add_optimizer_variables(variables, "trace")
+        if self.lipschitz is not None:
+            self.travelled = self.add_variable((), "zeros", self._flat.dtype.name, name="travelled")
 
     def choose(self, known: Curvature) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the capped rate, and the sharpness at which the base rate is at its edge.
@@ -161,9 +180,22 @@ class CAEO(CurvatureOptimizer):
         rate, edge : tensor
             Scalars.
         """
-        margin = known.residual if self.use_error_bound else 0.0
-        rate = rule.learning_rate(known.base, known.sharpness, self.delta, error_bound=margin, xp=keras.ops)
-        return rate, 2.0 / known.base
+        base, sharpness, error = known.base, known.sharpness, known.residual
+        factor = rule.edge_factor(self.momentum, nesterov=self.nesterov) if self.momentum_edge else 1.0
+        edge = 2.0 * factor / base
+        if self.lipschitz is None:
+            margin = error / factor if self.use_error_bound else 0.0
+            rate = rule.learning_rate(base, sharpness / factor, self.delta, error_bound=margin, xp=OPS)
+            return rate, edge
+        norm = tf.norm(self._flat.ravel(self._clip_gradients(known.gradients)))
+        before = tf.convert_to_tensor(self.travelled)
+        travelled = tf.where(tf.equal(known.staleness, 0), tf.zeros_like(before), before)
+        given = {"gradient_norm": norm, "lipschitz": self.lipschitz, "travelled": travelled}
+        rate = descent.certified_learning_rate(
+            base, sharpness, self.delta, error_bound=error, **given, xp=OPS
+        )
+        self.travelled.assign(travelled + rate * norm)
+        return rate, edge
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Move one variable at the capped rate, which `apply` has found.
@@ -193,4 +225,9 @@ class CAEO(CurvatureOptimizer):
         dict
             For `from_config`.
         """
-        return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}
+        return super().get_config() | {
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "momentum_edge": self.momentum_edge,
+            "lipschitz": self.lipschitz,
+        }
