@@ -241,12 +241,11 @@ def test_a_network_runs_away_is_seen_and_is_cured():
         keras.utils.set_random_seed(4)
         inputs = keras.Input((7, 7, 1))
         hidden = keras.layers.Flatten()(keras.layers.Conv2D(4, 3, strides=2, activation="swish")(inputs))
-        model, log = CurvatureModel(inputs, keras.layers.Dense(10)(hidden)), Log()
+        model, log, seen = CurvatureModel(inputs, keras.layers.Dense(10)(hidden)), Log(), []
         model.compile(kind(rate, refresh=1), loss="mse", jit_compile=False)
         alarms = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda *_: seen.append(bool(model.optimizer.runaway.numpy()))
         )
-        seen = []
         model.fit(pictures, targets, batch_size=100, epochs=steps, verbose=0, callbacks=[log, alarms])
         loss, sharpness = np.array(log.rows).T[:2]
         return loss, sharpness, np.array(seen)

@@ -99,11 +99,13 @@ class SelfStabilizingCAEO(CurvatureOptimizer):
     >>> def train(optimizer):
     ...     x, y = keras.Variable(1.0), keras.Variable(4.0)
     ...     optimizer.build([x, y])
-    ...     step = tf.function(lambda: optimizer.minimize(lambda: 0.5 * y * (tf.square(x) - 1.0)))
+    ...     @tf.function(autograph=False)
+    ...     def step():
+    ...         return optimizer.minimize(lambda: 0.5 * y * (tf.square(x) - 1.0))
     ...     for _ in range(300):
     ...         loss = step()
-    ...     state = optimizer.sharpness, optimizer.rate, optimizer.runaway
-    ...     print("sharpness {:.1f}, rate {:.2f}, runaway {}".format(*(keras.ops.convert_to_numpy(s) for s in state)))
+    ...     print(f"sharpness {float(optimizer.sharpness):.1f}, rate {float(optimizer.rate):.2f}, ", end="")
+    ...     print(f"runaway {bool(optimizer.runaway.numpy())}")
     >>> train(CAEO(0.5, refresh=1))
     sharpness 24.1, rate 0.08, runaway True
     >>> train(SelfStabilizingCAEO(0.5))
