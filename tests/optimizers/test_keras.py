@@ -64,14 +64,15 @@ def single_precision_afterwards():
             False,
             {"momentum": 0.5, "momentum_edge": True, "refresh": 2, "use_error_bound": True},
         ),
-        (
+        pytest.param(
             "float32",
             AGREEMENT,
             False,
             {"momentum": 0.5, "nesterov": True, "momentum_edge": True, "refresh": 2},
+            marks=pytest.mark.slow,
         ),
         ("float64", 1e-11, False, {"lipschitz": 2.0, "refresh": 3}),
-        ("float32", AGREEMENT, True, {"lipschitz": 2.0, "refresh": 3}),
+        pytest.param("float32", AGREEMENT, True, {"lipschitz": 2.0, "refresh": 3}, marks=pytest.mark.slow),
     ],
     ids=[
         "default",

@@ -51,18 +51,19 @@ def both(shared, epochs, batch, *, jit=False, **settings):
     ("dtype", "tolerance", "epochs", "batch", "settings"),
     [
         ("float64", 1e-9, 20, 8, {"rate": 1.0}),
-        (
-            "float64",
-            1e-9,
-            15,
-            8,
+        pytest.param(
+            "float64", 1e-9, 15, 8,
             {"rate": 1.0, "least_growth": 0.1, "growth": 0.5, "use_error_bound": True, "refresh": 3},
+            marks=pytest.mark.slow,
         ),
-        ("float64", 1e-9, 40, None, {"release": "always", "refresh": OFTEN, "curvature": curvature.power()}),
-        ("float32", AGREEMENT, 40, None, {"jit": True}),
+        pytest.param(
+            "float64", 1e-9, 40, None, {"release": "always", "refresh": OFTEN, "curvature": curvature.power()},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("float32", AGREEMENT, 40, None, {"jit": True}, marks=pytest.mark.slow),
     ],
     ids=["batches", "floor-bound-refresh", "always-budget-power", "single-xla"],
-)
+)  # fmt: skip
 def test_the_numbers_of_jax_on_a_shared_network(dtype, tolerance, epochs, batch, settings):
     """On batches the margin is given up and taken back: the decisions are equal, and the numbers but for rounding.
 
@@ -244,7 +245,7 @@ def test_a_network_runs_away_is_seen_and_is_cured():
         model, log, seen = CurvatureModel(inputs, keras.layers.Dense(10)(hidden)), Log(), []
         model.compile(kind(rate, refresh=1), loss="mse", jit_compile=False)
         alarms = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda *_: seen.append(bool(model.optimizer.runaway.numpy()))
+            on_train_batch_end=lambda *_, **__: seen.append(bool(model.optimizer.runaway.numpy()))
         )
         model.fit(pictures, targets, batch_size=100, epochs=steps, verbose=0, callbacks=[log, alarms])
         loss, sharpness = np.array(log.rows).T[:2]
