@@ -226,3 +226,40 @@ def guaranteed_gradient(steps: int, *, decrease: float, delta: float, **settings
         2 Delta/(delta S_T), of order T^(-2/3) at worst and 1/T where the sharpness rests.
     """
     return 2 * decrease / (delta * guaranteed_time(steps, decrease=decrease, delta=delta, **settings))
+
+
+def validate_lipschitz(
+    lipschitz: Any, *, held: bool, momentum: Any = None, edge_factor: Any = 1.0, known: bool = True
+) -> None:
+    """Refuse what the certified rate of an optimizer cannot be made of.
+
+    Parameters
+    ----------
+    lipschitz : float
+        rho, as for `certified_learning_rate`.
+    held : bool
+        Whether the estimate of the sharpness is held between measurements.
+    momentum : float, optional
+        Of the optimizer.
+    edge_factor : float
+        How many times further than gradient descent's the edge is taken to lie.
+    known : bool
+        Whether `lipschitz` has a value yet.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the argument.
+    """
+    if known and not (isinstance(lipschitz, float | int) and 0 <= lipschitz < math.inf):
+        raise InvalidInput(f"lipschitz must be a finite number, zero or above, got {lipschitz!r}.")
+    if momentum is not None:
+        raise InvalidInput(f"lipschitz={lipschitz!r} is for gradient steps: leave momentum={momentum!r} out.")
+    if not held:
+        raise InvalidInput(
+            f"lipschitz={lipschitz!r} pays for the age of an estimate that is held: give refresh a number of updates."
+        )
+    if edge_factor != 1.0:
+        raise InvalidInput(
+            f"lipschitz={lipschitz!r} is for gradient steps: leave edge_factor={edge_factor!r} out."
+        )

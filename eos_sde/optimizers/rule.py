@@ -50,6 +50,31 @@ def learning_rate(base: Any, sharpness: Any, delta: Any, *, error_bound: Any = 0
     return capped_rate(base, sharpness + error_bound, delta, xp)[()]
 
 
+def edge_factor(momentum: Any, *, nesterov: bool = False) -> Any:
+    """Return how many times further than gradient descent's the edge lies with momentum b: 1 + b.
+
+    Parameters
+    ----------
+    momentum : float or None
+        Heavy-ball momentum b, as in ``optax.sgd``; None for none.
+    nesterov : bool
+        Whether it is Nesterov's: (1 + b)/(1 + 2 b).
+
+    Returns
+    -------
+    float
+        The edge is at eta * lambda = 2 times it.
+
+    Examples
+    --------
+    >>> edge_factor(0.5), edge_factor(0.5, nesterov=True), edge_factor(None)
+    (1.5, 0.75, 1.0)
+    """
+    if momentum is None:
+        return 1.0
+    return (1.0 + momentum) / (1.0 + 2.0 * momentum if nesterov else 1.0)
+
+
 def validate(*, learning_rate: Any = None, delta: Any = None) -> None:
     """Refuse a base rate or a distance from the edge with which the rule cannot work.
 

@@ -16,8 +16,6 @@ from eos_sde.optimizers.loss_curvature import loss_product
 from eos_sde.optimizers.transformation import CaeoState, _traced, scale_by_caeo
 from solvers.errors import InvalidInput
 
-RELEASES = ("descent", "always")
-
 
 class SelfStabilizingState(NamedTuple):
     """What self-stabilizing CAEO remembers; scalars unless said otherwise.
@@ -169,8 +167,7 @@ def self_stabilizing_caeo(
         self_stabilizing_rule.validate_growth(growth)
     if least_growth is not None and not (_traced(least_growth) or _traced(growth)):
         self_stabilizing_rule.validate_growth(least_growth, name="least_growth", most=float(growth))
-    if release not in RELEASES:
-        raise InvalidInput(f"release must be one of {', '.join(RELEASES)}, got {release!r}.")
+    self_stabilizing_rule.validate_release(release)
     capped = scale_by_caeo(
         learning_rate,
         delta=-growth,
@@ -225,10 +222,7 @@ def self_stabilizing_caeo(
             image = space.operator(make(params))(gradient)
             bend = vectors.dot(gradient, image)
             quotient = jnp.where(square > 0, bend / jnp.where(square > 0, square, 1.0), sharpness)
-            left = 1.0 - share
-            return jnp.where(
-                left > 0, (quotient - share * sharpness) / jnp.where(left > 0, left, 1.0), sharpness
-            )
+            return self_stabilizing_rule.rest_quotient(quotient, share, sharpness, xp=jnp)
 
         rest = jax.lax.cond(new.staleness == 0, measure, lambda: state.rest).astype(sharpness.dtype)
         directional = self_stabilizing_rule.directional_sharpness(sharpness, share, rest)

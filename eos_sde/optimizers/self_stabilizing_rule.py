@@ -10,6 +10,9 @@ import numpy as np
 from eos_sde.optimizers import rule
 from solvers.errors import InvalidInput
 
+RELEASES = ("descent", "always")
+"""When the margin may be given up: where there is descent to pay for it, or at every update."""
+
 GROWTH = 1.0
 """A released rate goes up to ``(2 + GROWTH)/sharpness``: an oscillation at most doubles in one update. The edge is at
 2; at 4 the catapult of a two-layer network turns into divergence (arXiv 2003.02218). This is half-way."""
@@ -127,6 +130,35 @@ def directional_sharpness(sharpness: Any, share: Any, rest: Any) -> Any:
     return share * sharpness + (1.0 - share) * rest
 
 
+def rest_quotient(quotient: Any, share: Any, sharpness: Any, *, xp: Any = np) -> Any:
+    """Return the Rayleigh quotient of the part of the gradient that is orthogonal to the top eigenvector.
+
+    Parameters
+    ----------
+    quotient : float or array
+        g' H g / |g|^2, measured.
+    share : float or array
+        (g.u)^2 / |g|^2, in [0, 1].
+    sharpness : float or array
+        The top eigenvalue, of the unit vector u.
+    xp : module
+        ``numpy`` or ``jax.numpy``.
+
+    Returns
+    -------
+    float or array
+        What `directional_sharpness` takes; the sharpness where nothing of the gradient is left.
+
+    Examples
+    --------
+    >>> float(rest_quotient(4.0, 0.25, 10.0))
+    2.0
+    """
+    left = 1.0 - share
+    some = left > 0
+    return xp.where(some, (quotient - share * sharpness) / xp.where(some, left, 1.0), sharpness)[()]
+
+
 def descent(mean: Any, product: Any, updates: Any, *, xp: Any = np) -> Any:
     r"""Return the running mean of g_t . (g_{t-1} + g_{t-2}): where it is positive, the margin may be given up.
 
@@ -192,3 +224,20 @@ def validate_growth(growth: Any, *, name: str = "growth", most: float = math.inf
         )
     if number > most:
         raise InvalidInput(f"{name}={number!r} must be at most growth, {most!r}: lower it or raise growth.")
+
+
+def validate_release(release: Any) -> None:
+    """Refuse what is no time to give up the margin.
+
+    Parameters
+    ----------
+    release : str
+        One of `RELEASES`.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not.
+    """
+    if release not in RELEASES:
+        raise InvalidInput(f"release must be one of {', '.join(RELEASES)}, got {release!r}.")

@@ -128,7 +128,12 @@ def scale_by_caeo(
         raise InvalidInput(f"seed must be an integer, got {seed!r}.")
     plan = policy(refresh)
     if lipschitz is not None:
-        _check_certified(lipschitz, plan, edge_factor)
+        descent.validate_lipschitz(
+            lipschitz,
+            held=isinstance(plan, Every),
+            edge_factor=1.0 if _traced(edge_factor) else edge_factor,
+            known=not _traced(lipschitz),
+        )
     estimator = default_estimator(plan) if curvature is None else curvature
     if not (hasattr(estimator, "init") and hasattr(estimator, "update")):
         raise InvalidInput(
@@ -350,11 +355,8 @@ def caeo(
     """
     if momentum is not None and not _traced(momentum) and not 0 <= momentum < 1:
         raise InvalidInput(f"momentum must lie in [0, 1), or be None for none, got {momentum!r}.")
-    if momentum is not None and lipschitz is not None:
-        raise InvalidInput(f"lipschitz={lipschitz!r} is for gradient steps: leave momentum={momentum!r} out.")
-    edge_factor: Any = 1.0
-    if momentum_edge and momentum is not None:
-        edge_factor = (1.0 + momentum) / (1.0 + 2.0 * momentum if nesterov else 1.0)
+    if lipschitz is not None:
+        descent.validate_lipschitz(lipschitz, held=True, momentum=momentum, known=not _traced(lipschitz))
     scaled = scale_by_caeo(
         learning_rate,
         delta=delta,
@@ -362,7 +364,7 @@ def caeo(
         refresh=refresh,
         use_error_bound=use_error_bound,
         seed=seed,
-        edge_factor=edge_factor,
+        edge_factor=rule.edge_factor(momentum, nesterov=nesterov) if momentum_edge else 1.0,
         lipschitz=lipschitz,
     )
     if momentum is None:
@@ -373,23 +375,3 @@ def caeo(
 def _traced(setting: Any) -> bool:
     """Whether a setting has no value yet, as under ``jit(inject_hyperparams(caeo)(...).update)``."""
     return isinstance(setting, jax.core.Tracer)
-
-
-def _check_certified(lipschitz: Any, plan: Any, edge_factor: Any) -> None:
-    """Refuse what the certified rate cannot be made of.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the argument.
-    """
-    if not _traced(lipschitz) and not (isinstance(lipschitz, float | int) and 0 <= lipschitz < float("inf")):
-        raise InvalidInput(f"lipschitz must be a finite number, zero or above, got {lipschitz!r}.")
-    if not isinstance(plan, Every):
-        raise InvalidInput(
-            f"lipschitz={lipschitz!r} pays for the age of an estimate that is held: give refresh a number of updates."
-        )
-    if not _traced(edge_factor) and edge_factor != 1.0:
-        raise InvalidInput(
-            f"lipschitz={lipschitz!r} is for gradient steps: leave edge_factor={edge_factor!r} out."
-        )

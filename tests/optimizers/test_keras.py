@@ -1,10 +1,8 @@
 """CAEO for Keras held against the JAX form on shared networks, against dense Hessians, and through Keras's own life."""
 
 import doctest
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -19,6 +17,17 @@ keras = pytest.importorskip("keras", reason="Keras is not installed; it comes wi
 
 from eos_sde.optimizers.keras import CAEO, CurvatureModel, CurvatureTraining, optimizer, threefry, training  # noqa: E402
 from eos_sde.optimizers.keras.hessian import linearize  # noqa: E402
+from tests.optimizers.keras_runs import (  # noqa: E402
+    AGREEMENT,
+    OFTEN,
+    Log,
+    agree,
+    compute_in,
+    network,
+    quadratic,
+    with_jax,
+    with_keras,
+)
 
 pytestmark = pytest.mark.tensorflow
 
@@ -28,130 +37,6 @@ def single_precision_afterwards():
     """Keras computes losses in its global dtype, which the tests of double precision change."""
     yield
     compute_in("float32")
-
-
-def compute_in(dtype):
-    keras.config.set_floatx(dtype)
-    keras.config.set_dtype_policy(dtype)
-
-
-PENALTY = 1 / 64  # exact in single precision, where Keras keeps it
-AGREEMENT = 1e-5  # what the two forms promise each other; float64 must do far better
-
-
-class Network(NamedTuple):
-    """A 5-8-3 tanh network with its data: sizes at which the default order of Lanczos (8) is far from exact."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    weights: list
-
-    def loss(self, params, inputs=None, targets=None):
-        """Mean over the batch of the mean square error of the outputs, and a penalty on the first layer, in JAX."""
-        inputs = self.inputs if inputs is None else inputs
-        targets = self.targets if targets is None else targets
-        outputs = jnp.tanh(inputs @ params[0] + params[1]) @ params[2] + params[3]
-        return jnp.mean((outputs - targets) ** 2) + PENALTY * jnp.sum(params[0] ** 2)
-
-    def model(self, dtype):
-        """The same network as a Keras model, with the same weights; `dtype` becomes that of all of Keras."""
-        compute_in(dtype)
-        kernel = keras.regularizers.L2(PENALTY)
-        inputs = keras.Input((5,))
-        hidden = keras.layers.Dense(8, "tanh", kernel_regularizer=kernel)(inputs)
-        model = CurvatureModel(inputs, keras.layers.Dense(3)(hidden))
-        model.set_weights(self.weights)
-        return model
-
-
-def network(dtype):
-    random = np.random.default_rng(0)
-    shapes = [(5, 8), (8,), (8, 3), (3,)]
-    weights = [random.standard_normal(shape) / np.sqrt(shape[0]) for shape in shapes]
-    inputs, targets = random.standard_normal((32, 5)), random.standard_normal((32, 3))
-    return Network(inputs.astype(dtype), targets.astype(dtype), [weight.astype(dtype) for weight in weights])
-
-
-class Path(NamedTuple):
-    """Loss, sharpness, rate and age of the estimate at every update, the last weights, and what is remembered."""
-
-    loss: np.ndarray
-    sharpness: np.ndarray
-    rate: np.ndarray
-    staleness: np.ndarray
-    weights: list
-    schedule: dict
-    monitor: dict
-
-
-def with_jax(shared, steps, *, batch=None, rate=4.0, **settings):
-    """Train by the JAX form, over the batches in turn."""
-    made, params = caeo(rate, **settings), [jnp.asarray(weight) for weight in shared.weights]
-    state, rows, inner = made.init(params), [], None
-    size = len(shared.inputs) if batch is None else batch
-
-    @jax.jit
-    def step(params, state, inputs, targets):
-        loss, grads = jax.value_and_grad(shared.loss)(params, inputs, targets)
-        updates, state = made.update(
-            grads, state, params, value_fn=shared.loss, inputs=inputs, targets=targets
-        )
-        return optax.apply_updates(params, updates), state, loss
-
-    for count in range(steps):
-        low = count * size % len(shared.inputs)
-        batch_now = shared.inputs[low : low + size], shared.targets[low : low + size]
-        params, state, loss = step(params, state, *batch_now)
-        inner = state if settings.get("momentum") is None else state[-1]
-        rows.append((loss, inner.sharpness, inner.learning_rate, inner.staleness))
-    schedule = {}
-    if inner.schedule:
-        flat, _ = jax.flatten_util.ravel_pytree(inner.schedule.slope)
-        schedule = inner.schedule._replace(slope=flat)._asdict()
-    return Path(*np.array(rows, float).T, [np.asarray(w) for w in params], schedule, inner.monitor._asdict())
-
-
-class Log(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def on_train_batch_end(self, _batch, logs=None):
-        made = self.model.optimizer
-        self.rows.append((logs["loss"], float(made.sharpness), float(made.rate), int(made.staleness)))
-
-
-def with_keras(shared, epochs, *, batch=None, rate=4.0, jit=False, **settings):
-    """Train by ``fit``, batches in their order; the loss is the running mean of the epoch, as Keras logs it."""
-    model, log = shared.model(shared.inputs.dtype.name), Log()
-    model.compile(CAEO(rate, **settings), loss="mse", jit_compile=jit)
-    size = len(shared.inputs) if batch is None else batch
-    data = {"x": shared.inputs, "y": shared.targets, "batch_size": size, "shuffle": False}
-    model.fit(**data, epochs=epochs, verbose=0, callbacks=[log])
-    made = model.optimizer
-    remembered = (
-        {name: value.numpy() for name, value in part.items()} for part in (made._schedule, made._monitor)
-    )
-    return Path(*np.array(log.rows, float).T, model.get_weights(), *remembered), model
-
-
-def agree(ours, theirs, tolerance):
-    np.testing.assert_allclose(ours.sharpness, theirs.sharpness, rtol=tolerance)
-    np.testing.assert_allclose(ours.rate, theirs.rate, rtol=tolerance)
-    np.testing.assert_array_equal(ours.staleness, theirs.staleness)  # the same decisions
-    for mine, yours in zip(ours.weights, theirs.weights, strict=True):
-        np.testing.assert_allclose(mine, yours, rtol=tolerance, atol=tolerance)
-    for mine, yours in ((ours.schedule, theirs.schedule), (ours.monitor, theirs.monitor)):
-        assert mine.keys() == yours.keys()
-        for name, value in mine.items():
-            single = value.dtype == np.float32  # as the balance always is
-            loose = max(tolerance, 1e-6) if single else tolerance
-            np.testing.assert_allclose(value, yours[name], rtol=10 * loose, atol=10 * loose, err_msg=name)
-
-
-OFTEN = refresh.budget(
-    share=2.0, tol=0.005, allowance=20.0
-)  # soon measures on what was earned since the last
 
 
 @pytest.mark.parametrize(
@@ -173,8 +58,33 @@ OFTEN = refresh.budget(
                 "delta": 0.5,
             },
         ),
+        (
+            "float64",
+            1e-11,
+            False,
+            {"momentum": 0.5, "momentum_edge": True, "refresh": 2, "use_error_bound": True},
+        ),
+        pytest.param(
+            "float32",
+            AGREEMENT,
+            False,
+            {"momentum": 0.5, "nesterov": True, "momentum_edge": True, "refresh": 2},
+            marks=pytest.mark.slow,
+        ),
+        ("float64", 1e-11, False, {"lipschitz": 2.0, "refresh": 3}),
+        pytest.param("float32", AGREEMENT, True, {"lipschitz": 2.0, "refresh": 3}, marks=pytest.mark.slow),
     ],
-    ids=["default", "lanczos", "power-momentum-xla", "default-single-xla", "nesterov-refresh-bound"],
+    ids=[
+        "default",
+        "lanczos",
+        "power-momentum-xla",
+        "default-single-xla",
+        "nesterov-refresh-bound",
+        "edge-of-momentum",
+        "edge-of-nesterov-single",
+        "certified",
+        "certified-single-xla",
+    ],
 )
 def test_the_numbers_of_jax_on_a_shared_network(dtype, tolerance, jit, settings):
     """40 updates, full batch, equal but for rounding; where refreshed by budget, most without a measurement.
@@ -205,6 +115,34 @@ def test_the_numbers_of_jax_on_batches():
     agree(ours, theirs, 1e-11)
     whole = with_jax(shared, 12, refresh=1)
     assert np.max(np.abs(ours.sharpness / whole.sharpness - 1)) > 0.05  # negative control
+
+
+def test_the_certified_rate_is_that_of_the_step_that_is_made():
+    """With clipped gradients the path is shorter: as in a chain of optax, and unlike without clipping."""
+    shared, settings = network("float64"), {"lipschitz": 2.0, "refresh": 4}
+
+    def clipped(rate, **settings):
+        return optax.chain(optax.clip_by_global_norm(0.1), caeo(rate, **settings))
+
+    theirs = with_jax(shared, 9, make=clipped, **settings)
+    ours, model = with_keras(shared, 9, global_clipnorm=0.1, **settings)
+    agree(ours, theirs, 1e-11)
+    lengths = (
+        0.1 * ours.rate[8:]
+    )  # gradients were longer than 0.1: clipped to it; measured at the last update
+    assert float(model.optimizer.travelled) == pytest.approx(lengths.sum(), rel=1e-9)
+    free, _ = with_keras(shared, 1, **settings)
+    assert free.rate[0] < 0.99 * ours.rate[0]  # negative control
+    assert np.all(np.diff(ours.loss) < 0)
+
+
+def test_the_edge_of_momentum():
+    """The cap is the edge times 1 - delta/2, and the monitor's edge moves with it."""
+    for nesterov, factor in ((False, 1.9), (True, 1.9 / 2.8)):
+        variable = keras.Variable([1.0, 1.0, 1.0], dtype="float64")
+        made = CAEO(5.0, momentum=0.9, nesterov=nesterov, momentum_edge=True, refresh=1)
+        made.minimize(quadratic(variable), [variable])
+        assert float(made.rate) == pytest.approx(factor * 1.9 / 10.0, rel=1e-9)
 
 
 def test_the_sharpness_is_that_of_the_dense_hessian():
@@ -264,7 +202,7 @@ def test_the_configuration_makes_the_same_optimizer_again():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
     made = CAEO(
         schedule, delta=-0.1, curvature=curvature.power(iterations=3), refresh=refresh.budget(tol=0.1),
-        momentum=0.9, nesterov=True, use_error_bound=True, seed=5, name="mine", clipnorm=1.0,
+        momentum=0.9, nesterov=True, momentum_edge=True, use_error_bound=True, seed=5, name="mine", clipnorm=1.0,
     )  # fmt: skip
     again = keras.optimizers.deserialize(keras.optimizers.serialize(made))
     assert type(again) is CAEO
@@ -275,13 +213,9 @@ def test_the_configuration_makes_the_same_optimizer_again():
     plain = CAEO.from_config({"learning_rate": 0.25})
     assert plain.refresh == refresh.budget()
     assert plain.curvature == refresh.default_estimator(refresh.budget())
-    numbered = CAEO.from_config(CAEO(refresh=2).get_config())
-    assert numbered.refresh == 2
+    numbered = CAEO.from_config(CAEO(refresh=2, lipschitz=3.0).get_config())
+    assert (numbered.refresh, numbered.lipschitz) == (2, 3.0)
     assert numbered.curvature == curvature.lanczos()
-
-
-def quadratic(variable, curvatures=(0.5, 2.0, 10.0)):
-    return lambda: 0.5 * tf.reduce_sum(tf.constant(curvatures, variable.dtype) * variable**2)
 
 
 def test_schedules_and_changed_rates_are_the_base_rate():
@@ -401,6 +335,9 @@ def test_another_optimizer_trains_as_in_keras():
         ({"refresh": "often"}, r"refresh must be .* 'auto' or refresh\.budget"),
         ({"refresh": refresh.Every(2)}, "other policies exist for JAX only"),
         ({"momentum": "heavy"}, "momentum must lie in"),
+        ({"lipschitz": -1.0, "refresh": 1}, "lipschitz must be a finite number"),
+        ({"lipschitz": 1.0}, "give refresh a number of updates"),
+        ({"lipschitz": 1.0, "refresh": 1, "momentum": 0.9}, "leave momentum=0.9 out"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
         ({"seed": 0.5}, "seed must be an integer"),
         ({"curvature": curvature.hutchinson()}, "other estimators exist for JAX only"),

@@ -1,4 +1,4 @@
-"""CAEO for Keras 3 on TensorFlow: the optimizer, and the training step that shows it the curvature of the loss.
+"""CAEO for Keras 3 on TensorFlow: the optimizer, the cure of its runaway, and training steps that show them the loss.
 
 Needs the extra ``tensorflow``; nothing else of the project imports it.
 """
@@ -22,6 +22,7 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from eos_sde.optimizers.keras.optimizer import CAEO
+from eos_sde.optimizers.keras.self_stabilizing import SelfStabilizingCAEO
 from eos_sde.optimizers.keras.training import CurvatureModel, CurvatureTraining
 
-__all__ = ["CAEO", "CurvatureModel", "CurvatureTraining"]
+__all__ = ["CAEO", "CurvatureModel", "CurvatureTraining", "SelfStabilizingCAEO"]

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from eos_sde.optimizers import rule
-from eos_sde.optimizers.curvature import ESTIMATORS
-from eos_sde.optimizers.keras import refresh as refreshing
-from eos_sde.optimizers.keras import runaway as watching
-from eos_sde.optimizers.keras import state, threefry
-from eos_sde.optimizers.keras.hessian import Derivative, Flat, linearize
-from eos_sde.optimizers.keras.krylov import check_estimator, steps
-from eos_sde.optimizers.keras.settings import REFUSED, base_rate, check_keywords, check_settings
-from eos_sde.optimizers.refresh import Measurement, default_estimator, policy
-from solvers.errors import InvalidInput
+from eos_sde.optimizers import descent, rule
+from eos_sde.optimizers.keras.curvature_optimizer import Curvature, CurvatureOptimizer
+from eos_sde.optimizers.keras.namespace import OPS
+from eos_sde.optimizers.keras.settings import check_momentum
+from eos_sde.optimizers.refresh import Budget
 
 
 @keras.saving.register_keras_serializable(package="eos_sde")
-class CAEO(keras.optimizers.Optimizer):
+class CAEO(CurvatureOptimizer):
     r"""Curvature-adaptive edge-of-stability optimizer for Keras: `eos_sde.optimizers.caeo` on TensorFlow.
 
     .. math:: \theta_{t+1} = \theta_t - \eta_t g_t, \qquad
@@ -53,14 +47,20 @@ class CAEO(keras.optimizers.Optimizer):
         settings may be given instead.
     momentum : float, optional
         Heavy-ball momentum as in ``optax.sgd``: the rate multiplies the whole trace (in ``keras.optimizers.SGD``
-        each gradient keeps the rate it met). The cap is left as it is, although the edge moves to
-        (2 + 2 momentum)/eta.
+        each gradient keeps the rate it met). The edge moves to lambda = (2 + 2 b)/eta.
     nesterov : bool
-        Whether the momentum is Nesterov's.
+        Whether the momentum is Nesterov's: (2 + 2 b)/((1 + 2 b) eta), which is nearer.
+    momentum_edge : bool
+        Whether the cap moves with the edge, to ``(1 + b)(2 - delta)/lambda``, Nesterov's divided by (1 + 2 b). Left
+        out by default: under gradient noise the edge of heavy ball moves the other way (T7 of the thresholds).
     use_error_bound : bool
         Whether the error bound is added to the sharpness: a more careful rate.
     seed : int
         Seed of the estimator's random vectors: the same seed gives the same run.
+    lipschitz : float, optional
+        rho, the fastest rise of the sharpness per length of the path, in units of sharpness/weight: the rate is then
+        `eos_sde.optimizers.descent.certified_learning_rate`, so low that the loss of a fixed batch is certain to fall
+        at every update. Without momentum, and with `refresh` a number; gradients may be clipped.
     name : str
         Name of the optimizer.
     **kwargs
@@ -84,6 +84,8 @@ class CAEO(keras.optimizers.Optimizer):
     runaway : keras.Variable
         Whether the cap keeps binding while the sharpness keeps rising, so that the rate decays:
         `eos_sde.optimizers.runaway.watch`.
+    travelled : keras.Variable
+        Length of the path since the last estimate; only where `lipschitz` is given.
 
     Raises
     ------
@@ -92,8 +94,8 @@ class CAEO(keras.optimizers.Optimizer):
 
     Warnings
     --------
-    With ``delta > 0`` the rate can decay for good (undershoot runaway): watch ``runaway``, and see
-    `eos_sde.optimizers.caeo`.
+    With ``delta > 0`` the rate can decay for good (undershoot runaway): watch ``runaway``; `SelfStabilizingCAEO` is
+    the cure.
 
     TensorFlow's ``tf.nn.moments``, and so Keras's batch normalization (in training) and layer normalization, has the
     right gradient but a wrong Hessian: in a network with them the sharpness is off. ``tf.math.reduce_variance`` is
@@ -129,28 +131,28 @@ class CAEO(keras.optimizers.Optimizer):
         refresh: Any = "auto",
         momentum: float | None = None,
         nesterov: bool = False,
+        momentum_edge: bool = False,
         use_error_bound: bool = False,
         seed: int = 0,
+        lipschitz: float | None = None,
         name: str = "caeo",
         **kwargs: Any,
     ) -> None:
-        refresh = refreshing.chosen(refresh)
-        settings = default_estimator(policy(refresh)) if curvature is None else curvature
-        learning_rate = base_rate(learning_rate)
-        check_settings(delta=delta, momentum=momentum, seed=seed)
-        check_estimator(settings)
-        check_keywords(kwargs)
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.delta = float(delta)
-        self.curvature = settings
-        self.refresh = refresh
+        check_momentum(momentum)
+        super().__init__(
+            learning_rate, delta=delta, curvature=curvature, refresh=refresh,
+            use_error_bound=use_error_bound, seed=seed, name=name, **kwargs,
+        )  # fmt: skip
+        if lipschitz is not None:
+            held = not isinstance(self.refresh, Budget)
+            descent.validate_lipschitz(lipschitz, held=held, momentum=momentum)
         self.momentum = None if momentum is None else float(momentum)
         self.nesterov = bool(nesterov)
-        self.use_error_bound = bool(use_error_bound)
-        self.seed = int(seed)
+        self.momentum_edge = bool(momentum_edge)
+        self.lipschitz = None if lipschitz is None else float(lipschitz)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the state: scalars, the estimator's vectors, and a trace for each variable with momentum.
+        """Create the state: that of every optimizer by curvature, a trace for each variable with momentum, the path.
 
         Parameters
         ----------
@@ -159,131 +161,43 @@ class CAEO(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        flat = Flat(variables)
         super().build(variables)
-        self._flat = flat
-        self._steps = steps(self.curvature, flat)
-        dtype = flat.dtype.name
-        self.rate = self.add_variable((), "zeros", dtype, name="rate")
-        self.sharpness = self.add_variable((), "zeros", dtype, name="sharpness")
-        infinite = keras.initializers.Constant(float("inf"))
-        self.residual = self.add_variable((), infinite, dtype, name="residual")
-        self.staleness = self.add_variable((), "zeros", "int64", name="staleness")
-        self.capped = self.add_variable((), "zeros", "bool", name="capped")
-        self._plan = refreshing.steps(self.refresh, flat)
-        with tf.init_scope():  # values, also where the first update is being traced
-            start = self._steps.init(tf.constant(threefry.key(self.seed)))
-            plan, monitor = self._plan.init(), watching.start(flat)
-        self._estimator, self._schedule, self._monitor = (
-            state.add(self, part) for part in (start, plan, monitor)
-        )
-        self.runaway = self._monitor["runaway"]
         if self.momentum is not None:
             self._traces = self.add_optimizer_variables(variables, "trace")
+        if self.lipschitz is not None:
+            self.travelled = self.add_variable((), "zeros", self._flat.dtype.name, name="travelled")
 
-    def minimize(self, loss: Callable[[], Any], variables: Sequence[Any] | None = None) -> tf.Tensor:
-        """Make one update: evaluate the loss once, measure its curvature if that is due, move the variables.
+    def choose(self, known: Curvature) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the capped rate, and the sharpness at which the base rate is at its edge.
 
         Parameters
         ----------
-        loss : callable
-            Without arguments; returns the scalar loss, computed from the variables.
-        variables : sequence of keras.Variable, optional
-            What is trained; may be left out once the optimizer is built.
+        known : Curvature
+            The sharpness and all that belongs to it.
 
         Returns
         -------
-        tensor
-            The loss before the update, a scalar.
-
-        Raises
-        ------
-        InvalidInput
-            If `loss` is no function or returns no scalar, or `variables` is missing at the first call.
+        rate, edge : tensor
+            Scalars.
         """
-        if not callable(loss):
-            raise InvalidInput(
-                f"loss must be a function without arguments that returns the loss, got {loss!r}."
-            )
-        if variables is None and not self.built:
-            raise InvalidInput("variables must be given at the first call: what is trained.")
-        trained = list(self._trainable_variables if variables is None else variables)
-        value, gradients, product, slope = linearize(loss, trained)
-        self.apply(gradients, trained, product=product, slope=slope)
-        return value
+        base, sharpness, error = known.base, known.sharpness, known.residual
+        factor = rule.edge_factor(self.momentum, nesterov=self.nesterov) if self.momentum_edge else 1.0
+        edge = 2.0 * factor / base
+        if self.lipschitz is None:
+            margin = error / factor if self.use_error_bound else 0.0
+            rate = rule.learning_rate(base, sharpness / factor, self.delta, error_bound=margin, xp=OPS)
+            return rate, edge
+        norm = tf.norm(self._flat.ravel(self._clip_gradients(known.gradients)))
+        before = tf.convert_to_tensor(self.travelled)
+        travelled = tf.where(tf.equal(known.staleness, 0), tf.zeros_like(before), before)
+        given = {"gradient_norm": norm, "lipschitz": self.lipschitz, "travelled": travelled}
+        rate = descent.certified_learning_rate(
+            base, sharpness, self.delta, error_bound=error, **given, xp=OPS
+        )
+        self.travelled.assign(travelled + rate * norm)
+        return rate, edge
 
-    def apply_gradients(
-        self,
-        grads_and_vars: Iterable[tuple[Any, Any]],
-        product: Derivative | None = None,
-        slope: Derivative | None = None,
-    ) -> Any:
-        """Make one update from pairs of gradient and variable: see `apply`.
-
-        Parameters
-        ----------
-        grads_and_vars : iterable of pairs
-            Gradient and variable.
-        product, slope : callable, optional
-            As in `apply`.
-
-        Returns
-        -------
-        keras.Variable
-            The number of updates made.
-        """
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        self.apply(list(gradients), list(variables), product=product, slope=slope)
-        return self._iterations
-
-    def apply(
-        self,
-        grads: Sequence[Any],
-        trainable_variables: Sequence[Any] | None = None,
-        product: Derivative | None = None,
-        slope: Derivative | None = None,
-    ) -> None:
-        """Make one update from gradients and Hessian-vector products; `minimize` makes both from the loss.
-
-        Parameters
-        ----------
-        grads : sequence of tensor
-            Like the variables.
-        trainable_variables : sequence of keras.Variable, optional
-            All the variables that the optimizer was built with, in their order.
-        product : callable
-            Tensors like the variables -> the Hessian of the loss times them. Called while the update is traced.
-        slope : callable, optional
-            Tensors v like the variables -> the gradient of ``v'H v``, along which a refresh by budget follows the
-            sharpness; without it the last estimate is held.
-
-        Raises
-        ------
-        InvalidInput
-            If `product` is missing, as from the training step of a plain ``keras.Model``, or the variables are
-            not those that the optimizer was built with.
-        """
-        if product is None:
-            raise InvalidInput(
-                "product is missing: CAEO measures the Hessian of the loss, which a plain keras.Model does not show "
-                "its optimizer; build the model as eos_sde.optimizers.keras.CurvatureModel, or call "
-                "optimizer.minimize(loss, variables)."
-            )
-        if tf.distribute.has_strategy():
-            raise InvalidInput("CAEO measures the curvature on one device: leave the scope of tf.distribute.")
-        variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
-        if not self.built:
-            with keras.name_scope(self.name, caller=self):
-                self.build(variables)
-        if [id(variable) for variable in variables] != [id(known) for known in self._trainable_variables]:
-            raise InvalidInput(
-                f"trainable_variables must be the {len(self._trainable_variables)} variables that the optimizer was "
-                f"built with, in their order, got {len(variables)}; make a new optimizer for others."
-            )
-        self._measure(self._flat.ravel(variables), product, slope)
-        super().apply(grads, variables)
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:  # noqa: ARG002
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Move one variable at the capped rate, which `apply` has found.
 
         Parameters
@@ -301,8 +215,7 @@ class CAEO(keras.optimizers.Optimizer):
             new = gradient + self.momentum * tf.convert_to_tensor(trace)
             self.assign(trace, new)
             gradient = gradient + self.momentum * new if self.nesterov else new
-        rate = tf.convert_to_tensor(self.rate)
-        self.assign_sub(variable, tf.cast(rate * tf.cast(gradient, rate.dtype), variable.dtype))
+        super().update_step(gradient, variable, learning_rate)
 
     def get_config(self) -> dict[str, Any]:
         """Return the settings; the estimator by name and settings.
@@ -312,87 +225,9 @@ class CAEO(keras.optimizers.Optimizer):
         dict
             For `from_config`.
         """
-        config = {key: value for key, value in super().get_config().items() if key not in REFUSED}
-        return config | {
-            "delta": self.delta,
-            "curvature": {
-                "name": type(self.curvature).__name__.lower(),
-                **dataclasses.asdict(self.curvature),
-            },
-            "refresh": refreshing.to_config(self.refresh),
+        return super().get_config() | {
             "momentum": self.momentum,
             "nesterov": self.nesterov,
-            "use_error_bound": self.use_error_bound,
-            "seed": self.seed,
+            "momentum_edge": self.momentum_edge,
+            "lipschitz": self.lipschitz,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> CAEO:
-        """Return an optimizer of the settings of `get_config`.
-
-        Parameters
-        ----------
-        config : dict
-            From `get_config`.
-        custom_objects : dict, optional
-            Names of objects that Keras does not know, for a learning rate that is one.
-
-        Returns
-        -------
-        CAEO
-            Not built.
-        """
-        config = dict(config)
-        if "curvature" in config:
-            estimator = dict(config["curvature"])
-            config["curvature"] = ESTIMATORS[estimator.pop("name")](**estimator)
-        if "refresh" in config:
-            config["refresh"] = refreshing.from_config(config["refresh"])
-        return super().from_config(config, custom_objects=custom_objects)
-
-    def _measure(self, params: tf.Tensor, product: Derivative, slope: Derivative | None) -> None:
-        """Estimate the sharpness if that is due, or follow it, and set the rate of this update."""
-        flat, dtype, plan = self._flat, self._flat.dtype, self._plan
-
-        def operator(vector: tf.Tensor) -> tf.Tensor:
-            return flat.ravel(product(flat.unravel(vector)))
-
-        old, schedule, monitor = (
-            state.read(part) for part in (self._estimator, self._schedule, self._monitor)
-        )
-        bound, age = tf.convert_to_tensor(self.residual), tf.convert_to_tensor(self.staleness) + 1
-        followed = plan.follow(schedule, params, tf.convert_to_tensor(self.sharpness))
-
-        def measure() -> tuple:
-            sharpness, residual, products, new = self._steps.update(operator, old)
-            gradient = None if slope is None else _along(flat, slope, new["vector"])
-            made = Measurement(params, sharpness, followed, age, products, gradient)
-            after = plan.measured(schedule, made)
-            # A failed measurement (NaN) reaches the updates, but must not spoil the warm start for good.
-            sound = tf.math.is_finite(sharpness)
-            new = {entry: tf.where(sound, new[entry], old[entry]) for entry in old}
-            return sharpness, residual, tf.zeros_like(age), new, after
-
-        def keep() -> tuple:
-            return followed, bound, age, old, schedule
-
-        count = tf.cast(self._iterations, tf.int64)
-        due = plan.due(schedule, count, age, followed)
-        schedule = plan.earn(schedule)
-        sharpness, residual, staleness, new, after = tf.cond(due, measure, keep)
-        base = tf.cast(self._get_current_learning_rate(), dtype)
-        margin = residual if self.use_error_bound else 0.0
-        rate = rule.learning_rate(base, sharpness, self.delta, error_bound=margin, xp=keras.ops)
-        self.rate.assign(rate)
-        self.sharpness.assign(sharpness)
-        self.residual.assign(residual)
-        self.staleness.assign(staleness)
-        self.capped.assign(rate < base)
-        state.write(self._estimator, new)
-        state.write(self._schedule, after)
-        state.write(self._monitor, watching.watch(monitor, sharpness, rate < base, 2.0 / base))
-
-
-def _along(flat: Flat, slope: Derivative, vector: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the gradient of the quotient of this vector, at the parameters of the last evaluation."""
-    return lambda _: flat.ravel(slope(flat.unravel(vector)))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from eos_sde.optimizers import runaway
 from eos_sde.optimizers.keras.hessian import Flat
-
-_NAMES = ("isfinite", "where", "minimum", "maximum", "log", "sqrt")
-_OPS = SimpleNamespace(asarray=keras.ops.array, **{name: getattr(keras.ops, name) for name in _NAMES})
+from eos_sde.optimizers.keras.namespace import OPS
 
 
 def start(flat: Flat) -> dict[str, Any]:
@@ -22,7 +18,7 @@ def start(flat: Flat) -> dict[str, Any]:
 
 
 def watch(
-    monitor: dict[str, Any], sharpness: tf.Tensor, capped: tf.Tensor, edge: tf.Tensor
+    monitor: dict[str, Any], sharpness: tf.Tensor, capped: tf.Tensor, edge: tf.Tensor | None
 ) -> dict[str, Any]:
     """Return the monitor after one more update.
 
@@ -34,4 +30,4 @@ def watch(
         As for `eos_sde.optimizers.runaway.watch`.
     """
     old = runaway.RunawayMonitor(**monitor)
-    return runaway.watch(old, sharpness, capped, edge=edge, xp=_OPS)._asdict()
+    return runaway.watch(old, sharpness, capped, edge=edge, xp=OPS)._asdict()

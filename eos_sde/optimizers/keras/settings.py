@@ -1,8 +1,9 @@
-"""What `CAEO` of Keras accepts for settings, each refusal in one sentence."""
+"""What the Keras optimizers accept for settings, each refusal in one sentence."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -19,44 +20,61 @@ _PASSED_ON = {
     "ema_momentum",
     "ema_overwrite_frequency",
 }
-_KNOWN = f"of Keras's own it takes {', '.join(sorted(_PASSED_ON))}"
 REFUSED = {
     "weight_decay": "add the decay to the loss as a regularizer, so that its curvature is measured",
     "loss_scale_factor": "gradient and curvature are taken of the loss as it is, so compute it in float32",
     "gradient_accumulation_steps": "the curvature is that of one batch, so use a larger batch",
 }
-"""Settings of every Keras optimizer that this one refuses, each with what to do instead."""
+"""Settings of every Keras optimizer that those of this package refuse, each with what to do instead."""
 
 
-def check_keywords(keywords: dict[str, Any]) -> None:
-    """Refuse keyword arguments that are neither CAEO's nor handed on to Keras.
+def check_keywords(keywords: dict[str, Any], *, owner: str, refused: Mapping[str, str]) -> None:
+    """Refuse keyword arguments that are neither the optimizer's nor handed on to Keras.
+
+    Parameters
+    ----------
+    keywords : dict
+        Those that no argument took.
+    owner : str
+        Class of the optimizer.
+    refused : mapping
+        Names that it refuses, each with what to do instead.
 
     Raises
     ------
     InvalidInput
         Naming the argument, its value and the remedy.
     """
-    for name in sorted(set(keywords) - _PASSED_ON):
-        raise InvalidInput(f"{name}={keywords[name]!r} is no setting of CAEO; {REFUSED.get(name, _KNOWN)}.")
+    taken = _PASSED_ON - set(refused)
+    for name in sorted(set(keywords) - taken):
+        remedy = refused.get(name, f"of Keras's own it takes {', '.join(sorted(taken))}")
+        raise InvalidInput(f"{name}={keywords[name]!r} is no setting of {owner}; {remedy}.")
 
 
-def check_settings(*, delta: Any, momentum: Any, seed: Any) -> None:
-    """Refuse settings that cannot be used.
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is no integer.
 
     Raises
     ------
     InvalidInput
-        Naming the setting and its value.
+        With its value.
     """
-    if delta is None:
-        raise InvalidInput("delta must be a number, got None.")
-    rule.validate(delta=delta)
+    if not hasattr(seed, "__index__"):
+        raise InvalidInput(f"seed must be an integer, got {seed!r}.")
+
+
+def check_momentum(momentum: Any) -> None:
+    """Refuse a momentum that is neither None nor a number in [0, 1).
+
+    Raises
+    ------
+    InvalidInput
+        With its value.
+    """
     if momentum is not None and not (
         isinstance(momentum, float | int | np.integer | np.floating) and 0 <= momentum < 1
     ):
         raise InvalidInput(f"momentum must lie in [0, 1), or be None for none, got {momentum!r}.")
-    if not hasattr(seed, "__index__"):
-        raise InvalidInput(f"seed must be an integer, got {seed!r}.")
 
 
 def base_rate(learning_rate: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from eos_sde.optimizers.keras.optimizer import CAEO
+from eos_sde.optimizers.keras.curvature_optimizer import CurvatureOptimizer
 
 
 class CurvatureTraining:
-    """Mixin that lets ``fit`` train with `CAEO`: it shows the optimizer the loss of the batch.
+    """Mixin that lets ``fit`` train with an optimizer of this package: it shows the optimizer the loss of the batch.
 
     Name it before the model class: ``class Network(CurvatureTraining, keras.Model)``. With any other optimizer
     the step is that of Keras.
@@ -33,7 +33,7 @@ class CurvatureTraining:
         dict
             The metrics by name.
         """
-        if not isinstance(self.optimizer, CAEO):
+        if not isinstance(self.optimizer, CurvatureOptimizer):
             return super().train_step(data)  # pyright: ignore[reportAttributeAccessIssue]
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         outputs = []
@@ -52,7 +52,7 @@ class CurvatureTraining:
 
 @keras.saving.register_keras_serializable(package="eos_sde")
 class CurvatureModel(CurvatureTraining, keras.Model):
-    """A ``keras.Model`` whose ``fit`` trains with `CAEO`.
+    """A ``keras.Model`` whose ``fit`` trains with the optimizers of this package, and any other.
 
     ``CurvatureModel(inputs, outputs)`` in the functional style, or a base class. A functional or sequential
     model that exists becomes one, sharing its weights, by ``CurvatureModel(model.inputs, model.outputs)``.
