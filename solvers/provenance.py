@@ -1,9 +1,14 @@
 """Provenance attributes for datasets: what made them, with which versions and which seed."""
 
 import platform
+import shutil
+import subprocess
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+import xarray as xr
 
 _PACKAGES = ("numpy", "scipy", "numba", "xarray")
 
@@ -40,3 +45,25 @@ def _versions() -> dict[str, str]:
         "creator": f"eos-sde {metadata.version('eos-sde')}",
         "versions": f"python {platform.python_version()}, {packages}",
     }
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of this package's checkout, with -dirty if it has changes; None where it is installed."""
+    git, here = shutil.which("git"), Path(__file__).parent
+    if git is None:
+        return None
+    for command in (
+        ["ls-files", "--error-unmatch", Path(__file__).name],
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    ):
+        done = subprocess.run([git, *command], cwd=here, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return None
+    return done.stdout.strip() or None
+
+
+def with_commit(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with the attribute ``git_commit`` where this package runs from a checkout; as it is elsewhere."""
+    commit = git_commit()
+    return dataset if commit is None else dataset.assign_attrs(git_commit=commit)

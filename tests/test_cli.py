@@ -14,8 +14,8 @@ from eos_sde import bridge, cli, large_models, models
 from eos_sde.bridge import implicit_bias, onset_grid
 from eos_sde.bridge.campaign_cells import NUMBERS
 from eos_sde.cli import experiments
-from eos_sde.store.origin import git_commit
 from solvers.errors import AccuracyWarning, InvalidInput
+from solvers.provenance import git_commit
 from solvers.whole_files import write_whole
 
 

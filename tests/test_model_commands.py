@@ -16,12 +16,12 @@ from eos_sde.cli import model_options
 from eos_sde.cli.result_files import read_result
 from eos_sde.dataset_figures import kind_of
 from eos_sde.models import catalogue, flip_rate_kramers
-from eos_sde.store.origin import git_commit
 from eos_sde.thresholds.automatic_grids import automatic_grid, common_grid
 from eos_sde.thresholds.model_spectra import model_spectrum
 from eos_sde.thresholds.spectral_crossing import MARGINAL_RATIO
 from solvers import Grid, InvalidInput
 from solvers.errors import AccuracyWarning
+from solvers.provenance import git_commit
 
 FLIP = "flip-normal-form --param mu=0.1 --param C=1 --param s=0.1"
 

@@ -15,9 +15,9 @@ from eos_sde.dataset_figures import figures_of, kind_of
 from eos_sde.dataset_rows import columns_of, rows_of
 from eos_sde.models import catalogue
 from eos_sde.report_page import html_report
-from eos_sde.store.origin import git_commit
 from eos_sde.thresholds.model_spectra import model_spectrum
 from solvers import FokkerPlanck, Grid, InvalidInput, eigenmodes
+from solvers.provenance import git_commit
 from tests import browser
 
 

@@ -18,7 +18,7 @@ from eos_sde.bridge.cells import batch_of, check_axes, check_counts, gathered, n
 from eos_sde.bridge.task_library import Task, load_task
 from eos_sde.bridge.task_library import tasks as loadable
 from solvers.errors import InvalidInput
-from solvers.provenance import provenance
+from solvers.provenance import provenance, with_commit
 from solvers.whole_files import write_zarr
 
 SHARPNESS_MARGIN = 0.05
@@ -150,7 +150,7 @@ def run_campaign(
             found[key] = cells.get(Cell(task, rule, batch_of(batch, task), seed), batch)
         if progress is not None:
             progress("campaign", done / total)
-    table = _dataset(axes, found, plan)
+    table = with_commit(_dataset(axes, found, plan))
     write_zarr(table, store)
     return table
 

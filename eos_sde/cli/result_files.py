@@ -48,7 +48,7 @@ def write_result(dataset: xr.Dataset, path: Path) -> None:
     OSError
         If it cannot be written, with its ``filename``.
     """
-    from eos_sde.store.origin import with_commit
+    from solvers.provenance import with_commit
 
     write = write_netcdf if path.suffix == ".nc" else write_zarr
     write(with_commit(dataset), path)

@@ -2,16 +2,10 @@
 
 import hashlib
 import json
-import shutil
-import subprocess
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
-from solvers.provenance import provenance
+from solvers.provenance import git_commit, provenance
 
 FORMAT = 1
 """Of the store; raised when its arrays change their meaning."""
@@ -78,25 +72,3 @@ def _short(value: Any, other: Any) -> str:
     start = next((k for k, (a, b) in enumerate(zip(text, against, strict=False)) if a != b), 0)
     start = max(0, start - 30)
     return f"{'...' if start else ''}{text[start : start + 80]}{'...' if start + 80 < len(text) else ''}"
-
-
-@cache
-def git_commit() -> str | None:
-    """The commit of this package's checkout, with -dirty if it has changes; None where it is installed."""
-    git, here = shutil.which("git"), Path(__file__).parent
-    if git is None:
-        return None
-    for command in (
-        ["ls-files", "--error-unmatch", "origin.py"],
-        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-    ):
-        done = subprocess.run([git, *command], cwd=here, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return None
-    return done.stdout.strip() or None
-
-
-def with_commit(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with the attribute ``git_commit`` where this package runs from a checkout; as it is elsewhere."""
-    commit = git_commit()
-    return dataset if commit is None else dataset.assign_attrs(git_commit=commit)

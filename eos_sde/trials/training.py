@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from eos_sde.bridge.cells import check_counts, plain
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.replicas import DIVERGED
-from eos_sde.store.origin import with_commit
 from eos_sde.trials.checkpoints import Checkpoints
 from eos_sde.trials.costs import work_of
 from eos_sde.trials.devices import check_divisible, describe_mesh
@@ -28,7 +27,7 @@ from eos_sde.trials.run_log import RunLog
 from eos_sde.trials.trial import Trial, epoch_length, split_task
 from eos_sde.trials.warm_start import layers_of
 from solvers.errors import InvalidInput
-from solvers.provenance import provenance
+from solvers.provenance import provenance, with_commit
 from solvers.whole_files import write_netcdf
 
 SERIES = {

@@ -7,11 +7,11 @@ import pytest
 import xarray as xr
 
 from eos_sde import cli, trial_report, trials
-from eos_sde.store.origin import git_commit
 from eos_sde.trials import CONTENDERS, Target, compare, holm, paired_ratio
 from eos_sde.trials.comparison import SLACK, _best
 from eos_sde.trials.judgement import METRICS
 from solvers.errors import InvalidInput
+from solvers.provenance import git_commit
 from tests.trials.conftest import TINY
 
 CLOCKED = [name for name in METRICS if "seconds" in name or name == "energy_joules"]
