@@ -182,8 +182,11 @@ def _words(array: xr.DataArray) -> str:
 
 def _label(array: xr.DataArray) -> str:
     units = array.attrs.get("units", "1")
-    text = _words(array)
-    text = str(array.name) if not text else text if text == str(array.name) else f"{array.name}: {text}"
+    name, text = str(array.name), _words(array)
+    if text in {"", f"parameter {name}"}:  # which says no more than the name
+        text = name
+    elif text != name:
+        text = f"{name}: {text}"
     return text if units in {"1", ""} else f"{text} [{units}]"
 
 
