@@ -48,6 +48,7 @@ def test_samples_differ_between_the_flows_and_their_scatter_is_in_the_error(smal
     assert sampled.attrs["gradients_per_step"] < of_all.attrs["gradients_per_step"]
 
 
+@pytest.mark.slow
 def test_full_batches_need_one_flow(small_task, small_start):
     found = forecast_plateau(small_task, small_start, batch_size=small_task.n, rule="gd", repeats=3, **GIVEN)
     flow = central_flow(small_task, small_start, save_every=3, stride=3, **GIVEN).sel(step=slice(40, None))

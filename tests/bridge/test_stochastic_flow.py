@@ -208,6 +208,7 @@ def test_without_noise_the_flow_is_gradient_descent(task, gradient, start):
     assert abs(distances[0] / distances[1] - 2) < 0.2
 
 
+@pytest.mark.slow
 def test_flow_is_repeatable_and_described(task, start):
     seen = []
     settings = {"batch_size": 4, "eta": 0.1, "steps": 42, "modes": MODES, "save_every": 10}

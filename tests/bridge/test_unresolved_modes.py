@@ -235,6 +235,7 @@ def test_fresh_draws_have_the_covariance_of_the_rule(rule):
     assert within((again[..., 19] * found[..., 19]).mean(axis=1), 0.0)
 
 
+@pytest.mark.slow
 def test_draws_are_driven_by_the_hessian_in_the_mean_over_the_last():
     """H + 3 q d^2 where the loss has q w^4/4, in the mean over the first two of three last draws; not h alone.
 

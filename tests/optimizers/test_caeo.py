@@ -160,6 +160,7 @@ def test_schedule_is_the_ceiling():
     assert [bool(s.capped) for s in states] == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_error_bound_makes_the_rate_careful(mlp):
     estimator = curvature.lanczos(order=2, restarts=0)
     states = {}

@@ -160,6 +160,7 @@ def test_precision_is_kept_and_nothing_compiles_twice(dtype):
     assert float(state.sharpness) == pytest.approx(10.0, rel=float(jnp.finfo(dtype).eps) * 10)
 
 
+@pytest.mark.slow
 def test_orbax_restores_every_bit(mlp, tmp_path):
     """Half the run, through a checkpoint on disk, the other half: the bits of the uninterrupted run."""
     checkpoint = pytest.importorskip("orbax.checkpoint")

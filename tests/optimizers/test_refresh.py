@@ -42,6 +42,7 @@ def test_the_sharpness_is_followed_to_where_the_parameters_come():
         assert float(state.learning_rate) == pytest.approx(min(1.0, 1.9 / expected[-1]), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_slope_is_the_derivative_of_the_largest_eigenvalue(mlp):
     """Against central differences of dense eigenvalues: h = 1e-4 leaves h^2 and 1e-16/h, 1e-7 of it and less.
 

@@ -132,6 +132,7 @@ def make_step(optimizer, loss):
     return step
 
 
+@pytest.mark.slow
 def test_directional_sharpness_of_a_network_and_its_following(mlp):
     """At a measurement it is g'Hg/|g|^2 of the dense Hessian; between two, the formula with the old pair and rest."""
     optimizer = self_stabilizing_caeo(0.05, refresh=2, curvature=curvature.lanczos(tol=1e-9, restarts=40))

@@ -86,6 +86,7 @@ def test_intervals_and_tests_are_those_of_the_numbers(found):
     np.testing.assert_array_equal(values, paths[:, :, -1])
 
 
+@pytest.mark.slow
 def test_a_missed_target_leaves_no_ratio(store, found):
     """A target between what the runs reach: counts say how many, and no mean is taken over the lucky ones."""
     best = np.sort(found["best_validation_loss"].values[1])
@@ -97,6 +98,7 @@ def test_a_missed_target_leaves_no_ratio(store, found):
     assert "sgd: 2 of 3 did not reach the target" in trial_report.comparison_in_words(missed)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_to_the_same_bits(tmp_path, found):
     def stop(name, fraction):
         if name == "judging" and fraction > 0.3:

@@ -80,6 +80,7 @@ def test_what_does_not_fit_a_mesh_is_refused(tiny):
         join_cluster("localhost", 2, 0)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_one_device_gives_the_same_run(tiny, tmp_path):
     """The arrays of the network in place of its flat vector: other sums, the same numbers."""
     trial = tiny("caeo", eta=8.0, options={"refresh": 2})
