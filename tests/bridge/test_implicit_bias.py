@@ -160,6 +160,7 @@ def test_six_runs_tell_what_many_do(tiny):
     assert scatter / 1.75 < np.sqrt(np.mean(errors**2)) < 2.5 * scatter
 
 
+@pytest.mark.slow
 def test_full_batches_below_the_edge_follow_the_gradient(tiny, table):
     """There is nothing to average: the flow is descent, to first order in its rate."""
     cell = table.sel(rule="gd", batch="all", seed=0)
@@ -180,6 +181,7 @@ def test_full_batches_below_the_edge_follow_the_gradient(tiny, table):
     assert float(cell["measured_loss"]) < float(table["start_loss"][0])
 
 
+@pytest.mark.slow
 def test_batches_scatter_about_the_forecast(table):
     cell = table.sel(rule="sgd", batch="4", seed=0)
     assert cell["status"].item() == "done"
@@ -197,6 +199,7 @@ def test_batches_scatter_about_the_forecast(table):
     assert left[0, 0, 0] == left[1, 1, 0] == "left out"  # descent in batches, and descent a second time
 
 
+@pytest.mark.slow
 def test_descent_is_sgd_with_all_examples(tiny, table, store):
     alone = implicit_bias_table(tiny, **(CHOICE | {"rules": ("sgd",)}), store=store)
     for name in ("predicted_sharpness", "measured_trace", "iterate_test_accuracy"):
@@ -205,6 +208,7 @@ def test_descent_is_sgd_with_all_examples(tiny, table, store):
         )
 
 
+@pytest.mark.slow
 def test_a_lost_cell_comes_back_with_the_same_bits(tiny, table, store, monkeypatch):
     files = sorted(path.name for path in store.iterdir())
     assert files == ["digits-mlp_gd_batch-all_seed0.json", "digits-mlp_sgd_batch-4_seed0.json",
@@ -220,12 +224,14 @@ def test_a_lost_cell_comes_back_with_the_same_bits(tiny, table, store, monkeypat
     assert sorted(path.name for path in store.iterdir()) == files
 
 
+@pytest.mark.slow
 def test_cells_of_other_settings_are_refused(tiny, table, store):
     for other in ({"steps": 24}, {"start": np.zeros(tiny.size)}):
         with pytest.raises(InvalidInput, match="made with other settings"):
             implicit_bias_table(tiny, **(CHOICE | other), store=store)
 
 
+@pytest.mark.slow
 def test_a_failure_loses_no_cell_and_is_tried_again(tiny, table, store, monkeypatch):
     lost = store / "digits-mlp_gd_batch-all_seed0.json"
     lost.unlink()
@@ -253,6 +259,7 @@ def test_a_stopped_flow_does_not_apply(tiny, monkeypatch):
     assert np.isnan(cell["predicted_loss"])
 
 
+@pytest.mark.slow
 def test_every_variable_has_units_and_a_name(table):
     for name in table.data_vars:
         assert {"units", "long_name"} <= set(table[name].attrs), name
@@ -260,6 +267,7 @@ def test_every_variable_has_units_and_a_name(table):
     assert table.attrs["steps"] == 20
 
 
+@pytest.mark.slow
 def test_words_table_json_and_figure(table):
     words = implicit_bias_report.implicit_bias_in_words(table)
     assert "2 of 2 forecasts of the trace are within 5 %." in words
@@ -312,6 +320,7 @@ def test_regressions_have_no_accuracy():
     assert 0 < test_loss != loss
 
 
+@pytest.mark.slow
 def test_the_table_that_is_kept(table):
     """Made with these columns, and the file that its page tells of."""
     data = Path(__file__).parents[2] / "data"

@@ -232,6 +232,7 @@ def test_flow_is_repeatable_and_described(task, start):
     assert not np.array_equal(other["iterate_sharpness"], first["iterate_sharpness"])
 
 
+@pytest.mark.slow
 def test_noise_lowers_the_path_and_raises_the_loss(task, start):
     """Smaller batches: larger fluctuation, larger mean loss, flatter averaged weights."""
     small, large = (
