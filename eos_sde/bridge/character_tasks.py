@@ -5,9 +5,8 @@ from typing import Any
 
 from eos_sde.bridge.image_tasks import check_classifier, one_hot
 from eos_sde.bridge.networks import Network, convolutional
-from eos_sde.bridge.readers.chars74k import PARTS, WHERE, load_chars74k
+from eos_sde.bridge.readers.chars74k import WHERE, characters_of, load_chars74k
 from eos_sde.bridge.recipes import Problem, check_counts, given_path, recipe
-from solvers.errors import InvalidInput
 
 _LICENCE = (
     "research use; T. de Campos, B. R. Babu and M. Varma, Character Recognition in Natural Images (2009)"
@@ -36,11 +35,7 @@ def _network(chosen: Mapping[str, Any]) -> Network:
     check_classifier({"pool": 1, **chosen})
     check_counts(chosen, "channels")
     check_counts(chosen, "side", least=8)
-    if chosen["characters"] not in PARTS:
-        raise InvalidInput(
-            f"characters={chosen['characters']!r} is not known: choose one of {', '.join(PARTS)}"
-        )
-    layers = (*chosen["hidden"], len(PARTS[chosen["characters"]]))
+    layers = (*chosen["hidden"], len(characters_of(chosen["characters"])))
     return convolutional(chosen["side"], chosen["channels"], layers, chosen["activation"])
 
 

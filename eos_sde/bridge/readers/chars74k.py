@@ -39,6 +39,29 @@ _TEST_SHARE = 2 / 11  # of each class, those of the last writers: 10 of 55
 _ENDING = {"strokes": "m", "images": "png"}
 
 
+def characters_of(part: str) -> str:
+    """The characters of a part.
+
+    Parameters
+    ----------
+    part : str
+        One of `PARTS`.
+
+    Returns
+    -------
+    str
+        In the order of their classes.
+
+    Raises
+    ------
+    InvalidInput
+        For another name.
+    """
+    if part not in PARTS:
+        raise InvalidInput(f"characters={part!r} is not known: choose one of {', '.join(PARTS)}")
+    return PARTS[part]
+
+
 @dataclass(frozen=True, eq=False)
 class Drawings:
     """Drawn characters, each made an image when it is asked for.
@@ -80,9 +103,7 @@ class Drawings:
         InvalidInput
             For another name, or if there is no drawing of them.
         """
-        if part not in PARTS:
-            raise InvalidInput(f"characters={part!r} is not known: choose one of {', '.join(PARTS)}")
-        characters = PARTS[part]
+        characters = characters_of(part)
         if characters == self.characters:
             return self
         places = np.array([characters.find(one) for one in self.characters])[self.labels]
