@@ -72,11 +72,8 @@ def test_attention_is_cut_by_heads_and_layers_are_not():
     model = MODELS["vit-h-14"]
     weights = model.shapes("fp32")[0]
     blocks = devices.weight_shardings(weights, mesh, stacked=model.stacked, cut=HEADS)["encoder"]["blocks"]
-    assert blocks["attention"]["query"]["kernel"].spec == (
-        None,
-        None,
-        "model",
-    )  # (blocks, width, heads, head width)
+    # (blocks, width, heads, head width)
+    assert blocks["attention"]["query"]["kernel"].spec == PartitionSpec(None, None, "model")
     assert blocks["attention"]["out"]["kernel"].spec == PartitionSpec(None, "model")
     assert blocks["expand"]["kernel"].spec == PartitionSpec(None, None, "model")
     assert blocks["contract"]["kernel"].spec == PartitionSpec(None, "model")
