@@ -49,6 +49,7 @@ def test_far_out_along_the_sharpest_direction_of_a_quadratic():
     assert applicable_criterion(task, best, eta=0.1, batch_size=40, horizon=100).criterion == "deterministic"
 
 
+@pytest.mark.slow
 def test_at_a_minimum_that_fits_every_example_linear_stability_decides():
     task = bridge.interpolation_task("digits-mlp", examples=24, hidden=(8,))
     minimum = bridge.find_minimum(task, seed=0)

@@ -29,6 +29,7 @@ def table(store):
     return run_campaign(store, **CHOICE)
 
 
+@pytest.mark.slow
 def test_forecast_and_runs_begin_at_one_checkpoint(table):
     assert table["status"].values.ravel().tolist() == ["left out", "done"]
     assert list(table["examples"].values.ravel()) == [4, 4]
@@ -70,6 +71,7 @@ def test_batches_that_a_task_has_not_are_left_out(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("a.cells/*.json"))) == 3
 
 
+@pytest.mark.slow
 def test_the_store_holds_the_table(store, table):
     with xr.open_zarr(store, consolidated=False) as kept:
         assert json.loads((store / "zarr.json").read_text())["zarr_format"] == 3
@@ -79,6 +81,7 @@ def test_the_store_holds_the_table(store, table):
         assert kept.attrs == table.attrs
 
 
+@pytest.mark.slow
 def test_a_lost_cell_comes_back_with_the_same_bits(store, table, monkeypatch):
     lost = store.with_suffix(".cells") / "digits-mlp_sgd_batch-4_seed0.json"
     before = json.loads(lost.read_text())
@@ -96,6 +99,7 @@ def test_a_lost_cell_comes_back_with_the_same_bits(store, table, monkeypatch):
     assert {path.suffix for path in lost.parent.iterdir()} == {".json"}
 
 
+@pytest.mark.slow
 def test_cells_of_other_settings_are_refused(store, table):
     with pytest.raises(InvalidInput, match="made with other settings"):
         run_campaign(store, **(CHOICE | {"steps": 16}))
@@ -158,6 +162,7 @@ def test_averages_cancel_an_alternation():
     assert np.allclose(series["measured_variance"][1:], 0.09)
 
 
+@pytest.mark.slow
 def test_words_json_and_figures(table):
     words = report.campaign_in_words(table)
     assert "of 1 forecasts of sharpness are within 5 %" in words

@@ -74,6 +74,7 @@ def test_gradient_descent_on_a_quadratic(linear, quadratic, event):
     assert float(found.relative) > 1
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_recorded_runs(small_task, small_start):
     """The fates of ten replicas from the losses that `record` keeps, every 5 steps, for the same seed."""
     settings = {"batch_size": 4, "seed": 5}

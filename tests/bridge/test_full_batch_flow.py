@@ -65,6 +65,7 @@ def test_it_holds_the_edge(small_task, small_start, edge):
     assert all(v.attrs["units"] and v.attrs["long_name"] for v in flow.variables.values())
 
 
+@pytest.mark.slow
 def test_an_oscillation_must_grow_before_it_holds_the_edge(
     small_task, small_gradient, small_hessian, small_start, edge
 ):

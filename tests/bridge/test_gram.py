@@ -82,6 +82,7 @@ def test_refusals(case, change, sentence):
         bridge.curvature_gram(**arguments)
 
 
+@pytest.mark.slow
 def test_a_minimum_gives_the_same_threshold_by_products():
     task = bridge.interpolation_task("digits-mlp", examples=12, hidden=(8,))
     minimum = bridge.find_minimum(task, seed=0)

@@ -95,6 +95,7 @@ def test_edge_minimum_refuses_what_no_minimum_reaches():
         edge_minimum(0.51)
 
 
+@pytest.mark.slow
 def test_two_tied_weights_move_as_four():
     """To rounding, which the oscillation at the edge may double in each of ten steps."""
     four, two = (bridge.load_task("landscape-xyzw", tied=tied, spread=0.0) for tied in (False, True))

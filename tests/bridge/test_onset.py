@@ -55,6 +55,7 @@ def test_gradient_descent_leaves_at_two_over_sharpness(task, minimum):
     assert float(onset.relative_to_edge_stderr) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_mean_square_onset_is_the_predicted_one(task, minimum, batch_size):
     onset = measure_onset(task, minimum, batch_size=batch_size, seed=1)

@@ -36,6 +36,7 @@ def test_cells_hold_prediction_and_measurement(table):
     assert all(table[name].attrs["units"] for name in ("predicted", "measured", "sharpness", "ratio"))
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_computed_again(folder, table, monkeypatch):
     def never(*args, **settings):
         raise AssertionError("computed again")
@@ -57,6 +58,7 @@ def test_a_lost_cell_comes_back_with_the_same_bits(folder, table):
     assert not [path for path in lost.parent.iterdir() if path.suffix != ".json"]
 
 
+@pytest.mark.slow
 def test_cells_of_other_settings_are_refused(folder, table):
     other = Effort(**{**EFFORT.__dict__, "horizon": 150})
     with pytest.raises(InvalidInput, match="made with other settings"):

@@ -50,6 +50,7 @@ def test_batches_do_not_depend_on_grouping():
     assert np.array_equal(together, np.concatenate(apart))
 
 
+@pytest.mark.slow
 def test_sgd_by_hand(task):
     data = record(task, "sgd", steps=7, seed=5, batch_size=3, every=3)
     batches = draw_batches(stream(5, 0, 0), 7, examples=12, batch_size=3)
@@ -65,6 +66,7 @@ def test_sgd_by_hand(task):
     assert np.allclose(data.learning_rate, task.eta)
 
 
+@pytest.mark.slow
 def test_sharpness_against_dense_eigenvalues(task):
     data = record(task, "sgd", steps=40, seed=0, batch_size=4, every=10)
     for step, theta in ((0, task.init(0)), (-1, data.final_params[0].values)):
@@ -106,6 +108,7 @@ def test_chunking_changes_no_bit(task):
         assert np.array_equal(runs[0].batch_loss, other.batch_loss)
 
 
+@pytest.mark.slow
 def test_replicas_have_batches_of_their_own_and_share_with_single_runs(task):
     several = record(task, "sgd", steps=10, seed=4, batch_size=2, replicas=3)
     single = record(task, "sgd", steps=10, seed=4, batch_size=2)

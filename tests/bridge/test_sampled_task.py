@@ -30,6 +30,7 @@ def sampler(small_task):
     return Sampler(small_task, examples=EXAMPLES, precision="double", seed=3)
 
 
+@pytest.mark.slow
 def test_corrected_sample_agrees_with_all_examples(
     small_task, small_start, small_gradient, small_hessian, modes, sampler
 ):
@@ -186,7 +187,7 @@ def test_single_precision_agrees_to_its_rounding():
 @pytest.mark.parametrize(
     ("rule", "batch"),
     [
-        ("gd", 63),
+        pytest.param("gd", 63, marks=pytest.mark.slow),
         pytest.param("adam", 8, marks=pytest.mark.slow),
         pytest.param("sgdm", 63, marks=pytest.mark.slow),
     ],

@@ -285,6 +285,7 @@ def test_curvature_noise_weakens_stability(task, start):
     assert np.all(whole["radius"] > bare["radius"] + 1e-3)
 
 
+@pytest.mark.slow
 def test_flow_says_where_it_ceases_to_apply(task):
     flow = stochastic_central_flow(
         task, task.init(0), batch_size=1, eta=0.8, steps=400, modes=MODES, save_every=10

@@ -25,6 +25,7 @@ def small_transformer(**settings):
     )
 
 
+@pytest.mark.slow
 def test_transformer_is_causal():
     """Outputs at a position do not change with later tokens, and do with its own and earlier ones."""
     task = small_transformer()

@@ -327,6 +327,7 @@ def test_push_is_the_mean_gradient_over_the_fluctuation(task, settled):
     assert np.all(np.abs(push.mean(axis=0)[1:]) <= 4.5 * error[1:] + 1e-12)
 
 
+@pytest.mark.slow
 def test_examples_that_agree_leave_everything_quiet():
     same = Tilted(np.zeros((5, CURVATURES.size)))
     state = after(look(same, quiet_at(same), jax.random.key(0)), ETA, P, 10)

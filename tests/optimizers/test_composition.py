@@ -178,6 +178,7 @@ def test_orbax_restores_every_bit(mlp, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, straight[-1])
 
 
+@pytest.mark.slow
 def test_the_gauss_newton_matrix_in_place_of_the_hessian(mlp):
     """Against the dense product of Jacobians; of the Hessian it differs by the curvature of the model."""
 

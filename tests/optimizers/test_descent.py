@@ -252,6 +252,7 @@ def test_on_the_edge_nothing_is_certain():
     assert certificate["holds"].all()
 
 
+@pytest.mark.slow
 def test_the_optimizer_takes_the_certified_rate():
     """A base rate far above the edge and an old estimate; |D^3| of `wave` is at most 1, that of a cosine."""
     delta = 0.05

@@ -74,6 +74,7 @@ def test_the_block_eigenvalues_are_those_of_kfac_jax():
         np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-12 * theirs.max(), err_msg=title)
 
 
+@pytest.mark.slow
 def test_exact_for_one_example():
     """One example and position: the block of the last layer is the Kronecker product itself."""
     model = lambda w, layers: network({**WEIGHTS, **w}, layers, IMAGES[:1])  # noqa: E731

@@ -57,6 +57,7 @@ def test_autocorrelation_is_that_of_the_paths():
     np.testing.assert_allclose(times, [0.1, 0.3, 0.02])
 
 
+@pytest.mark.slow
 def test_a_continued_run_begins_its_window_anew():
     """The window of the second run is that of the second half of the paths, its first sample included."""
     lags = [0.0, 0.05]

@@ -203,6 +203,7 @@ def test_a_double_well_with_inertia(center):
     assert np.all(np.array([np.ptp(grid.edges[n]) for n in grid.names]) < 1.2 * 2 * np.array([2.0, 2.5]))
 
 
+@pytest.mark.slow
 def test_a_well_over_a_barrier_with_inertia_has_no_stationary_density():
     sde = SDE(
         lambda t, y, p, xp: (y[1], y[0] ** 2 - y[0] - 0.5 * y[1]),
@@ -351,6 +352,7 @@ def test_escape_is_refused_in_two_dimensions():
         Grid.fit(sde)
 
 
+@pytest.mark.slow
 def test_given_walls_and_cells_are_kept():
     circle = Grid.fit(tilted_cosine(), box={"x": (0, 2 * np.pi)}, boundary="periodic")
     assert circle.edges["x"][0] == 0

@@ -30,6 +30,7 @@ def wells(n):
     return FokkerPlanck(separable_wells(), Grid.uniform(x=(-2.2, 2.2, n), y=(-2.5, 2.5, n)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "wrapped"),
     [((70, 41), (False, False)), ((40, 30), (True, False)), ((9, 11, 8), (False, True, True))],

@@ -93,6 +93,7 @@ def spring_without_noise(cells):
     return FokkerPlanck(sde, grid, allow_wall_mass=True)
 
 
+@pytest.mark.slow
 def test_eigenvalues_are_sums_of_those_of_the_drift():
     # A has -1 and -1 +- i sqrt(5)
     exact = np.array([-1, -1 + 5**0.5 * 1j, -1 - 5**0.5 * 1j])

@@ -96,6 +96,7 @@ def test_simulation_agrees_within_its_error(reference):
     assert abs(float(result.value) - other) > 4 * float(result.stderr)
 
 
+@pytest.mark.slow
 def test_cloning_agrees_within_its_error(reference):
     exact = reference["mle_osc_p_z0.05_s0.5"]["value"][1]
     found = moment_lyapunov_exponent(

@@ -165,6 +165,7 @@ def first_exits(paths, seed, scale=1.0):
     return steps, right
 
 
+@pytest.mark.slow
 def test_exit_from_a_disc_against_direct_simulation():
     def predicted(cells):
         grid = Grid.uniform(x=(-2, 2, cells), y=(-2, 2, cells))

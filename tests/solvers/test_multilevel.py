@@ -122,6 +122,7 @@ def test_milsteins_scheme_makes_multiplicative_noise_as_cheap():
     assert float(euler.cost) > 3 * float(fine.cost)
 
 
+@pytest.mark.slow
 def test_a_step_of_order_one_and_a_half_is_coupled_through_its_integrals():
     # Of dX = -k X dt + s dW, SRA1's strong error is of order dt^2 (the drift is linear): beta = 4. A wrong
     # integral of the coarse Wiener path would leave a difference of order dt^(3/2), beta = 3, and a wrong
@@ -149,6 +150,7 @@ def bump(t, y, p, xp):
     return xp.cos(y[1])
 
 
+@pytest.mark.slow
 def test_antithetic_paths_make_up_for_the_areas_left_out():
     # E cos Z = E exp(-1/2 int W^2) = cosh(1)^(-1/2) (Cameron and Martin 1945)
     exact = math.cosh(1.0) ** -0.5

@@ -33,7 +33,7 @@ PAIRS = np.random.default_rng(1).normal(size=(60, 2)) @ np.array([[0.2, 0.1], [0
     [
         0.3,
         GaussianNoise(0.09),
-        HistogramNoise([-0.5, 0.5], [1.0]),
+        pytest.param(HistogramNoise([-0.5, 0.5], [1.0]), marks=pytest.mark.slow),
         HistogramNoise(BINS, COUNTS),
         SampleNoise(TABLE),
     ],
@@ -154,7 +154,7 @@ def turned(x, y):
     return LINEAR[0, 0] * x + LINEAR[0, 1] * y, LINEAR[1, 0] * x + LINEAR[1, 1] * y
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.6, -0.9])
+@pytest.mark.parametrize("correlation", [0.0, pytest.param(0.6, marks=pytest.mark.slow), -0.9])
 def test_correlated_noise_in_the_plane(correlation):
     covariance = np.array([[0.09, correlation * 0.06], [correlation * 0.06, 0.04]])
     grid = Grid.uniform(x=(-2.4, 2.4, 32), y=(-2.4, 2.4, 30))

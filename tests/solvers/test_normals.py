@@ -143,6 +143,7 @@ def test_each_sign_bit_turns_one_normal_exactly():
     np.testing.assert_array_equal(turned_y, -y)
 
 
+@pytest.mark.slow
 def test_fast_normals_are_what_the_module_says():
     """From the words of `wiener.threefry2x64`: lower halves for the even path, upper for the odd one."""
     seed, paths, steps, components = 2**63 + 5, 5, 4, 3

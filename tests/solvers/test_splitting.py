@@ -51,7 +51,9 @@ def _walk_probability(top):
     return np.linalg.solve(matrix, right)[3]
 
 
-@pytest.mark.parametrize("smooth", [1.0, 0.0], ids=["height", "two plateaus"])
+@pytest.mark.parametrize(
+    "smooth", [pytest.param(1.0, marks=pytest.mark.slow), 0.0], ids=["height", "two plateaus"]
+)
 def test_the_probability_of_a_lattice_walk_is_unbiased(smooth):
     """Every score ties with many others; scores that are constant but for two steps tie nearly all."""
     result = rare_exit(WALK.replace(smooth=smooth), 1.0, seed=3, particles=100, repeats=400, **WALKING)
@@ -196,6 +198,7 @@ STEP = 0.02
 BIAS = 2 * STEP / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("D", "magnitude"), [(0.025, 1e-5), (0.015, 1e-8), (0.0135, 2e-9)])
 def test_escape_rates_of_the_double_well(D, magnitude):
     truth = _well_rate(D)

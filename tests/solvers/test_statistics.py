@@ -190,6 +190,7 @@ def test_the_maximum_over_steps_has_the_stated_bias():
     assert abs(float(result["mean_step_maximum"][-1, 0]) - np.sqrt(2 / np.pi)) > LIMIT * stderr
 
 
+@pytest.mark.slow
 def test_the_bridge_takes_each_component_s_own_noise():
     """Two independent Brownian motions, one four times as strong, by a matrix of noise with three columns."""
     sde = SDE(

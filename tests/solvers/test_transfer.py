@@ -173,7 +173,9 @@ def wells(tilt, noise):
     return TransferOperator(sde, Grid.uniform(x=(-1.3, 1.35, 84)), step=0.1)
 
 
-@pytest.mark.parametrize(("tilt", "noise", "size"), [(-0.01, 0.1, 1e-19), (0.02, 0.2, 1e-6)])
+@pytest.mark.parametrize(
+    ("tilt", "noise", "size"), [(-0.01, 0.1, 1e-19), pytest.param(0.02, 0.2, 1e-6, marks=pytest.mark.slow)]
+)
 def test_a_gap_below_rounding_keeps_its_digits(tilt, noise, size):
     """Two wells that exchange exp(-barrier) per step, against the same matrix in 50 digits."""
     operator = wells(tilt, noise)

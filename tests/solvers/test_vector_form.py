@@ -209,6 +209,7 @@ def test_matrices_of_noise_for_blocks(scheme):
     _assert_equal_to_rounding(found, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["heun", pytest.param("euler-maruyama", marks=SLOW)])
 def test_driven_paths_are_the_simulated_ones(scheme):
     sde = coupled(CONVENTION[scheme])

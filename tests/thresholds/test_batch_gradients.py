@@ -54,6 +54,7 @@ def test_one_direction_is_its_curvature():
     assert found.value == pytest.approx(float(thresholds.gradient_descent(14 / 3)), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_stationary_sgd_reads_its_own_rate():
     """Least squares that cannot be fitted: averaged over a run, the interaction is 2/eta and says nothing of stability.
 

@@ -71,7 +71,8 @@ def test_diffusion_at_the_plateau_is_that_of_the_central_limit():
 
 
 @pytest.mark.parametrize(
-    ("noise", "speed", "delta"), [(0.3, 0.0025, 0.12), (0.7, 0.01, 0.35), (0.96, 0.01, 0.5)]
+    ("noise", "speed", "delta"),
+    [pytest.param(0.3, 0.0025, 0.12, marks=pytest.mark.slow), (0.7, 0.01, 0.35), (0.96, 0.01, 0.5)],
 )
 def test_rate_is_that_of_the_fokker_planck_operator(noise, speed, delta):
     """The double integral against the solver's operator, whose error is that of one cell: 2 % at 1200 cells."""
@@ -114,6 +115,7 @@ def test_rate_against_the_simulated_map(well):
     assert abs(math.log(rate / expected)) < math.log(2) + 3 / math.sqrt(exited.sum())
 
 
+@pytest.mark.slow
 def test_gaussian_diffusion_is_refuted():
     """Deep in the well the central limit's diffusion has an exponent too small by more than 2: 50 exits and not 1.3."""
     well = CappedWell(0.3, 0.0025, 0.1)

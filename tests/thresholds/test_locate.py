@@ -92,6 +92,7 @@ def test_noisy_oscillator():
     assert float(almost_sure) > float(mean_square)
 
 
+@pytest.mark.slow
 def test_simulated_exponent_carries_its_sampling_error():
     settings = {"at": 0.0, "method": "simulation", "seed": 1, "duration": 50.0, "dt": 0.05}
     result = locate(pitchfork, bracket=(-0.4, 0.3), criterion="almost_sure", tolerance=1e-3, **settings)

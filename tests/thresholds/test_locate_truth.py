@@ -152,6 +152,7 @@ def turning(damping):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("criterion", "p"), [("almost_sure", None), ("moment", 1.0)])
 def test_two_dimensions_against_simulation(criterion, p):
     settings = {"bracket": (-2.0, 2.0), "criterion": criterion, "at": (0.0, 0.0)} | ({"p": p} if p else {})

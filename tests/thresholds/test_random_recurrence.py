@@ -98,6 +98,7 @@ def test_hill_of_a_simulated_recurrence():
     assert abs(value - 3.2) > 4 * error + 0.1
 
 
+@pytest.mark.slow
 def test_sgd_in_one_direction_is_the_scalar_recurrence():
     """Two kinds of examples at batch 1: E|1 - eta h|^kappa = 1 by hand; four errors, false alarm 6e-5."""
     eta, heavy, light = 1.0, 3.0, 0.5  # multipliers -2 (one in five) and 0.5

@@ -18,6 +18,7 @@ def run(name):
     return module.main()
 
 
+@pytest.mark.slow
 def test_equinox():
     log, edge, last = run("monitor_equinox")
     assert last < 0.1

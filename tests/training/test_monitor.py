@@ -55,7 +55,7 @@ def curvatures_along(u, params, data, scale):
     return np.asarray(jax.vmap(one)(*data))
 
 
-@pytest.mark.parametrize("rule", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("rule", [pytest.param("sgd", marks=pytest.mark.slow), "nesterov", "adamw"])
 def test_numbers_against_dense_algebra(problem, rule):
     params, data, batch = problem
     optimizer = bridge.make_rule(rule, eta=0.1)
@@ -129,6 +129,7 @@ def loop(monitor, optimizer, params, data, rates, *, compiled):
     return carry, readings
 
 
+@pytest.mark.slow
 def test_scan_single_steps_and_no_monitor_agree(problem):
     params, data, _ = problem
     rates = np.full(12, 0.05)
@@ -213,6 +214,7 @@ def test_an_alarm_is_no_warning_while_the_sharpness_comes_down():
     assert seen == [(True, False), (True, False), (True, True)]
 
 
+@pytest.mark.slow
 def test_far_beyond_the_catapult_an_alarm_is_a_warning_at_once():
     monitor = StabilityMonitor(quadratic, rule="gd", every=1)
     for factor, warned in ((2.9, False), (3.1, True)):  # of 4/S = 1
@@ -220,6 +222,7 @@ def test_far_beyond_the_catapult_an_alarm_is_a_warning_at_once():
         assert bool(reading.warning) == warned
 
 
+@pytest.mark.slow
 def test_an_alarm_that_the_budget_cannot_measure_is_a_warning_at_once():
     monitor = StabilityMonitor(quadratic, rule="gd", overhead=1e-3)
     state, _ = monitor.update(monitor.init(jnp.ones(2)), jnp.ones(2), LINE, 0.3)
