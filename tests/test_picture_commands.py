@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.collections import QuadMesh
 
+import eos_sde
 from eos_sde import cli, sweep_plots
 from eos_sde.cli.result_files import read_result, write_result
 from eos_sde.dataset_figures import figures_of, kind_of
@@ -285,6 +286,35 @@ def test_plot_and_report_on_the_command_line(tmp_path, capsys, sweep, curve):
         assert out == ""
         assert part in err
         assert err.count("\n") == 1
+
+
+def test_a_spoilt_sweep_is_one_sentence(tmp_path, capsys):
+    """A chunk that is short, one that is gone, and metadata that end early: xarray shows the first two as they come."""
+    eos_sde.sweep(lambda x: x**2, {"x": [1.0, 2.0, 3.0]}, store=tmp_path / "s.zarr")
+    chunk, metadata = tmp_path / "s.zarr" / "value" / "c" / "0", tmp_path / "s.zarr" / "value" / "zarr.json"
+    assert cli.main(["plot", "s.zarr"]) == 0
+    for spoil, status, part in (
+        (
+            lambda: chunk.write_bytes(chunk.read_bytes()[:9]),
+            1,
+            "chunk 0 of 'value' is missing or damaged; run the",
+        ),
+        (chunk.unlink, 1, "chunk 0 of 'value' is missing or damaged; run the sweep again"),
+        (
+            lambda: metadata.write_text(metadata.read_text()[:40]),
+            2,
+            "s.zarr holds no dataset that can be read",
+        ),
+    ):
+        spoil()
+        capsys.readouterr()
+        for command in (["plot", "s.zarr"], ["report", "s.zarr"]):
+            assert cli.main(command) == status
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert part in err
+            assert err.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_columns_align_on_the_decimal_point(sweep, curve):

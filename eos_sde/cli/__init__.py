@@ -19,6 +19,7 @@ from eos_sde.cli import (
     training_commands,
 )
 from eos_sde.cli.terminal import command_line
+from eos_sde.store.errors import StoreFailure
 from solvers.errors import ConvergenceFailure, InvalidInput
 
 app = typer.Typer(
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         except InvalidInput as error:
             _say(str(error))
             return 2
-        except ConvergenceFailure as error:
+        except (ConvergenceFailure, StoreFailure) as error:
             _say(str(error))
             return 1
         except (KeyboardInterrupt, typer.Abort):

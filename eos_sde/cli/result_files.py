@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from eos_sde.store.errors import StoreFailure
+from eos_sde.store.origin import KIND
+from eos_sde.store.reading import open_sweep
 from solvers.errors import InvalidInput
 from solvers.whole_files import write_netcdf, write_zarr
 
@@ -61,21 +64,32 @@ def read_result(path: Path) -> xr.Dataset:
     ------
     InvalidInput
         If there is none, or the file holds something else.
+    StoreFailure
+        If it is a sweep with a chunk that is missing or damaged.
     """
     if not path.exists():
         raise InvalidInput(
             f"{path} does not exist; give a NetCDF file or a Zarr store that a command has written"
         )
-    engine: Any = "zarr" if path.is_dir() else "h5netcdf"
-    settings: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     try:
-        with xr.open_dataset(path, engine=engine, **settings) as dataset:
+        with _opened(path) as dataset:
             return _with_plain_text(dataset.load())
-    except (OSError, ValueError, KeyError) as error:
+    except (InvalidInput, StoreFailure):
+        raise
+    except Exception as error:  # of broken bytes every decoder raises what it likes
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
             f"{path} holds no dataset that can be read ({first}); give NetCDF or Zarr"
         ) from error
+
+
+def _opened(path: Path) -> xr.Dataset:
+    if path.is_file():
+        return xr.open_dataset(path, engine="h5netcdf")
+    with xr.open_dataset(path, engine="zarr", consolidated=False) as dataset:
+        if dataset.attrs.get("kind") != KIND:
+            return dataset
+    return open_sweep(path, check=True)  # xarray would fill the gap of a lost chunk in silence
 
 
 def _with_plain_text(dataset: xr.Dataset) -> xr.Dataset:

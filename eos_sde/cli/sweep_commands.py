@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from eos_sde.cli.terminal import JSON, check_folder
-from solvers.errors import ConvergenceFailure, InvalidInput
+from solvers.errors import InvalidInput
 
 app = typer.Typer()
 _FAILED = 1
@@ -59,7 +59,10 @@ def sweep(
     Each point is kept as soon as it is finished; the same command goes on where an interrupted one stopped, to the same
     bits. Example: eos-sde sweep examples/gap_sweep.toml --out gap.zarr --workers 2
     """
-    from eos_sde.store import StoreFailure
+    from eos_sde.store import export_netcdf
+    from eos_sde.store.sweep_store import check_name
+    from eos_sde.sweeps.engine import FailedPoints, carried_out
+    from eos_sde.sweeps.spec import read_spec
 
     if workers is not None and scheduler is not None:
         raise InvalidInput("--workers and --scheduler exclude each other; give one")
@@ -72,21 +75,6 @@ def sweep(
     check_folder(out.parent)
     if out.is_dir() and out.suffix == ".nc":
         raise InvalidInput(f"out={out} is a folder; choose another name")
-    try:
-        _swept(spec, out, workers, scheduler, resume, dry_run, fail_fast, seed, as_json)
-    except StoreFailure as error:
-        raise ConvergenceFailure(str(error)) from error
-
-
-def _swept(
-    spec: Path, out: Path, workers: int | None, scheduler: str | None, resume: bool, dry_run: bool, fail_fast: bool,
-    seed: int | None, as_json: bool,
-) -> None:  # fmt: skip
-    from eos_sde.store import export_netcdf
-    from eos_sde.store.sweep_store import check_name
-    from eos_sde.sweeps.engine import FailedPoints, carried_out
-    from eos_sde.sweeps.spec import read_spec
-
     store = out.with_suffix(".zarr")
     check_name(store)
     if str(Path.cwd()) not in sys.path:
