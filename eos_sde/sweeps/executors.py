@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,10 +18,15 @@ from eos_sde.sweeps.bundles import LONGEST_SECONDS, Bundles, Pace
 from eos_sde.sweeps.evaluation import Job, Outcome, evaluate, in_words, outcomes, packed
 
 _LOOK_SECONDS = 0.02
+_PATIENCE_SECONDS = 60.0
 
 
 class ClusterLost(StoreFailure):
     """The scheduler is gone; finished points are kept."""
+
+
+class NoWorkers(UserWarning):
+    """A cluster has had no worker for a minute; a sweep waits for one."""
 
 
 class Executor(Protocol):
@@ -102,21 +108,42 @@ class OnCluster:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._window, self._looked = 0, -np.inf
+        self._window, self._looked, self._manned = 0, -np.inf, time.monotonic()
 
     def tried(self, job: Job, points: list[dict[str, Any]]) -> tuple[list[Outcome], float]:
         """What some points give, and how long they took together."""
         future = self._client.submit(_tried, job, points, pure=False)
         try:
+            self._finished({future: points})
             return future.result()
         except Exception as error:
             raise self._lost(error) from error
 
     def _tasks(self) -> int:
-        now = time.monotonic()
-        if now - self._looked > 2.0:
-            self._window, self._looked = 16 + 3 * sum(self._client.ncores().values()), now
+        self._look()
         return self._window
+
+    def _look(self) -> None:
+        """See every two seconds what workers there are, and say it if there are none for long."""
+        now = time.monotonic()
+        if now - self._looked <= 2.0:
+            return
+        try:
+            threads = sum(self._client.ncores().values())
+        except Exception as error:
+            raise self._lost(error) from error
+        self._window, self._looked = 16 + 3 * threads, now
+        if threads:
+            self._manned = now
+        elif now - self._manned > _PATIENCE_SECONDS:
+            self._manned = np.inf  # once, until there are some again
+            warnings.warn(
+                NoWorkers(
+                    f"the cluster has had no worker for {_PATIENCE_SECONDS:.0f} s; look at its jobs: points wait for "
+                    "one to come, or interrupt this, finished ones are kept"
+                ),
+                stacklevel=2,
+            )
 
     def run(
         self,
@@ -159,7 +186,7 @@ class OnCluster:
         try:
             refill()
             while flying:
-                group = _finished(flying)
+                group = self._finished(flying)
                 parts = []
                 for future, found in zip(group, self._fetched(group), strict=True):
                     numbers = flying.pop(future)
@@ -180,6 +207,15 @@ class OnCluster:
         finally:
             for future in flying:
                 future.release()
+
+    def _finished(self, flying: dict[Any, Any]) -> list[Any]:
+        """Tasks that are no longer pending, at least one; a look every 20 ms costs less than being told of each."""
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            group = [future for future in flying if future.status != "pending"]
+            if group:
+                return group
+            self._look()
 
     def _fetched(self, group: list[Any]) -> list[tuple[Batch, float] | None]:
         """What tasks gave, None where they gave an error; a result lost with its worker is computed again."""
@@ -217,15 +253,6 @@ class OnCluster:
         return ClusterLost(
             f"a worker could not run a point ({in_words(error)}); check that it has this package and the function"
         )
-
-
-def _finished(flying: dict[Any, Any]) -> list[Any]:
-    """Tasks that are no longer pending, at least one; a look every 20 ms costs less than being told of each."""
-    while True:
-        time.sleep(_LOOK_SECONDS)
-        group = [future for future in flying if future.status != "pending"]
-        if group:
-            return group
 
 
 def _parcel(job: Job) -> bytes:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -42,6 +43,33 @@ def test_a_cluster_has_the_bits_of_one_process(client, tmp_path):
     eos_sde.sweep(wave, WAVES, store=tmp_path / "one.zarr")
     eos_sde.sweep(wave, WAVES, store=tmp_path / "many.zarr", client=client)
     assert same_files(tmp_path / "one.zarr", tmp_path / "many.zarr")
+
+
+def test_a_cluster_that_stays_without_workers_is_told_and_waited_for(tmp_path, monkeypatch):
+    """A worker comes as soon as it is missed; of a cluster that has one nothing is said."""
+    from distributed import Client, LocalCluster
+
+    from eos_sde.sweeps import executors
+
+    monkeypatch.setattr(executors, "_PATIENCE_SECONDS", 1.0)
+    said = []
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as one,
+    ):
+
+        def told(message, *args, **kwargs):
+            said.append(message)
+            cluster.scale(1)
+
+        monkeypatch.setattr("warnings.showwarning", told)
+        with warnings.catch_warnings(record=False):
+            warnings.simplefilter("always", executors.NoWorkers)
+            for name in ("first.zarr", "second.zarr"):
+                table = eos_sde.sweep(lambda x: x * x, {"x": [1.0, 2.0]}, store=tmp_path / name, client=one)
+                assert table["value"].values.tolist() == [1.0, 4.0]
+    assert [type(one) for one in said] == [executors.NoWorkers]
+    assert "has had no worker for 1 s; look at its jobs" in str(said[0])
 
 
 def test_no_more_tasks_than_the_window_are_in_flight(client, tmp_path, monkeypatch):
