@@ -3,7 +3,9 @@
 ``python benchmarks/sweep_overhead.py [points]``: 1e5 by default, and four times as many. Each row is a process of its
 own. Trivial points travel in bundles of half a second of work; "a task a point" switches that off, and is what a point
 costs that takes longer than half a second. In "0.3 s a point" points sleep, and what they sleep is taken off: wall time
-times workers, less the sleep, over points. Processor time counts what other programs of the machine do not lengthen.
+times workers, less the sleep, over points. A part comes once (the first point is evaluated alone, one worker
+waits at the end), so two lengths tell a point's share. Processor time counts what other programs of the machine
+do not lengthen.
 The last rows hold 1e7 points, on one axis and on two, and evaluate none: what the client keeps however long it goes on.
 
 A sweep of real spectra is ``examples/flip_gap_map.toml``; `benchmarks/sweep_spectra.py` measures it.
@@ -116,15 +118,21 @@ def main(points: int) -> None:
         ("this process", 0, 1, 0, (points, 4 * points)),
         ("two workers", 2, 1, 0, (points, 4 * points)),
         ("two workers, a task a point", 2, 0, 0, (min(points, 3000),)),
-        ("two workers, 0.3 s a point", 2, 1, 1, (min(points, 300),)),
+        ("two workers, 0.3 s a point", 2, 1, 1, (min(points, 200), 4 * min(points, 200))),
     ):
+        beside = {}
         for size in sizes:
             one = measured(size, workers, bundled, slow)
+            beside[size] = one["ms"] * size
             print(
                 f"{name:40}{size:12d}{one['ms']:12.3f}{one['client']:12.3f}{one['crew']:12.3f}"
                 f"{one['bytes'] / 2**20:8.1f} MiB",
                 flush=True,
             )
+        if slow:
+            share = (beside[sizes[1]] - beside[sizes[0]]) / (sizes[1] - sizes[0])
+            once = beside[sizes[0]] - share * sizes[0]
+            print(f"{'  of which for a point, and once':40}{share:24.3f} ms, {1e-3 * once:.2f} s")
     for name in ("one axis of 1e7 values", "two axes of 3163"):
         one = measured(name)
         print(
