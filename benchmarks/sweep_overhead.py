@@ -3,9 +3,8 @@
 ``python benchmarks/sweep_overhead.py [points]``: 1e5 by default, and four times as many. Each row is a process of its
 own. Trivial points travel in bundles of half a second of work; "a task a point" switches that off, and is what a point
 costs that takes longer than half a second. In "0.3 s a point" points sleep, and what they sleep is taken off: wall time
-times workers, less the sleep, over points. A part comes once (the first point is evaluated alone, one worker
-waits at the end), so two lengths tell a point's share. Processor time counts what other programs of the machine
-do not lengthen.
+times workers, less the sleep, over points. A part comes once (the first point is evaluated alone, one worker waits at
+the end), so two lengths tell a point's share. Processor time counts what other programs of the machine do not lengthen.
 The last rows hold 1e7 points, on one axis and on two, and evaluate none: what the client keeps however long it goes on.
 
 A sweep of real spectra is ``examples/flip_gap_map.toml``; `benchmarks/sweep_spectra.py` measures it.
