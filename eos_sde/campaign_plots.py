@@ -15,7 +15,7 @@ _MARKERS = "osD^v<>"
 _ROWS = (
     ("sharpness", "learning rate × sharpness"),
     ("loss", "mean training loss"),
-    ("variance", "variance along the first eigenvector"),
+    ("variance", "variance, first eigenvector"),
 )
 
 
@@ -27,7 +27,7 @@ def campaign_task_figure(table: xr.Dataset, task: str, *, rule: str = "sgd") -> 
     table : Dataset
         From `bridge.run_campaign`.
     task, rule : str
-        Which cells; a column for each batch size.
+        Which cells; a column for each batch size that was run.
 
     Returns
     -------
@@ -35,7 +35,9 @@ def campaign_task_figure(table: xr.Dataset, task: str, *, rule: str = "sgd") -> 
         Sharpness times learning rate, mean loss, and the variance along the top eigenvector of the checkpoint.
     """
     chosen = table.sel(task=task, rule=rule)
-    figure = Figure(figsize=(3.3 * chosen.sizes["batch"], 7.2), layout="constrained")
+    run = chosen["measured_loss"].notnull().any(("seed", "step"))
+    chosen = chosen.isel(batch=run.values) if run.any() else chosen
+    figure = Figure(figsize=(max(5.5, 3.3 * chosen.sizes["batch"]), 7.2), layout="constrained")
     axes = figure.subplots(len(_ROWS), chosen.sizes["batch"], squeeze=False, sharex=True, sharey="row")
     for column, batch in enumerate(chosen["batch"].values):
         for (quantity, label), axis in zip(_ROWS, axes[:, column], strict=True):
@@ -53,8 +55,9 @@ def campaign_task_figure(table: xr.Dataset, task: str, *, rule: str = "sgd") -> 
         axes[0, column].axhline(2, color=GREY, ls=":", lw=1)
         axes[0, column].set_title(f"batch {batch}", fontsize=10, loc="left")
         axes[-1, column].set_xlabel("steps since the checkpoint", fontsize=9)
-    axes[0, 0].legend(fontsize=8, frameon=False, title="line: forecast; points: runs", title_fontsize=8)
-    figure.suptitle(f"{task}, {rule}: forecast from one checkpoint, then run", fontsize=11)
+    lines = [line for line in axes[0, 0].lines if str(line.get_label()).startswith("seed")]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
+    figure.suptitle(f"{task}, {rule}: forecast from one checkpoint (lines), then run (points)", fontsize=11)
     return figure
 
 

@@ -1,6 +1,7 @@
 """The campaign: lost cells come back bit for bit, stopped flows and failures are told, measurements as defined."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from eos_sde.bridge import campaign_cells, campaign_runs, run_campaign
 from eos_sde.bridge.campaign_runs import Plan
 from solvers.errors import InvalidInput
 
+ROOT = Path(__file__).parents[2]
 TINY = {"digits-mlp": {"examples": 40, "hidden": (4,), "pool": 4}}
 CHOICE = {
     "tasks": TINY, "batch_sizes": (4,), "rules": ("gd", "sgd"), "seeds": 1, "steps": 12, "replicas": 3,
@@ -174,6 +176,18 @@ def test_words_json_and_figures(table):
     assert list(figures) == ["all", "digits-mlp-sgd"]
     lines = figures["digits-mlp-sgd"].axes[0].lines
     assert np.array_equal(lines[0].get_ydata(), 0.2 * table["forecast_sharpness"][0, 1, 0, 0])
+
+
+def test_a_figure_has_a_column_for_each_batch_size_that_was_run():
+    """In the campaign that is kept, of five networks: 20 examples have no batch of 64, and gradient descent takes all."""
+    kept = xr.load_dataset(ROOT / "notebooks" / "campaign.nc", engine="h5netcdf")
+    for rule, batches in (("sgd", ["4", "16", "all"]), ("gd", ["all"])):
+        figure = campaign_plots.campaign_task_figure(kept, "chebyshev", rule=rule)
+        assert [axis.get_title(loc="left") for axis in figure.axes[: len(batches)]] == [
+            f"batch {b}" for b in batches
+        ]
+        assert len(figure.axes) == 3 * len(batches)
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 0", "seed 1", "seed 2"]
 
 
 @pytest.mark.parametrize(
