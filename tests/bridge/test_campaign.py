@@ -179,7 +179,7 @@ def test_words_json_and_figures(table):
 
 
 def test_a_figure_has_a_column_for_each_batch_size_that_was_run():
-    """In the campaign that is kept, of five networks: 20 examples have no batch of 64, and gradient descent takes all."""
+    """In the campaign that is kept, 20 examples have no batch of 64, and gradient descent takes all."""
     kept = xr.load_dataset(ROOT / "notebooks" / "campaign.nc", engine="h5netcdf")
     for rule, batches in (("sgd", ["4", "16", "all"]), ("gd", ["all"])):
         figure = campaign_plots.campaign_task_figure(kept, "chebyshev", rule=rule)
