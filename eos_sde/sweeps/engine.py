@@ -91,6 +91,8 @@ def sweep(
         If points failed.
     DamagedChunk
         If chunks of the store had to be computed again.
+    NoWorkers
+        If a cluster has had no worker for a minute; the sweep waits for one.
 
     Notes
     -----
