@@ -275,6 +275,7 @@ def test_plot_and_report_on_the_command_line(tmp_path, capsys, sweep, curve):
     (tmp_path / "text.nc").write_text("not a dataset")
     for bad, part in (
         (["plot", "none.nc"], "none.nc does not exist"),
+        (["plot", "."], ". is no result; give a NetCDF file"),
         (["plot", "text.nc"], "holds no dataset"),
         (["plot", "curve.nc", "--out", "p.txt"], "must end in .png or .svg or .pdf"),
         (["plot", "curve.nc", "--at", "eta"], "write NAME=VALUE"),

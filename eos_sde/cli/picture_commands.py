@@ -48,6 +48,8 @@ def plot(
     from eos_sde import plots
     from eos_sde.dataset_figures import figures_of, kind_of
 
+    if not files[0].name:
+        raise InvalidInput(f"{files[0]} is no result; give a NetCDF file or a Zarr store")
     path = files[0].with_suffix(".png") if out is None else out
     _check(seed, path, PICTURES)
     fixed = _fixed(at)
