@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,15 @@ PROGRAM = next(
 )
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
           "--disable-background-networking", "--no-first-run", "--hide-scrollbars")  # fmt: skip
+
+_DESCRIPTORS = """
+import os, sys
+os.dup2(int(sys.argv[1]), 63)
+os.dup2(int(sys.argv[2]), 64)
+os.dup2(63, 3)
+os.dup2(64, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""  # the browser reads descriptor 3 and writes descriptor 4; in a process of its own, for JAX forbids to fork this one
 
 
 class Page:
@@ -95,21 +105,16 @@ def opened(folder: Path, *, width: int = 1200, height: int = 900) -> Iterator[Pa
     ask_there, ask = os.pipe()
     answer, answer_there = os.pipe()
 
-    def pipes() -> None:  # the browser reads descriptor 3 and writes descriptor 4
-        os.dup2(ask_there, 63)
-        os.dup2(answer_there, 64)
-        os.dup2(63, 3)
-        os.dup2(64, 4)
-
     command = [
+        sys.executable, "-c", _DESCRIPTORS, str(ask_there), str(answer_there),
         PROGRAM,
         *_FLAGS,
         f"--user-data-dir={folder}",
         f"--window-size={width},{height}",
         "about:blank",
-    ]
+    ]  # fmt: skip
     with subprocess.Popen(
-        command, preexec_fn=pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, pass_fds=(ask_there, answer_there), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as browser:
         os.close(ask_there)
         os.close(answer_there)
