@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,6 +317,16 @@ def test_a_spoilt_sweep_is_one_sentence(tmp_path, capsys):
             assert part in err
             assert err.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
+
+
+def test_copies_of_a_sweep_are_drawn(tmp_path):
+    """A copy by xarray lacks the chunks of empty texts: nothing is lost there."""
+    table = eos_sde.sweep(lambda x: {"a": x**2, "b": -x}, {"x": [1.0, 2.0, 3.0]}, store=tmp_path / "s.zarr")
+    table.load().drop_encoding().to_zarr(tmp_path / "copy.zarr", zarr_format=3, consolidated=False)
+    table[["a"]].drop_encoding().to_zarr(tmp_path / "part.zarr", zarr_format=3, consolidated=False)
+    for name in ("copy.zarr", "part.zarr"):
+        assert cli.main(["plot", name]) == 0
+        assert read_result(Path(name))["a"].values.tolist() == [1.0, 4.0, 9.0]
 
 
 def test_columns_align_on_the_decimal_point(sweep, curve):

@@ -10,7 +10,7 @@ import xarray as xr
 
 from eos_sde.store.errors import StoreFailure
 from eos_sde.store.origin import KIND
-from eos_sde.store.reading import open_sweep
+from eos_sde.store.reading import open_sweep, written_by_sweep
 from solvers.errors import InvalidInput
 from solvers.whole_files import write_netcdf, write_zarr
 
@@ -86,10 +86,11 @@ def read_result(path: Path) -> xr.Dataset:
 def _opened(path: Path) -> xr.Dataset:
     if path.is_file():
         return xr.open_dataset(path, engine="h5netcdf")
-    with xr.open_dataset(path, engine="zarr", consolidated=False) as dataset:
-        if dataset.attrs.get("kind") != KIND:
-            return dataset
-    return open_sweep(path, check=True)  # xarray would fill the gap of a lost chunk in silence
+    dataset = xr.open_dataset(path, engine="zarr", consolidated=False)
+    if dataset.attrs.get("kind") == KIND and written_by_sweep(path):
+        dataset.close()
+        return open_sweep(path, check=True)  # xarray would fill the gap of a lost chunk in silence
+    return dataset
 
 
 def _with_plain_text(dataset: xr.Dataset) -> xr.Dataset:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from eos_sde.store.arrays import Arrays
 from eos_sde.store.errors import StoreFailure, told
-from eos_sde.store.layout import PENDING
+from eos_sde.store.layout import PENDING, STATUS, TEXTS
 from eos_sde.store.origin import FORMAT, KIND
 from eos_sde.store.sweep_store import attributes
 from solvers.errors import InvalidInput
@@ -72,6 +72,26 @@ def open_sweep(path: Path | str, *, check: bool = False) -> xr.Dataset:
                 f"store={store} lacks some of its arrays, or their metadata are broken ({type(error).__name__}: "
                 f"{error}); restore it, or sweep anew"
             ) from error
+
+
+def written_by_sweep(store: Path) -> bool:
+    """Whether a sweep wrote these chunks itself, all arrays of each; a copy by xarray leaves out those of empty texts.
+
+    Parameters
+    ----------
+    store : path
+        A Zarr store with the attributes of a sweep.
+
+    Returns
+    -------
+    bool
+    """
+    chunks = store / STATUS / "c"
+    return any(
+        all((store / name / "c" / path.relative_to(chunks)).is_file() for name in TEXTS)
+        for path in chunks.rglob("*")
+        if path.is_file()
+    )
 
 
 def _refuse_gaps(store: Path, *, thoroughly: bool) -> None:
