@@ -22,6 +22,7 @@ def test_wilson_solves_its_equation():
     assert wilson([4], 4)[1][0] == 1
 
 
+@pytest.mark.slow
 def test_boundary_covers_the_truth():
     """95 % intervals from 4 runs at 6 margins. At a coverage of 0.93 fewer cover with P = 1e-3."""
     deltas = 0.2 * np.array([0.5, 0.7, 0.9, 1.15, 1.5, 2.0])

@@ -335,6 +335,7 @@ class Numbered(eqx.Module):
         return stream * jnp.arange(1, stream.shape[1] + 1)[:, None]
 
 
+@pytest.mark.slow
 def test_patches_tile_the_image():
     """The vision transformer's stream is made of the right pixels: against patches cut one by one."""
     net = VisionTransformer(6, 3, 2, 4, 1, 1, "tanh", key=jax.random.key(0))

@@ -137,6 +137,7 @@ def test_descent_on_a_quadratic_has_nothing_to_hold_it():
     assert set(beyond.variables) == set(below.variables)
 
 
+@pytest.mark.slow
 def test_it_says_where_it_ceases_to_apply(small_task, small_start, edge):
     flow = flow_of(small_task, small_start, eta=edge, modes=1)
     assert flow.attrs["stopped"].startswith(

@@ -34,6 +34,7 @@ def explicit(case):
         return jacobian, np.asarray(curvature(model(params, x), jnp.asarray(y)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["half-squared-error", "cross-entropy", LOSSES["cross-entropy"]])
 def test_products_and_blocks(case, loss):
     jacobian, curvature = explicit(case)

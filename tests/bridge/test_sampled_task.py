@@ -61,6 +61,7 @@ def test_corrected_sample_agrees_with_all_examples(
     assert errors[0] < 0.02 * errors[1]
 
 
+@pytest.mark.slow
 def test_whole_in_parts(small_task, small_start, small_gradient, modes):
     """63 examples in parts of 20, the last not full."""
     theta, everything = jnp.asarray(small_start), all_examples(small_task)

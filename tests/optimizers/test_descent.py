@@ -236,6 +236,7 @@ def test_a_rise_beyond_the_assumed_constant_is_found():
     assert "assumptions failed: sharpness rose too fast" in certificate.attrs["verdict"]
 
 
+@pytest.mark.slow
 def test_steps_off_the_gradient_and_runs_that_leave_the_numbers_are_found():
     heavy = descent_certificate(wave, START, caeo(0.2, delta=0.5, momentum=0.9), steps=5, delta=0.5)
     assert (heavy["failure"][1:] == "not along the gradient").all()

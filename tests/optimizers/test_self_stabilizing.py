@@ -81,6 +81,7 @@ def test_bad_settings_are_refused(growth):
         self_stabilizing_caeo(0.1, growth=growth)
 
 
+@pytest.mark.slow
 def test_least_growth_is_a_floor_of_the_released_rate():
     """On a gradient along the top direction 2/R is the edge; the floor lies beyond it, and below the base rate."""
     rate = functools.partial(

@@ -83,6 +83,7 @@ def test_chang_cooper_reads_the_face_and_scharfetter_gummel_the_difference():
 # ---- no noise along an axis ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_second_order_transport_without_noise():
     errors = {"upwind": [], "second-order": []}
     eigenvalue = -0.4 + 1j * np.sqrt(4 - 0.16)

@@ -164,6 +164,7 @@ def test_a_double_well_in_two_dimensions():
     assert density[np.abs(x) > grid.edges["x"][-1]].sum() < 5e-9 * density.sum()
 
 
+@pytest.mark.slow
 def test_an_axis_without_noise():
     grid = Grid.fit(_langevin(0.8), mass=1e-6)
     top = np.array([grid.edges[n][-1] for n in grid.names]) / np.sqrt([1 / 8, 1 / 2])

@@ -223,6 +223,7 @@ def test_a_continued_run_has_the_extremes_of_both():
     )
 
 
+@pytest.mark.slow
 def test_models_in_vector_form_have_the_same_statistics():
     """40 components with an array of parameters, in blocks narrower than 512."""
 

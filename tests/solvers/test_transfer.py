@@ -173,6 +173,7 @@ def wells(tilt, noise):
     return TransferOperator(sde, Grid.uniform(x=(-1.3, 1.35, 84)), step=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tilt", "noise", "size"), [(-0.01, 0.1, 1e-19), pytest.param(0.02, 0.2, 1e-6, marks=pytest.mark.slow)]
 )

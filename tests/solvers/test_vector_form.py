@@ -154,6 +154,7 @@ OTHERS = (("euler-maruyama", False), ("heun", True))
 SLOW = pytest.mark.slow  # each combination compiles passes of its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "resolution"),
     [
@@ -369,6 +370,7 @@ def test_a_continued_run_is_the_whole_run():
     np.testing.assert_array_equal(second["exit_time"], whole["exit_time"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grows", [True, pytest.param(False, marks=SLOW)])
 def test_orders_are_those_of_the_component_form(grows):
     """The same equation on the same numbers: the same fit to rounding."""
@@ -387,6 +389,7 @@ def test_orders_are_those_of_the_component_form(grows):
     assert found.attrs["stated_order"] == same.attrs["stated_order"] == (0.5 if grows else 1.0)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_bound_to_every_entry_of_a_matrix(tmp_path):
     a = -np.eye(40)  # more entries than an array shows
     sde = VectorSDE(matrix_decay, matrix_noise, dimension=40, params={"a": a, "s": 0.1}, convention="ito")

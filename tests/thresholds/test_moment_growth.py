@@ -37,6 +37,7 @@ def test_second_moments_are_the_exact_ones():
     assert float(allowed[0]) < 0.5 * exact  # zero would be rejected
 
 
+@pytest.mark.slow
 def test_between_the_thresholds_typical_runs_shrink_and_second_moments_grow():
     mean_square = float(thresholds.sgd_mean_square(PAIR, batch_size=1))  # 0.8
     almost_sure = 4 / 3

@@ -97,6 +97,7 @@ def test_numbers_against_dense_algebra(problem, rule):
     assert bool(reading.measured)
 
 
+@pytest.mark.slow
 def test_one_mode_threshold_is_the_closed_form():
     def loss(w, h):
         return 0.5 * jnp.mean(h) * w[0] ** 2
@@ -160,6 +161,7 @@ def test_sharpness_is_that_of_max_stable_lr_and_distances_follow_the_rate(proble
     np.testing.assert_allclose(readings.distance_deterministic, np.log(float(edge) / rates), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_log_has_units_and_survives_a_file(problem, tmp_path):
     params, data, _ = problem
     monitor = StabilityMonitor(network_loss, rule="gd", every=2)

@@ -153,6 +153,7 @@ def jacobian_of(params, data):
     return np.asarray(jax.jacobian(outputs)(flat))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 5])
 @pytest.mark.parametrize("replacement", [False, True])
 def test_network_at_a_fit_is_exact_from_hessian_products_alone(fitted, batch_size, replacement):
