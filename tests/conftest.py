@@ -10,9 +10,6 @@ import pytest
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Each process of the tests has a core to itself. And where a program has two independent batched LAPACK calls, each may
-# wait in one of two threads for parts of its batch that no thread is left to take (jaxlib 0.10.2, `ParallelBatchMap`).
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 np.seterr(divide="raise", over="raise", invalid="raise", under="ignore")
 
 

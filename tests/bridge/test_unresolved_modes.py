@@ -71,13 +71,22 @@ def look(task, state, key, steps=1, **settings):
     return measured(state, task, jnp.zeros(task.size), modes, carried, none, key, ETA, P, steps, **settings)
 
 
+def many(function):
+    """Compiled, and mapped over first axes, eight at a time.
+
+    Two large batches of LAPACK calls that do not depend on each other may wait for each other for ever where XLA has
+    two threads: each waits in one of them for parts that no thread is left to take (jaxlib 0.10.2, ParallelBatchMap).
+    """
+    return jax.jit(lambda *columns: jax.lax.map(lambda row: function(*row), columns, batch_size=8))
+
+
 GRID = np.asarray(np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 41)])) / ETA
 
 
 @pytest.fixture(scope="module")
 def looks(task):
     """Compiled: many states and as many keys."""
-    return jax.jit(jax.vmap(lambda state, key: look(task, state, key)))
+    return many(lambda state, key: look(task, state, key))
 
 
 def copies(state, number):
@@ -89,7 +98,7 @@ def settled(task):
     """1500 first measurements, each as of a fluctuation fed for long."""
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(4), 1500)
-        return jax.jit(jax.vmap(lambda key: look(task, quiet_at(task, draws=2), key, 2000)))(keys)
+        return many(lambda key: look(task, quiet_at(task, draws=2), key, 2000))(keys)
 
 
 def covariance(x, y):
@@ -220,7 +229,7 @@ def test_fresh_draws_have_the_covariance_of_the_rule(rule):
     sizes -= sizes.mean()
     task, steps = Tilted(sizes * tilt), 60
     state = copies(quiet_at(task, rule=rule, draws=2), 600)
-    draw = jax.jit(jax.vmap(lambda state, key: look(task, state, key, steps, rule=rule).draw))
+    draw = many(lambda state, key: look(task, state, key, steps, rule=rule).draw)
     found = np.asarray(draw(state, jax.random.split(jax.random.key(12), 600)))
     for i, j in ((2, 2), (2, 8), (2, 19), (8, 8), (8, 19), (19, 19)):
         responses = left_in_weights(rule, CURVATURES[i], steps), left_in_weights(rule, CURVATURES[j], steps)
@@ -251,7 +260,7 @@ def test_draws_are_driven_by_the_hessian_in_the_mean_over_the_last():
     task, plain = Tilted(sizes * tilt, quartic=quartic), LinearRule("sgd")
     state = copies(quiet_at(task, draws=3)._replace(draw=jnp.asarray(last)), 500)
     keys = jax.random.split(jax.random.key(14), 500)
-    found = np.asarray(jax.jit(jax.vmap(lambda one, key: look(task, one, key, steps)))(state, keys).draw)
+    found = np.asarray(many(lambda one, key: look(task, one, key, steps))(state, keys).draw)
     driving = CURVATURES + 3 * quartic * (last[:2] ** 2).mean(axis=0)
     for i in (8, 16, 19):
         noise = P * np.mean(sizes**2) * tilt[i] ** 2
