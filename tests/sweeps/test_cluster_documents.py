@@ -8,19 +8,23 @@ import pytest
 DOCUMENT = Path(__file__).parents[2] / "docs" / "clusters.md"
 
 
-def made_by(kind):
-    """The names that a piece of code in the document leaves behind."""
-    found = re.findall(rf"```python {kind}\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
-    assert len(found) == 1
+def code_of(kind):
+    """The one piece of code of that kind in the document."""
+    (found,) = re.findall(rf"```python {kind}\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    return found
+
+
+def made_by(code):
+    """The names that a piece of code leaves behind."""
     names = {}
-    exec(found[0], names)
+    exec(code, names)
     return names
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_slurm_script_has_one_thread_for_everything():
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
-    cluster = made_by("slurm")["cluster"]
+    cluster = made_by(code_of("slurm"))["cluster"]
     try:
         script = cluster.job_script()
     finally:
@@ -36,7 +40,7 @@ def test_the_slurm_script_has_one_thread_for_everything():
 @pytest.mark.filterwarnings("ignore")
 def test_the_kubernetes_specification_has_one_thread_for_everything():
     pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed")
-    worker = made_by("kubernetes")["specification"]["spec"]["worker"]
+    worker = made_by(code_of("kubernetes"))["specification"]["spec"]["worker"]
     container = worker["spec"]["containers"][0]
     assert worker["replicas"] == 4
     assert container["args"][:4] == ["dask", "worker", "--nthreads", "1"]
