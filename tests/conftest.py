@@ -10,6 +10,9 @@ import pytest
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Threads of XLA. With as few as there are cores, large batches of LAPACK calls that do not depend on each other take
+# all of them and wait for ever for their parts, which no thread is left to take (jaxlib's ParallelBatchMap, to 0.10).
+os.environ.setdefault("NPROC", "8")
 np.seterr(divide="raise", over="raise", invalid="raise", under="ignore")
 
 
@@ -25,8 +28,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Notebooks first: they are what a newcomer runs."""
+    """Notebooks first: they are what a newcomer runs. What is slow may take an hour before it counts as hung."""
     items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("notebook"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 def pytest_runtest_setup(item):
