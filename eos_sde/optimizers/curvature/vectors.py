@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,11 +58,8 @@ class Space(NamedTuple):
     def random_unit(self, key: jax.Array) -> Params:
         """Return a unit vector of rotation-invariant law: the normal numbers of the flat vector, leaf by leaf."""
         leaves, structure = jax.tree.flatten(self.params)
-        drawn, offset = [], 0
-        for leaf in leaves:
-            drawn.append(normal_block(key, offset, jnp.shape(leaf), self.dtype, size=self.dimension))
-            offset += math.prod(jnp.shape(leaf))
-        return unit(jax.tree.unflatten(structure, drawn))
+        shapes = tuple(map(jnp.shape, leaves))
+        return jax.tree.unflatten(structure, _unit_normal(key, shapes, self.dtype, self.dimension))
 
 
 def space_of(params: Params) -> Space:
@@ -118,6 +116,18 @@ def overlaps(basis: Params, vector: Params) -> jax.Array:
 def combination(weights: jax.Array, basis: Params) -> Params:
     """The sum of k vectors with weights (k,)."""
     return combine(lambda rows: jnp.tensordot(weights, rows, axes=1, precision=_PRECISION), basis)
+
+
+# one program: it is also called outside of others, where each of its many operations would be compiled by itself
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _unit_normal(
+    key: jax.Array, shapes: tuple[tuple[int, ...], ...], dtype: Any, size: int
+) -> list[jax.Array]:
+    drawn, offset = [], 0
+    for shape in shapes:
+        drawn.append(normal_block(key, offset, shape, dtype, size=size))
+        offset += math.prod(shape)
+    return unit(drawn)
 
 
 def normal_block(key: jax.Array, offset: int, shape: tuple[int, ...], dtype: Any, *, size: int) -> jax.Array:
