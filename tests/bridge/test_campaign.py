@@ -107,6 +107,7 @@ def test_cells_of_other_settings_are_refused(store, table):
         run_campaign(store, **(CHOICE | {"steps": 16}))
 
 
+@pytest.mark.slow
 def test_a_failure_loses_no_cell_and_is_tried_again(tmp_path, monkeypatch):
     def fail(cell, plan):
         raise MemoryError("no room")

@@ -93,6 +93,7 @@ def test_an_oscillation_must_grow_before_it_holds_the_edge(
     assert "overshoots it by 10 %" in flow.attrs["caution"]
 
 
+@pytest.mark.slow
 def test_step_is_of_first_order(small_task, small_start, edge):
     ends = [
         flow_of(small_task, small_start, eta=edge, save_every=40, stride=s)["final_params"].values

@@ -77,6 +77,7 @@ def test_sharpness_against_dense_eigenvalues(task):
         assert np.isclose(sharpness, top, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_full_batch_sharpness_along_the_gradient(task):
     data = record(task, "gd", steps=1, seed=0)
     theta = task.init(0)
@@ -117,6 +118,7 @@ def test_replicas_have_batches_of_their_own_and_share_with_single_runs(task):
     assert not np.allclose(several.final_params[0], several.final_params[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_mean_of_the_last_weights(task, replicas):
     """Against runs that end at each of those steps; whatever `every` is."""

@@ -88,6 +88,7 @@ def test_samples_follow_a_shuffled_order(small_task):
     assert first[:3] != first[3:]
 
 
+@pytest.mark.slow
 def test_covariances_are_those_of_all_examples_in_the_mean(small_task, small_start, modes):
     """Over all 35 samples of 3 of 7 examples, exactly; without the factor the mean is 2/3 * 7/6 of it."""
     few = dataclasses.replace(small_task, x=small_task.x[:7], y=small_task.y[:7])

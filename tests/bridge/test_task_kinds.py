@@ -157,6 +157,7 @@ def test_flows_of_every_task(name, own_data):
         assert flow["loss"][-1] < flow["loss"][0]
 
 
+@pytest.mark.slow
 def test_few_weights_take_the_default_number_of_modes(own_data):
     task = tiny("landscape-xyzw", own_data, eta=0.05)
     start = np.asarray(task.init(0))

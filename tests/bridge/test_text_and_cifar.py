@@ -47,6 +47,7 @@ def test_transformer_has_as_many_weights_as_its_parts():
     assert task.size == 65 * 8 + 8 * 8 + 2 * block + 2 * 8 + 8 * 65
 
 
+@pytest.mark.slow
 def test_transformer_attends_by_hand():
     """One block and one head in numpy, with the attention summed position by position."""
     task = small_transformer(blocks=1, heads=1, activation="tanh", examples=2)

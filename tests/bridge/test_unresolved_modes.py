@@ -345,6 +345,7 @@ def test_examples_that_agree_leave_everything_quiet():
     assert np.all(np.isfinite(np.concatenate([np.ravel(part) for part in state])))
 
 
+@pytest.mark.slow
 def test_running_mean_of_the_power(task, looks):
     keys = jax.random.split(jax.random.key(5), 4)
     singles = looks(copies(quiet_at(task), 4), keys).power

@@ -79,6 +79,7 @@ def test_adamw_measures_the_preconditioned_sharpness(mlp):
         params = optax.apply_updates(params, jax.tree.map(lambda u: 0.01 * u, updates))
 
 
+@pytest.mark.slow
 def test_the_edge_of_adam_is_where_it_diverges():
     """With P held at 1 by a long past of unit gradients and b1 = 0.5 the edge is at 6.
 

@@ -61,6 +61,7 @@ def test_half_precision_parameters_keep_a_single_precision_estimate(mlp):
     assert float(bound) >= 0.004 * float(value)
 
 
+@pytest.mark.slow
 def test_strong_negative_curvature_is_not_sharpness(rotated):
     matrix = rotated([-50.0, 3.0, *np.linspace(-1.0, 2.0, 38)])
     for name, estimator in FINDERS.items():
@@ -260,14 +261,8 @@ def test_products_are_counted_as_they_are_made(name, rotated):
     assert curvature.PRODUCT_COST * int(state.products) <= estimator.cost(params)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "lanczos",
-        "power",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("random_rayleigh", "hutchinson")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lanczos", "power", "random_rayleigh", "hutchinson"])
 def test_pure_scannable_vmappable_deterministic(name, rotated):
     estimator = curvature.ESTIMATORS[name]()
     matrices = jnp.stack([rotated(np.linspace(-1.0, top, 10), seed=top) for top in (1, 2, 3)])

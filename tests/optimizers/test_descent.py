@@ -212,6 +212,7 @@ class Half:
         return self.inner.cost(params)
 
 
+@pytest.mark.slow
 def test_an_estimate_that_is_too_low_is_found():
     given_ = {"steps": 10, "delta": 0.5}
     optimizer = caeo(1.0, delta=0.5, curvature=Half(), refresh=1)

@@ -82,6 +82,7 @@ def test_reaches_the_minimum(name, target, start, goal):
     np.testing.assert_allclose(params, goal, rtol=3e-2, atol=3e-2)
 
 
+@pytest.mark.slow
 @every
 def test_unexpected_arguments_are_ignored(name):
     optimizer, params = made(name), jnp.zeros(2)

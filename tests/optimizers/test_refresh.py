@@ -91,7 +91,8 @@ def test_what_is_followed_is_nearer_than_what_is_held(mlp):
     assert followed_error < 0.5 * held_error
 
 
-@pytest.mark.parametrize("allowance", [pytest.param(0.0, marks=pytest.mark.slow), 60.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("allowance", [0.0, 60.0])
 def test_no_more_is_spent_than_the_budget(mlp, allowance):
     """At every step: a share of the steps, twice the allowance, and one measurement."""
     _, _, age, products = noisy_run(mlp, refresh.budget(share=0.2, allowance=allowance, tol=1e-6), 300)

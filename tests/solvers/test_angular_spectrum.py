@@ -371,6 +371,7 @@ def test_the_stability_index_is_a_zero_of_the_moment_exponent():
         stability_index(turning, at=(0, 0))
 
 
+@pytest.mark.slow
 def test_thresholds_in_a_parameter():
     # mean-square stability of the oscillator: 2 zeta = s^2/2, exactly
     found = stability_threshold(oscillator, (0.01, 0.3), at=(0.0, 0.0), p=2)

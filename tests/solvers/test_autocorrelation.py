@@ -88,6 +88,7 @@ def _stationary(shift=0.0, paths=4000):
     )
 
 
+@pytest.mark.slow
 def test_autocorrelation_of_the_ornstein_uhlenbeck_process():
     """Euler-Maruyama is the recursion x' = (1 - k dt) x + noise: autocorrelation (1 - k dt)^n, exactly.
 

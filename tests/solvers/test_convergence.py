@@ -74,7 +74,7 @@ WEAK = [
     ("weak-euler", ARCTANGENT, square, 1.0),
     pytest.param("weak-euler", CORRELATED, square, 1.0, marks=SLOW),
     ("sra1", ADDITIVE, square, 2.0),
-    ("sriw1", ARCTANGENT, square, 1.5),
+    pytest.param("sriw1", ARCTANGENT, square, 1.5, marks=SLOW),
     pytest.param("weak-platen", ITO, None, 2.0, marks=SLOW),
     ("weak-platen", ARCTANGENT, square, 2.0),
     pytest.param("weak-platen", CIRCLE, square, 2.0, marks=SLOW),

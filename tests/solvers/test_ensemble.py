@@ -59,7 +59,7 @@ def test_the_moment_test_sees_three_percent():
     assert np.abs(_moment_scores(OU.sde.replace(k=1.5 * 0.97), *_scheme_truth())[0]).max() > LIMIT
 
 
-@pytest.mark.parametrize("resolution", [32, 53])
+@pytest.mark.parametrize("resolution", [32, pytest.param(53, marks=pytest.mark.slow)])
 def test_paths_are_those_of_the_increments(resolution):
     """The blocked kernel against the plain loop over `wiener.increments`: the same numbers to rounding."""
     problem = problems.correlated_linear()

@@ -182,6 +182,7 @@ def test_sides_of_an_interval():
     assert (np.abs(run["final"].values[run["exited"].values]) == 1.0).all()
 
 
+@pytest.mark.slow
 def test_places_on_a_square():
     """From the centre each side takes a quarter, and on a side the place has the mean of the centre."""
     sde = SDE(

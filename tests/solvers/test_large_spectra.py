@@ -84,7 +84,7 @@ def test_block_krylov_finds_the_largest_values(symmetric):
     np.testing.assert_allclose(found.values[:5], exact[:5], rtol=1e-10)
 
 
-@pytest.mark.parametrize("D", [0.1, 0.01])
+@pytest.mark.parametrize("D", [pytest.param(0.1, marks=pytest.mark.slow), 0.01])
 def test_long_lines_keep_relative_accuracy(D):
     # at D = 0.01 the first eigenvalue is 6e-12 beside 0.97
     chain = FokkerPlanck(double_well(D), Grid.uniform(x=(-3, 3, 20000))).chain
@@ -155,6 +155,7 @@ def test_blocks_of_vectors_agree_with_arnoldi_without_detailed_balance(monkeypat
     np.testing.assert_allclose(values[1], values[0], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_richardson_errors_fall_with_the_square_of_the_cells(reference):
     one = np.array(reference["dw1d_D0.1"]["value"])
     two = np.array(reference["dw2d_sep_D0.2"]["value"])[1:6]

@@ -107,6 +107,7 @@ def test_eigenvalues_are_sums_of_those_of_the_drift():
     np.testing.assert_allclose(np.log(errors[0] / errors[1]) / np.log(44 / 30), 2.0, atol=0.15)
 
 
+@pytest.mark.slow
 def test_independent_axes_add_their_eigenvalues():
     # the discrete generator is a Kronecker sum, so this holds to the tolerance of the iterations
     modes = eigenmodes(ring_and_spring(), 7)

@@ -180,6 +180,7 @@ def split_second_moment(drift, noises, dt):
     return math.log(np.abs(np.linalg.eigvals(pair)).max()) / (2 * dt)
 
 
+@pytest.mark.slow
 def test_the_steps_have_weak_order_two_and_the_kernel_takes_them():
     exact = second_moment_exponent(TURNING, KICKS)
     errors = [split_second_moment(TURNING, KICKS, dt) - exact for dt in (0.1, 0.05)]

@@ -233,6 +233,7 @@ def test_time_averages_and_extremes():
     assert abs(float(low.value + top.value)) < 4 * math.hypot(float(low.stderr), float(top.stderr)) + 0.03
 
 
+@pytest.mark.slow
 def test_stratonovich_and_klimontovich_models_are_converted():
     # E X_1 = exp(mu + s^2/2) and exp(mu + s^2), by the Ito drift; Ito itself, exp(mu), is the negative control
     for convention, rate in (("stratonovich", 0.3 + 0.18), ("klimontovich", 0.3 + 0.36)):

@@ -154,7 +154,9 @@ def turned(x, y):
     return LINEAR[0, 0] * x + LINEAR[0, 1] * y, LINEAR[1, 0] * x + LINEAR[1, 1] * y
 
 
-@pytest.mark.parametrize("correlation", [0.0, pytest.param(0.6, marks=pytest.mark.slow), -0.9])
+@pytest.mark.parametrize(
+    "correlation", [0.0, *(pytest.param(r, marks=pytest.mark.slow) for r in (0.6, -0.9))]
+)
 def test_correlated_noise_in_the_plane(correlation):
     covariance = np.array([[0.09, correlation * 0.06], [correlation * 0.06, 0.04]])
     grid = Grid.uniform(x=(-2.4, 2.4, 32), y=(-2.4, 2.4, 30))

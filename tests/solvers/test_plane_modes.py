@@ -104,9 +104,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "fast rotation" else pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_cycles_and_factorisations_agree(name):
     fp = CASES[name]()
     modes, other = eigenmodes(fp, 5), eigenmodes(fp, 5, method="shift-invert")

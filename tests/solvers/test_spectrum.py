@@ -132,6 +132,7 @@ def test_complex_pairs_are_not_split():
     assert eigenmodes(fp, k=3).sizes["mode"] == 3
 
 
+@pytest.mark.slow
 def test_two_dimensional_reversible_spectrum(reference):
     exact = np.array(reference["dw2d_sep_D0.2"]["value"])
     errors = []

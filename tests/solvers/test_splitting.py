@@ -94,6 +94,7 @@ def _ruin(x, mu=-2.0, high=4.0):
     return np.expm1(-2 * mu * x) / np.expm1(-2 * mu * high)
 
 
+@pytest.mark.slow
 def test_levels_are_crossed_inside_steps():
     """Steps of 0.1 against a distance of 4: two levels in one step are e^-160 apart, so there is no bias at all."""
     result = rare_exit(MOVING, 0.5, dt=0.1, seed=1, repeats=100, **BETWEEN)
@@ -143,6 +144,7 @@ def test_the_same_seed_gives_the_same_bits():
     assert len({*runs[0]["log_weight"].values, *other["log_weight"].values}) == 12
 
 
+@pytest.mark.slow
 def test_a_score_with_a_wall_before_the_target_says_so():
     with pytest.warns(AccuracyWarning, match=r"no repeat reached the target \(best score"):
         result = rare_exit(
@@ -212,6 +214,7 @@ def test_escape_rates_of_the_double_well(D, magnitude):
     assert abs(truth / kramers - 1) < 3 * D  # its own error is of order D
 
 
+@pytest.mark.slow
 def test_the_rate_does_not_depend_on_the_source():
     """Flux and probability change by factors; their product is the same number."""
     near, far = (

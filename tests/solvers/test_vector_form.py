@@ -299,6 +299,7 @@ def test_paths_do_not_depend_on_how_many_there_are():
     np.testing.assert_array_equal(many[:7], few)
 
 
+@pytest.mark.slow
 def test_levels_are_found_inside_steps_as_in_the_component_form():
     found = simulate(ten(), np.linspace(-0.5, 0.5, 10), stop=STOP["level"], **RUN)
     truth = simulate(

@@ -26,6 +26,7 @@ def test_one_weight_has_the_logarithm_of_the_mean_power():
     assert found.attrs["units"] == "1/step"
 
 
+@pytest.mark.slow
 def test_second_moments_are_the_exact_ones():
     jacobian = np.random.default_rng(0).normal(size=(10, 2, 4))
     eta = 1.1 * float(thresholds.sgd_mean_square(jacobian, batch_size=2))

@@ -235,6 +235,7 @@ def test_fewer_modes_bound_from_above(fitted):
         assert part.stderr > 0
 
 
+@pytest.mark.slow
 def test_single_precision_gives_the_same_to_its_own_accuracy(fitted):
     low = jax.tree.map(lambda a: a.astype(jnp.float32), fitted)
     exact = max_stable_lr(network_loss, *fitted, rule="nesterov", batch_size=3)

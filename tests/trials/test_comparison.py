@@ -114,6 +114,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_bits(tmp_path, found):
     xr.testing.assert_identical(again.drop_vars(clocked), found.drop_vars(clocked))
 
 
+@pytest.mark.slow
 def test_what_the_commands_write_and_print(tmp_path, capsys, monkeypatch, store, found):
     """A table that is Markdown, what it says in words, the figure, JSON; the work itself is not done again."""
     run = xr.load_dataset(next(store.glob("runs/sgdm-*/run.nc")), engine="h5netcdf")
