@@ -275,19 +275,29 @@ def campaign_in_words(table: xr.Dataset) -> str:
     Returns
     -------
     str
-        Two sentences, and a line for each cell that is off, stopped or failed.
+        Two sentences, a third on how often the flow's own cautions were right where it gave any, and a line for each
+        cell that is off, stopped or failed.
     """
     dims = table["status"].dims
     flat = table.stack(cell=dims)
     status = list(flat["status"].values)
-    lines = []
-    compared = int(np.isfinite(flat["sharpness_ratio"]).sum())
+    lines, off = [], np.zeros(flat.sizes["cell"], bool)
+    known = np.isfinite(flat["sharpness_ratio"].values)
+    compared = int(known.sum())
     for name, margin in (("sharpness", "sharpness_margin"), ("loss", "loss_margin")):
         allowed = table.attrs[margin]
-        within = int((abs(flat[f"{name}_ratio"] - 1) <= allowed).sum())
+        far = known & ~(np.abs(flat[f"{name}_ratio"].values - 1) <= allowed)
+        off |= far
+        within = compared - int(far.sum())
         lines.append(
             f"{within} of {compared} forecasts of {'mean ' if name == 'loss' else ''}{name} are within "
             f"{100 * allowed:g} %."
+        )
+    told = flat["caution"].values != "" if "caution" in flat else np.zeros_like(known)
+    if (told & known).any():
+        lines.append(
+            f"Against {(told & known).sum()} of them the flow itself gave a caution: {(told & off).sum()} of these "
+            f"are off, and {(off & ~told).sum()} of the {(known & ~told).sum()} others."
         )
     for i in range(flat.sizes["cell"]):
         cell = flat.isel(cell=i)
@@ -296,8 +306,9 @@ def campaign_in_words(table: xr.Dataset) -> str:
         if status[i] in ("does not apply", "failed"):
             lines.append(f"{status[i]}: {named}: {cell['reason'].item()}")
         elif any(abs(r - 1) > table.attrs[f"{name}_margin"] for name, r in ratios.items()):
-            told = ", ".join(f"{name} {100 * (r - 1):+.1f} %" for name, r in ratios.items())
-            lines.append(f"off: {named}: {told}")
+            sizes = ", ".join(f"{name} {100 * (r - 1):+.1f} %" for name, r in ratios.items())
+            caution = f" (it said: {cell['caution'].item()})" if told[i] else ""
+            lines.append(f"off: {named}: {sizes}{caution}")
     return "\n".join(lines)
 
 

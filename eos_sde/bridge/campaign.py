@@ -107,8 +107,8 @@ def run_campaign(
         ``mean_stderr`` (sampling error of that mean), ``forecast_seconds``, ``measured_seconds``, ``eta``,
         ``examples``, ``diverged``; ``sharpness_ratio``, ``loss_ratio``, ``variance_ratio`` (forecast over measured,
         means over the last third of the steps), ``late_sharpness_stderr`` (of that measured mean; the same of ``loss``
-        and ``variance``); ``status``: "done", "does not apply" (the flow stopped), "failed" or "left out", and
-        ``reason``.
+        and ``variance``); ``status``: "done", "does not apply" (the flow stopped), "failed" or "left out", ``reason``,
+        and ``caution`` (what the flow says against its own forecast; empty in cells that earlier versions finished).
 
     Raises
     ------
@@ -175,7 +175,7 @@ def _dataset(axes: Mapping[str, list], found: Mapping[tuple, dict], plan: Plan) 
         name: (_AXES, gathered(axes, found, name), {"units": units, "long_name": text})
         for name, (units, text) in NUMBERS.items()
     }
-    variables |= {name: (_AXES, words_of(axes, found, name)) for name in ("status", "reason")}
+    variables |= {name: (_AXES, words_of(axes, found, name)) for name in ("status", "reason", "caution")}
     coords = {**axes, "step": ("step", step, {"units": "1", "long_name": "steps since the checkpoint"})}
     table = xr.Dataset(variables, coords=coords)
     late = table.isel(step=plan.late)

@@ -59,8 +59,8 @@ def solve(cell: Cell, plan: Plan) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` (one of `STATUSES`), ``reason``, the `SERIES` (lists over the saved steps) and the `NUMBERS`;
-        None where they do not exist.
+        ``status`` (one of `STATUSES`), ``reason``, ``caution`` (what the flow says against its own forecast), the
+        `SERIES` (lists over the saved steps) and the `NUMBERS`; None where they do not exist.
     """
     axis = plan.axis
     numbers = {"eta": cell.eta, "examples": cell.batch_size}
@@ -68,12 +68,10 @@ def solve(cell: Cell, plan: Plan) -> dict[str, Any]:
         return left_out(plan, "gradient descent takes all examples", numbers)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # of runs that diverge
-            known, stopped = _compared(cell, plan)
+            known, words = _compared(cell, plan)
     except Exception as failure:  # one cell of many: its reason is kept, and the others go on
         return _filled(axis, numbers, status="failed", reason=f"{type(failure).__name__}: {failure}")
-    lost = known["diverged"]
-    reason = stopped or (f"{lost} runs diverged" if lost else "")
-    return _filled(axis, numbers | known, status="does not apply" if stopped else "done", reason=reason)
+    return _filled(axis, numbers | known, **words)
 
 
 def left_out(plan: Plan, reason: str, known: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -96,8 +94,8 @@ def left_out(plan: Plan, reason: str, known: Mapping[str, Any] = MappingProxyTyp
     return _filled(plan.axis, known, status="left out", reason=reason)
 
 
-def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], str]:
-    """What is known of a cell, and why the flow stopped."""
+def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is known of a cell, and the words on it."""
     begin = reach_checkpoint(cell, plan)
     flow, forecast_seconds = timed(lambda: forecast(cell, begin, plan))
     run, measured_seconds = timed(lambda: measure(cell, begin, plan))
@@ -114,13 +112,17 @@ def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], str]:
         "measured_seconds": measured_seconds,
         "diverged": run.diverged,
     }
-    return known | run.series, stopped
+    reason = stopped or (f"{run.diverged} runs diverged" if run.diverged else "")
+    status = "does not apply" if stopped else "done"
+    return known | run.series, {"status": status, "reason": reason, "caution": flow.attrs["caution"]}
 
 
-def _filled(axis: NDArray, known: Mapping[str, Any], *, status: str, reason: str) -> dict[str, Any]:
+def _filled(
+    axis: NDArray, known: Mapping[str, Any], *, status: str, reason: str, caution: str = ""
+) -> dict[str, Any]:
     empty = {name: [None] * axis.size for name in SERIES} | dict.fromkeys(NUMBERS)
     numbers = {name: plain(value) for name, value in known.items()}
-    return empty | numbers | {"status": status, "reason": reason}
+    return empty | numbers | {"status": status, "reason": reason, "caution": caution}
 
 
 def timed(job: Callable[[], Any]) -> tuple[Any, float]:

@@ -147,6 +147,6 @@ def gathered(
 
 
 def words_of(axes: Mapping[str, list], found: Mapping[tuple, dict], name: str) -> NDArray[np.str_]:
-    """One text of every cell as an array over the axes."""
-    values = np.array([found[key][name] for key in product(*axes.values())], dtype=object)
+    """One text of every cell as an array over the axes; empty where a cell does not have it."""
+    values = np.array([found[key].get(name, "") for key in product(*axes.values())], dtype=object)
     return values.reshape(tuple(map(len, axes.values()))).astype(str)

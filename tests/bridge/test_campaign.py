@@ -53,7 +53,7 @@ def test_full_batches_below_the_edge(tmp_path, rule):
     """There is nothing to average: the flow is the rule, to first order in its rate, from the rule's own memory."""
     table = run_campaign(tmp_path / "a.zarr", **(CHOICE | {"rules": (rule,), "batch_sizes": ("all",)}))
     cell = table.squeeze()
-    assert (cell["status"].item(), cell["reason"].item()) == ("done", "")
+    assert (cell["status"].item(), cell["reason"].item(), cell["caution"].item()) == ("done", "", "")
     assert float(cell["distance"]) < 0.1 * float(cell["moved"])
     assert np.allclose(cell["forecast_loss"], cell["measured_loss"], rtol=0.02)
 
@@ -130,8 +130,37 @@ def test_a_stopped_flow_does_not_apply(tmp_path, monkeypatch):
     cell = table.squeeze()
     assert cell["status"].item() == "does not apply"
     assert "the fluctuations outgrow the quadratic model" in cell["reason"].item()
+    assert "the flow ended early" in cell["caution"].item()
     assert np.isnan(cell["sharpness_ratio"])
     assert "does not apply: digits-mlp, sgd, 4, 0: step " in report.campaign_in_words(table)
+
+
+def test_words_say_how_often_the_cautions_were_right():
+    axes = ("task", "rule", "batch", "seed")
+    seeds = [0, 1, 2, 3, 4]
+    columns = {
+        "sharpness_ratio": [1.0, 1.2, 1.0, 0.9, np.nan],
+        "loss_ratio": [1.0, 1.0, 1.05, 1.0, np.nan],
+        "status": ["done"] * 4 + ["failed"],
+        "reason": [""] * 4 + ["no room"],
+        "caution": ["", "it is large", "it is large", "", ""],
+    }
+    table = xr.Dataset(
+        {name: (axes, np.array(values).reshape(1, 1, 1, 5)) for name, values in columns.items()},
+        coords={"task": ["digits-mlp"], "rule": ["sgd"], "batch": ["4"], "seed": seeds},
+        attrs={"sharpness_margin": 0.05, "loss_margin": 0.10},
+    )
+    assert report.campaign_in_words(table).splitlines() == [
+        "2 of 4 forecasts of sharpness are within 5 %.",
+        "4 of 4 forecasts of mean loss are within 10 %.",
+        "Against 2 of them the flow itself gave a caution: 1 of these are off, and 1 of the 2 others.",
+        "off: digits-mlp, sgd, 4, 1: sharpness +20.0 %, loss +0.0 % (it said: it is large)",
+        "off: digits-mlp, sgd, 4, 3: sharpness -10.0 %, loss +0.0 %",
+        "failed: digits-mlp, sgd, 4, 4: no room",
+    ]
+    older = report.campaign_in_words(table.drop_vars("caution"))
+    assert "caution" not in older
+    assert "off: digits-mlp, sgd, 4, 1: sharpness +20.0 %, loss +0.0 %" in older
 
 
 def test_variance_between_runs_and_its_error():
