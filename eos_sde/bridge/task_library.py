@@ -375,7 +375,7 @@ def load_task(name: str, **settings: Any) -> Task:
         y_test=jnp.asarray(problem.y_test),
         loss_name=chosen["loss"],
         eta=float(chosen["eta"]),
-        settings=MappingProxyType(defining_settings(name, chosen)),
+        settings=MappingProxyType(chosen),
         source=problem.source,
         licence=problem.licence,
         regression=made_by.losses == SQUARED_ERROR,
