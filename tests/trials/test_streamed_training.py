@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from eos_sde.bridge.campaign_runs import Cell
 from eos_sde.bridge.image_folder_tasks import open_images
 from eos_sde.bridge.readers.labelled import pixels
 from eos_sde.bridge.readers.random_cuts import cuts_of
@@ -159,8 +160,11 @@ def test_only_what_is_drawn_is_augmented(noise):
     assert not (shown[0][0] == shown[1][0]).all(axis=(2, 3, 4)).any()
 
 
-def test_stored_runs_keep_their_name_and_augmented_ones_have_another(tmp_path):
-    """The digest is of the settings before there was augmentation: runs of that time are found, and go on."""
+def test_stored_runs_keep_their_name_and_augmented_ones_have_another(noise, tmp_path):
+    """The digest is of the settings before there was augmentation: runs of that time are found, and go on.
+
+    Cells of a campaign likewise, whose task tells all of its settings all the same.
+    """
 
     def trial(**given):
         of_task = {"path": "images", "stream": True} | given
@@ -174,6 +178,10 @@ def test_stored_runs_keep_their_name_and_augmented_ones_have_another(tmp_path):
     RunLog(tmp_path / "log.jsonl", trial()).keep_until(-1)
     with pytest.raises(InvalidInput, match="of a run with another task_settings"):
         RunLog(tmp_path / "log.jsonl", augmented)
+    for how, told in (("none", None), ("crop-flip", "crop-flip")):
+        task = split_task(streamed(noise, augment=how)).training
+        assert task.settings["augment"] == how
+        assert Cell(task, "sgd", 4, 0).settings["task"].get("augment") == told
 
 
 @pytest.mark.slow
