@@ -21,7 +21,7 @@ from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.recorder import record
 from eos_sde.bridge.rules import make_rule
 from eos_sde.bridge.spectrum import top_modes
-from eos_sde.bridge.task_library import Task
+from eos_sde.bridge.task_library import Task, defining_settings
 from solvers.errors import AccuracyWarning, InvalidInput
 
 RULES: Mapping[str, tuple[float, Mapping[str, Any]]] = MappingProxyType(
@@ -102,7 +102,7 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """What decides its numbers, but for the lengths and the seed."""
         return {
-            "task": dict(self.task.settings),
+            "task": defining_settings(self.task.name, self.task.settings),
             "eta": self.eta,
             "options": self.options,
             "batch_size": self.batch_size,

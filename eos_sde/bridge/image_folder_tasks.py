@@ -11,6 +11,7 @@ from eos_sde.bridge.image_tasks import check_classifier, one_hot
 from eos_sde.bridge.networks import Network
 from eos_sde.bridge.readers.class_folders import class_folders
 from eos_sde.bridge.readers.labelled import LabelledImages, first_rows, pixels
+from eos_sde.bridge.readers.random_cuts import check_augmentation
 from eos_sde.bridge.readers.record_images import holds_records, record_images
 from eos_sde.bridge.recipes import Problem, check_counts, given_path, recipe
 from eos_sde.bridge.streamed_images import ImageStream
@@ -77,8 +78,10 @@ def _classify(chosen: Mapping[str, Any]) -> Problem:
     source, stream = training.source, None
     if chosen["stream"]:
         every = np.arange(len(training))
-        stream = ImageStream(training, rows, every, side, mean, spread, chosen["smoothing"])
-        source += f" (measured on; batches are streamed from all {len(training)})"
+        augment = chosen["augment"]
+        stream = ImageStream(training, rows, every, side, mean, spread, chosen["smoothing"], augment)
+        shown = "" if augment == "none" else f", augmented by {augment}"
+        source += f" (measured on; batches are streamed from all {len(training)}{shown})"
     return Problem(network, x, y, x_test, y_test, source, _LICENCE, stream)
 
 
@@ -87,6 +90,11 @@ def _check(chosen: Mapping[str, Any]) -> None:
     check_counts(chosen, "side", "patch", "width", "heads", "blocks")
     if not isinstance(chosen["stream"], bool):
         raise InvalidInput(f"stream={chosen['stream']!r} must be true or false")
+    check_augmentation(chosen["augment"])
+    if chosen["augment"] != "none" and not chosen["stream"]:
+        raise InvalidInput(
+            f"augment={chosen['augment']!r} is for batches that are streamed: give stream=true too, or augment=none"
+        )
     if chosen["classes"] is not None:
         check_counts(chosen, "classes", least=2)
 
@@ -116,11 +124,13 @@ RECIPES = {
             "smoothing": 0.0,
             "classes": None,
             "stream": False,
+            "augment": "none",
             "path": None,
             "eta": 0.1,
         },
         {"examples": 20000, "test_examples": 2000, "side": 64, "width": 192, "heads": 3, "blocks": 12},
         preview=_preview,
         needs=f"path=... to {_NEEDS}",
+        later=("augment",),
     )
 }

@@ -33,7 +33,7 @@ from eos_sde.bridge.cells import (
 )
 from eos_sde.bridge.endpoint import PROBES_TOGETHER, QUANTITIES, at_their_mean, over_runs, quantities_at
 from eos_sde.bridge.recorder import record
-from eos_sde.bridge.task_library import Task, load_task
+from eos_sde.bridge.task_library import Task, defining_settings, load_task
 from solvers.errors import AccuracyWarning, InvalidInput
 from solvers.provenance import provenance
 
@@ -207,7 +207,7 @@ class _Grid:
 
     def beginning(self, seed: int) -> dict[str, Any]:
         """The quantities at the checkpoint."""
-        settings = {"task": dict(self.task.settings)} | self._decided
+        settings = {"task": defining_settings(self.task.name, self.task.settings)} | self._decided
 
         def solve() -> dict[str, Any]:
             at = quantities_at(self.task, self._weights(seed), probes=self.lengths.probes)

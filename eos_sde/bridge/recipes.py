@@ -60,6 +60,9 @@ class Recipe:
         For data that have to be given: settings to (network, what it would be trained on), without the data.
     needs : str
         What has to be given, for people; empty if nothing.
+    later : tuple of str
+        Settings that came when runs had been stored already: at their default they do not count among those that
+        define a task, so that these runs are still found, and go on.
     """
 
     build: Callable[[Mapping[str, Any]], Problem]
@@ -68,6 +71,7 @@ class Recipe:
     losses: tuple[str, ...]
     preview: Callable[[Mapping[str, Any]], tuple[Network, str]] | None
     needs: str
+    later: tuple[str, ...] = ()
 
     def settings(self, size: str) -> Mapping[str, Any]:
         """Settings of a size."""
@@ -82,6 +86,7 @@ def recipe(
     losses: tuple[str, ...] = tuple(LOSSES),
     preview: Callable[[Mapping[str, Any]], tuple[Network, str]] | None = None,
     needs: str = "",
+    later: tuple[str, ...] = (),
 ) -> Recipe:
     """Recipe with the settings that all tasks have.
 
@@ -93,7 +98,7 @@ def recipe(
         Settings of the small task, and those that differ in the large one.
     losses : tuple of str
         That suit the targets; the first is the default.
-    preview, needs
+    preview, needs, later
         See `Recipe`.
 
     Returns
@@ -110,6 +115,7 @@ def recipe(
         losses,
         preview,
         needs,
+        later,
     )
 
 

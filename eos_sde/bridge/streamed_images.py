@@ -30,6 +30,8 @@ class ImageStream:
         Of each colour, in [0, 1], by which images are standardised; shape (3,).
     smoothing : float
         Of the targets, (1 - s) one-hot + s/c.
+    augment : str
+        How what is drawn is augmented, one of `readers.random_cuts.AUGMENTATIONS`; what the task holds is not.
     """
 
     images: LabelledImages
@@ -39,6 +41,7 @@ class ImageStream:
     mean: NDArray[np.float64]
     spread: NDArray[np.float64]
     smoothing: float
+    augment: str = "none"
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -267,6 +267,33 @@ def task_defaults(name: str, *, size: str = "small") -> Mapping[str, Any]:
     return _RECIPES[name].settings(size)
 
 
+def defining_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What defines a task, and so names what is stored of it.
+
+    Parameters
+    ----------
+    name : str
+        One of `tasks()`.
+    settings : mapping
+        Those given, of `load_task`.
+
+    Returns
+    -------
+    dict
+        The settings, complete but for those that came when runs had been stored already and have their default, which
+        is what runs did before: see `recipes.Recipe`.
+
+    Raises
+    ------
+    InvalidInput
+        For an unknown task or size.
+    """
+    defaults = task_defaults(name, size=settings.get("size", "small"))
+    later = _RECIPES[name].later
+    whole = {**defaults, **settings}
+    return {key: value for key, value in whole.items() if not (key in later and value == defaults[key])}
+
+
 @double_precision
 def load_task(name: str, **settings: Any) -> Task:
     """Build a task.
@@ -303,7 +330,9 @@ def load_task(name: str, **settings: Any) -> Task:
         small);
         image folders: ``path``, ``classes`` (see `eos_sde.bridge.image_folder_tasks.open_images`; colours are
         standardised), ``side``, ``patch``, ``heads``, ``blocks``, ``stream`` (bool: `trials.train` draws its batches
-        from all training images as they are on disk, and measures on the ``examples``, which are in memory);
+        from all training images as they are on disk, and measures on the ``examples``, which are in memory),
+        ``augment`` (of what is streamed: "none"; "crop-flip", random resized crops and flips, see
+        `eos_sde.bridge.readers.random_cuts.random_cut`; what is measured on is never augmented);
         masked text: ``path``, ``vocabulary``, ``bytes`` (read at most; see
         `eos_sde.bridge.readers.plain_text.text_tokens`), ``context``, ``masked`` (part of a window that is to be told),
         ``mask_seed``, ``heads``, ``blocks``; an example is a window, its loss the mean over what is to be told;

@@ -16,6 +16,24 @@ def _shuffled(seed: int, epoch: int, examples: int) -> NDArray[np.int32]:
     return np.argsort(words, kind="stable").astype(np.int32)
 
 
+def epoch_and_place(step: int, *, examples: int, batch_size: int) -> tuple[int, int]:
+    """Where an update is.
+
+    Parameters
+    ----------
+    step : int
+        Updates made before.
+    examples, batch_size : int
+        n and B.
+
+    Returns
+    -------
+    (int, int)
+        Its epoch, and its place in it, from 0.
+    """
+    return divmod(step, examples // batch_size)
+
+
 def ordered_batches(
     seed: int, first: int, count: int, *, examples: int, batch_size: int
 ) -> NDArray[np.int32]:
@@ -35,9 +53,8 @@ def ordered_batches(
     ndarray
         Shape (count, batch_size), int32. However updates are grouped, the batches are the same.
     """
-    whole = examples // batch_size
     rows = np.empty((count, batch_size), np.int32)
     for row, step in enumerate(range(first, first + count)):
-        epoch, place = divmod(step, whole)
+        epoch, place = epoch_and_place(step, examples=examples, batch_size=batch_size)
         rows[row] = _shuffled(seed, epoch, examples)[place * batch_size : (place + 1) * batch_size]
     return rows

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eos_sde.bridge.readers.labelled import LabelledImages, pixels
+from eos_sde.bridge.readers.random_cuts import check_augmentation, cuts_of
 from eos_sde.bridge.task_library import Task
-from eos_sde.trials.batch_order import ordered_batches
+from eos_sde.trials.batch_order import epoch_and_place, ordered_batches
 from solvers.errors import InvalidInput
 
 AHEAD = 2
@@ -27,12 +28,14 @@ def image_batches(
     first: int = 0,
     workers: int = 1,
     ahead: int | None = None,
+    augment: str = "none",
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Batches of a run without end, each epoch in a random order of its own.
 
     The order is that of `training.train` on as many examples in memory: a function of the seed and of the number of the
-    update. To resume needs no state but that number, and gives the same bits whatever the number of workers. Memory
-    holds the index of the images, the order of an epoch, and `ahead` + 1 batches.
+    update. What is shown of an image is one of the seed, the epoch and the place of the image. To resume needs no state
+    but that number, and gives the same bits whatever the number of workers. Memory holds the index of the images, the
+    order of an epoch, and `ahead` + 1 batches.
 
     Parameters
     ----------
@@ -50,6 +53,8 @@ def image_batches(
         Threads that read and decode.
     ahead : int, optional
         Batches that are being read, or wait, while one is used; `workers` x 2 if left out.
+    augment : {"none", "crop-flip"}
+        "crop-flip": of an image another random part each epoch, see `bridge.readers.random_cuts.random_cut`.
 
     Yields
     ------
@@ -67,19 +72,29 @@ def image_batches(
         least = 0 if name in ("seed", "first") else 1
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}")
+    check_augmentation(augment)
     if batch_size > len(images):
         raise InvalidInput(
             f"batch_size={batch_size} must be at most the {len(images)} images of {images.source}"
         )
-    return _batches(images, batch_size, side, seed, first, workers, given["ahead"])
+    return _batches(images, batch_size, side, seed, first, workers, given["ahead"], augment)
 
 
 def _batches(
-    images: LabelledImages, batch_size: int, side: int, seed: int, step: int, workers: int, ahead: int
+    images: LabelledImages,
+    batch_size: int,
+    side: int,
+    seed: int,
+    step: int,
+    workers: int,
+    ahead: int,
+    augment: str,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     def begun(step: int):
-        (rows,) = ordered_batches(seed, step, 1, examples=len(images), batch_size=batch_size)
-        return pool.submit(pixels, images, rows, side)
+        sizes = {"examples": len(images), "batch_size": batch_size}
+        (rows,) = ordered_batches(seed, step, 1, **sizes)
+        epoch, _ = epoch_and_place(step, **sizes)
+        return pool.submit(pixels, images, rows, side, cuts_of(augment, seed=seed, epoch=epoch))
 
     with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
         waiting = deque(begun(step + k) for k in range(ahead))
@@ -118,7 +133,7 @@ class Drawn:
         if task.stream is not None:
             self._stream = image_batches(
                 task.stream, batch_size=batch_size, side=task.stream.side, seed=seed, first=first, workers=workers,
-                ahead=max(every, workers * AHEAD),
+                ahead=max(every, workers * AHEAD), augment=task.stream.augment,
             )  # fmt: skip
 
     def next(self) -> Any:

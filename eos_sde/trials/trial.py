@@ -12,7 +12,7 @@ import optax
 from eos_sde.bridge.batches import stream
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.rules import RULES, SELF_SET, make_rule
-from eos_sde.bridge.task_library import Task, load_task, task_defaults
+from eos_sde.bridge.task_library import Task, defining_settings, load_task
 from eos_sde.trials.estimators import estimator_of
 from eos_sde.trials.schedules import scheduled_rate
 from eos_sde.trials.warm_start import earlier_run, warm_weights
@@ -86,8 +86,7 @@ class Trial:
     @property
     def settings(self) -> dict[str, Any]:
         """All fields, as they come back from JSON, the settings of the task complete; of earlier weights a digest."""
-        size = self.task_settings.get("size", "small")
-        whole = {**task_defaults(self.task, size=size), **self.task_settings}
+        whole = defining_settings(self.task, self.task_settings)
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if fields.pop("start") is not None:
             fields["start"] = earlier_run(str(self.start)).digest  # whatever its folder is called

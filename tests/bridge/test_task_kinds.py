@@ -341,6 +341,14 @@ def test_descriptions_name_data_and_licence():
             {"name": "imagefolder-vit", "classes": 1, "path": "x"},
             "classes=1 must be an integer of at least 2",
         ),
+        (
+            {"name": "imagefolder-vit", "augment": "crop-flip", "path": "x"},
+            "augment='crop-flip' is for batches that are streamed: give stream=true too, or augment=none",
+        ),
+        (
+            {"name": "imagefolder-vit", "stream": True, "augment": "mixup", "path": "x"},
+            "augment='mixup' is not known: choose one of none, crop-flip",
+        ),
         ({"name": "pubmed-bert", "masked": 1.0, "path": "x"}, "masked=1.0 must lie between 0 and 1"),
         ({"name": "pubmed-bert", "bytes": 0, "path": "x"}, "bytes=0 must be a positive integer"),
     ],

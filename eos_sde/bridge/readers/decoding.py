@@ -1,11 +1,13 @@
 """Encoded images to pixels: JPEG and PNG, by Pillow."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from eos_sde.bridge.readers.random_cuts import Cut
 from solvers.errors import InvalidInput
 
 FORMATS = ("JPEG", "PNG")
@@ -69,6 +71,34 @@ def square(content: bytes, side: int, where: str) -> NDArray[np.uint8]:
     """
     image = opened(content, where).convert("RGB")
     return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR), np.uint8)
+
+
+def patch(content: bytes, side: int, where: str, choose: Callable[[int, int], Cut]) -> NDArray[np.uint8]:
+    """A part of an image, resized to a square whatever its aspect.
+
+    It is cut out of the image as it was decoded, before anything is resized: no pixel beside it is looked at.
+
+    Parameters
+    ----------
+    content, side, where
+        As of `square`, with the same colours and filter.
+    choose : callable
+        Width and height of the image to its part.
+
+    Returns
+    -------
+    ndarray
+        Shape (side, side, 3), uint8.
+
+    Raises
+    ------
+    InvalidInput
+        As `opened`.
+    """
+    image = opened(content, where).convert("RGB")
+    cut = choose(image.width, image.height)
+    small = image.crop(cut.box).resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if cut.flipped else small, np.uint8)
 
 
 def ink(content: bytes, side: int, where: str, *, margin: int = 1) -> NDArray[np.float64]:

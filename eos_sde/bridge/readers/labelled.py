@@ -1,13 +1,15 @@
 """What readers of labelled images have in common: examples that are read one by one, and a choice among them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eos_sde.bridge.datasets import balanced_rows
-from eos_sde.bridge.readers.decoding import square
+from eos_sde.bridge.readers.decoding import patch, square
+from eos_sde.bridge.readers.random_cuts import Cut
 from solvers.errors import InvalidInput
 
 
@@ -43,7 +45,10 @@ class LabelledImages(Protocol):
 
 
 def pixels(
-    images: LabelledImages, rows: NDArray[np.integer], side: int
+    images: LabelledImages,
+    rows: NDArray[np.integer],
+    side: int,
+    cuts: Callable[[int, int, int], Cut] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Some of the images, decoded.
 
@@ -55,6 +60,9 @@ def pixels(
         Which, shape (n,).
     side : int
         Pixels along an edge; see `decoding.square`.
+    cuts : callable, optional
+        Row, width and height of an image to the part of it that is shown, see `decoding.patch`; the largest centred
+        square if left out.
 
     Returns
     -------
@@ -69,7 +77,10 @@ def pixels(
     found, labels = np.empty((len(rows), side, side, 3), np.uint8), np.empty(len(rows), np.int64)
     for place, row in enumerate(rows):
         content, labels[place], where = images.encoded(int(row))
-        found[place] = square(content, side, where)
+        if cuts is None:
+            found[place] = square(content, side, where)
+        else:
+            found[place] = patch(content, side, where, partial(cuts, int(row)))
     return found, labels
 
 
