@@ -126,6 +126,7 @@ def test_runs_of_every_task(name, own_data):
     assert np.isclose(run["sharpness"][0, 0], dense_sharpness(task, start), rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_calibrations_of_every_task(name, own_data):
     """The eigenvalue, and the second of the derivatives along its vector, are those of the dense Hessian."""
@@ -138,6 +139,7 @@ def test_calibrations_of_every_task(name, own_data):
     assert np.isfinite(calibration["noise_covariance"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_flows_of_every_task(name, own_data):
     """A flow starts at the sharpness and loss of its checkpoint, or says that it is a catapult."""

@@ -43,7 +43,10 @@ def test_refusals_name_the_parameter():
         models.catalogue()["new"] = entry
 
 
-@pytest.mark.parametrize("module", ["eos_sde", "eos_sde.models", "eos_sde.thresholds"])
+@pytest.mark.parametrize(
+    "module",
+    ["eos_sde", *(pytest.param(m, marks=pytest.mark.slow) for m in ("eos_sde.models", "eos_sde.thresholds"))],
+)
 def test_importing_is_light(module):
     code = (
         f"import sys, {module}; print([m for m in ('jax', 'sympy', 'diffrax', 'optax') if m in sys.modules])"

@@ -37,7 +37,9 @@ def run(optimizer, params, steps, loss=quadratic):
 
 
 @pytest.mark.parametrize(
-    ("nesterov", "factor"), [(False, 1.9), (True, 1.9 / 2.8)], ids=["heavy-ball", "nesterov"]
+    ("nesterov", "factor"),
+    [(False, 1.9), pytest.param(True, 1.9 / 2.8, marks=pytest.mark.slow)],
+    ids=["heavy-ball", "nesterov"],
 )
 def test_the_edge_of_momentum(nesterov, factor):
     """The cap is the edge of T1 times 1 - delta/2; just within it the quadratic converges, beyond it diverges."""

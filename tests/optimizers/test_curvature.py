@@ -41,6 +41,7 @@ def test_finds_the_top_of_a_network_within_its_own_bound(name, mlp):
     assert jax.tree.structure(state.vector) == jax.tree.structure(mlp.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FINDERS)
 def test_single_precision_stays_within_its_bound(name, mlp):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mlp.params)

@@ -91,8 +91,9 @@ def test_unexpected_arguments_are_ignored(name):
     assert jnp.isfinite(updates).all()
 
 
+@pytest.mark.slow
 @every
-@pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=slow)])
+@pytest.mark.parametrize("compiled", [True, False])
 def test_injected_hyperparameters_change_nothing(name, compiled):
     factory, settings = OPTIMIZERS[name]
     plain, injected = factory(**settings), optax.inject_hyperparams(factory)(**settings)

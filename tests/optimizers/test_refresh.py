@@ -23,6 +23,7 @@ def at(x):
     return {"x": jnp.asarray(x, float), "y": jnp.zeros(())}
 
 
+@pytest.mark.slow
 def test_the_sharpness_is_followed_to_where_the_parameters_come():
     """Exact in this valley, up to the trust in it: a factor e. A number of updates holds it instead."""
     zeros = {"x": jnp.zeros(()), "y": jnp.zeros(())}

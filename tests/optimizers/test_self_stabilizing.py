@@ -195,7 +195,7 @@ def test_drift_releases_it():
     np.testing.assert_allclose(states.caeo.learning_rate, [0.19, 0.19, 0.3, 0.3, 0.3], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_dtypes_structure_and_scan(dtype):
     optimizer = self_stabilizing_caeo(0.3)
     params = jnp.array([1.0, 1.0, 0.1], dtype)

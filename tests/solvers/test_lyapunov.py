@@ -83,6 +83,7 @@ def test_pitchfork_thresholds(reference):
         assert abs(float(moment_lyapunov_exponent(pitchfork(a), p, at=0.0)[0])) < 1e-14
 
 
+@pytest.mark.slow
 def test_simulation_agrees_within_its_error(reference):
     exact = reference["lyap_osc_z0.05_s0.5"]["value"]
     settings = {"at": (0.0, 0.0), "method": "simulation", "seed": 3, "dt": 0.02, "duration": 400.0}

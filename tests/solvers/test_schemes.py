@@ -90,7 +90,15 @@ def test_the_three_conventions_are_three_models():
 
 
 @pytest.mark.parametrize(
-    "scheme", ["euler-maruyama", "implicit-euler", "milstein", "platen", "heun", "weak-platen"]
+    "scheme",
+    [
+        "milstein",
+        "heun",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("euler-maruyama", "implicit-euler", "platen", "weak-platen")
+        ),
+    ],
 )
 def test_diagonal_noise_equals_the_diagonal_matrix(scheme):
     """Coupled amplitudes where the scheme accepts them, so that the cross terms are compared too."""

@@ -35,7 +35,12 @@ CYCLIC = "2.0 * y[{0}] - 3.0 * y[{1}]"  # at dt = 0.5 the matrix 1 - dt J has a 
 
 @pytest.mark.parametrize(
     ("d", "entry"),
-    [(1, DAMPED), (2, CYCLIC), (3, DAMPED), (6, CYCLIC)],
+    [
+        (1, DAMPED),
+        pytest.param(2, CYCLIC, marks=pytest.mark.slow),
+        (3, DAMPED),
+        pytest.param(6, CYCLIC, marks=pytest.mark.slow),
+    ],
     ids=["1 damped", "2 cyclic", "3 damped", "6 cyclic"],
 )
 def test_implicit_euler_solves_its_equation(d, entry):

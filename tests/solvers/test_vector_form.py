@@ -190,7 +190,7 @@ def _by_numpy(scheme, start):
 
 @pytest.mark.parametrize(
     ("scheme", "block"),
-    [("euler-maruyama", True), ("heun", False), *(pytest.param(*c, marks=SLOW) for c in OTHERS)],
+    [("euler-maruyama", True), *(pytest.param(*c, marks=SLOW) for c in (("heun", False), *OTHERS))],
 )
 def test_state_dependent_noise_of_single_paths_and_blocks(scheme, block):
     functions = {"drift": blocked_decay, "diffusion": blocked_growing} if block else {"diffusion": growing}

@@ -11,6 +11,7 @@ from solvers import AccuracyWarning, InvalidInput
 PAIR = np.sqrt([[1.0], [3.0]])  # curvatures 1 and 3
 
 
+@pytest.mark.slow
 def test_one_weight_has_the_logarithm_of_the_mean_power():
     # Batches of 1: Lambda(p) = log((|1 - eta|^p + |1 - 3 eta|^p) / 2), here 1/10 and 1.7 at eta = 0.9.
     orders = np.array([-0.5, 0.0, 0.5, 1.0, 2.0])
