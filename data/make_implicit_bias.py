@@ -1,4 +1,4 @@
-"""Make implicit_bias.csv: where each rule ends, forecast and run, on two networks; about an hour of one core.
+"""Make implicit_bias.csv: where each rule ends, forecast and run, on two networks; 80 minutes of one core.
 
 The folder keeps finished cells, so that an interrupted run goes on; a new one (``--store``) computes all of them again.
 """
