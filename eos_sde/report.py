@@ -286,9 +286,9 @@ def campaign_in_words(table: xr.Dataset) -> str:
     compared = int(known.sum())
     for name, margin in (("sharpness", "sharpness_margin"), ("loss", "loss_margin")):
         allowed = table.attrs[margin]
-        far = known & ~(np.abs(flat[f"{name}_ratio"].values - 1) <= allowed)
-        off |= far
-        within = compared - int(far.sum())
+        far = np.abs(flat[f"{name}_ratio"].values - 1)
+        off |= far > allowed
+        within = int((far <= allowed).sum())
         lines.append(
             f"{within} of {compared} forecasts of {'mean ' if name == 'loss' else ''}{name} are within "
             f"{100 * allowed:g} %."
@@ -302,11 +302,12 @@ def campaign_in_words(table: xr.Dataset) -> str:
     for i in range(flat.sizes["cell"]):
         cell = flat.isel(cell=i)
         named = ", ".join(str(cell[dim].item()) for dim in dims)
-        ratios = {name: float(cell[f"{name}_ratio"]) for name in ("sharpness", "loss")}
         if status[i] in ("does not apply", "failed"):
             lines.append(f"{status[i]}: {named}: {cell['reason'].item()}")
-        elif any(abs(r - 1) > table.attrs[f"{name}_margin"] for name, r in ratios.items()):
-            sizes = ", ".join(f"{name} {100 * (r - 1):+.1f} %" for name, r in ratios.items())
+        elif off[i]:
+            sizes = ", ".join(
+                f"{name} {100 * (float(cell[f'{name}_ratio']) - 1):+.1f} %" for name in ("sharpness", "loss")
+            )
             caution = f" (it said: {cell['caution'].item()})" if told[i] else ""
             lines.append(f"off: {named}: {sizes}{caution}")
     return "\n".join(lines)

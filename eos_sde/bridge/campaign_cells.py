@@ -112,9 +112,32 @@ def _compared(cell: Cell, plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
         "measured_seconds": measured_seconds,
         "diverged": run.diverged,
     }
-    reason = stopped or (f"{run.diverged} runs diverged" if run.diverged else "")
-    status = "does not apply" if stopped else "done"
-    return known | run.series, {"status": status, "reason": reason, "caution": flow.attrs["caution"]}
+    return known | run.series, words_on(flow, run.diverged)
+
+
+def words_on(flow: xr.Dataset, diverged: int, *, measured: bool = True) -> dict[str, str]:
+    """The status of a forecast that was compared with runs, why, and what the flow says against itself.
+
+    Parameters
+    ----------
+    flow : Dataset
+        The forecast.
+    diverged : int
+        Runs that did.
+    measured : bool
+        Whether any is left to compare with.
+
+    Returns
+    -------
+    dict
+        ``status``, ``reason`` and ``caution``.
+    """
+    stopped = flow.attrs["stopped"]
+    return {
+        "status": "does not apply" if stopped or not measured else "done",
+        "reason": stopped or (f"{diverged} runs diverged" if diverged else ""),
+        "caution": flow.attrs["caution"],
+    }
 
 
 def _filled(

@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from eos_sde.bridge.averaged_path import checked_weights
-from eos_sde.bridge.campaign_cells import forecast, stderr_of_mean, timed
+from eos_sde.bridge.campaign_cells import forecast, stderr_of_mean, timed, words_on
 from eos_sde.bridge.campaign_runs import RULES, Cell, Checkpoint, Plan, plain_checkpoint
 from eos_sde.bridge.cells import (
     batch_of,
@@ -256,9 +256,7 @@ class _Grid:
             known["moved"] = np.linalg.norm(mean - begin)
             known["mean_stderr"] = stderr_of_mean(means) if len(means) > 1 else 0.0
             known["distance"] = np.nan if stopped else np.linalg.norm(flow["final_params"].values - mean)
-        reason = stopped or (f"{lost} runs diverged" if lost else "")
-        status = "does not apply" if stopped or not len(means) else "done"
-        return known, {"status": status, "reason": reason, "caution": flow.attrs.get("caution", "")}
+        return known, words_on(flow, lost, measured=len(means) > 0)
 
     def _measured(self, cell: Cell, begin: NDArray) -> tuple[NDArray, dict[str, Any], int]:
         """Averaged weights of the runs that did not diverge, the quantities there and at the last iterates."""
