@@ -69,16 +69,16 @@ def outside(draws: int, order: int, averaged: int, *, held: bool = False) -> flo
         Of the fluctuation; products for each; draws about which, on either side, the Hessian is averaged that drives
         them.
     held : bool
-        Whether the draws are held by the loss: driven by the Hessian at the averaged weights, and a product for each.
+        Whether it is measured what holds the draws beyond that Hessian: a product for each.
 
     Returns
     -------
     float
         Gradients, for every example.
     """
-    points = 0 if held else 2 * averaged
-    held_products = draws * PRODUCT if held else 0.0
-    return held_products + GRADIENT * (1 + points) + draws * (order * (1 + points) * PRODUCT + 2 * GRADIENT)
+    points = 2 * averaged
+    products = order * (1 + points) + (points if held else 0)
+    return GRADIENT * (1 + points) + draws * (products * PRODUCT + 2 * GRADIENT)
 
 
 def reading(modes: int, size: int, pairs: int, block: int | None = None) -> float:

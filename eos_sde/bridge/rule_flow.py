@@ -38,7 +38,16 @@ from eos_sde.bridge.reduced_map import PAIRS, sharp_modes, sharpness_of_iterates
 from eos_sde.bridge.spectrum import follow_modes, random_block, top_modes
 from eos_sde.bridge.state_covariance import StateRecursion, averaged_steps, state_recursion
 from eos_sde.bridge.task_library import Task
-from eos_sde.bridge.unresolved_modes import AVERAGED, FORGETS, ORDER, after, excess_loss, measured, quiet
+from eos_sde.bridge.unresolved_modes import (
+    AVERAGED,
+    FORGETS,
+    HELD_FORGETS,
+    ORDER,
+    after,
+    excess_loss,
+    measured,
+    quiet,
+)
 from eos_sde.thresholds.curvature_factors import noise_fraction
 from eos_sde.training.linear_rules import LinearRule
 
@@ -127,7 +136,7 @@ class RuleFlow:
             self.block = iterated(task, theta, self.block, self.scale, START)[1]
         carried = self.block.shape[1]
         self.looks = "unresolved modes" not in without and carried < task.size
-        self.holds = rule.linear.momentum > 0.0  # else draws forget, as those of plain SGD
+        self.holds = rule.linear.momentum > 0.0
         self.signs = sign_rows(carried)
         self.covariance = jnp.zeros((carried, 2, carried, 2))
         self.modes, self.axes = self.block, self.scale[:, None] * self.block
@@ -248,13 +257,14 @@ class RuleFlow:
         map_key, rest_key = jax.random.split(key)
         rest = fluctuation_draws(self.axes[:, m:], self.sigma[m:, m:], rest_key, PAIRS)
         outside, linear = self.outside.draw[:PAIRS], self.rule.linear
-        # what holds the draws holds the map: a force, of which momentum makes 1/(1 - b) times more
         self._spend(flow_cost.noise(m) + flow_cost.reading(m, self.task.size, PAIRS, vectors.shape[1]))
-        pulled = float(self.outside.pull * self.rate * linear.gain / (1.0 - linear.momentum))
+        # what holds the draws holds the map: a force, of which momentum makes 1/(1 - b) times more
+        force = jnp.maximum(self.outside.pull, 0.0) * self.rate * linear.gain / (1.0 - linear.momentum)
+        held = float(force) + HELD_FORGETS
         return sharpness_of_iterates(
             self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], linear,
             scale=self.scale, top=sharpness, vectors=vectors, key=map_key,
-            forgets=pulled if self.looks and self.holds else FORGETS,
+            forgets=held if self.looks and self.holds else FORGETS,
             noise=(*per_example_modes(self.task, self.theta, self.axes[:, :m]), self.p),
             covariance=self.covariance[:m, :, :m], others=rest + jnp.concatenate([outside, -outside]),
         )  # fmt: skip
