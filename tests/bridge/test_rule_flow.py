@@ -263,7 +263,7 @@ def test_stochastic_rules_are_described_and_repeatable(small_task, small_start):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "eta"), [("sgdm", 0.02), ("caeo", 0.05)])
 def test_gradients_of_a_step_are_those_of_its_calls(monkeypatch, small_task, small_start, name, eta):
-    """By hand, from how often each part is called: held draws take products at one point, others at five."""
+    """By hand, from how often each part is called: draws take products at five points, held ones one more at four."""
     called = Counter()
 
     def counted(part):
@@ -282,8 +282,8 @@ def test_gradients_of_a_step_are_those_of_its_calls(monkeypatch, small_task, sma
     assert called["sharpness_of_iterates"] == 3
     assert (called["sharpness_beside"] > 0) == (name == "caeo")
     k, m = MODES, rule_flow.sharp_modes(small_task.size, MODES)
-    products = 8 * 2.0 * (1 if name == "sgdm" else 5)
-    outside = 1.0 + 8 * (products + 2.0 + 1.0) + (8 * 2.0 if name == "sgdm" else 4.0)
+    products = 2.0 * (8 * 5 + (4 if name == "sgdm" else 0))
+    outside = 5.0 + 8 * (products + 2.0 + 1.0)
     each = {
         "_local": 1.0 + 2.0 * k + 17 * (1 + 2 * k) / 3,
         "averaged": 1.0 + 2.0 * k,
