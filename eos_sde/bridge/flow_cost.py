@@ -69,7 +69,7 @@ def outside(draws: int, order: int, averaged: int, *, held: bool = False) -> flo
         Of the fluctuation; products for each; draws about which, on either side, the Hessian is averaged that drives
         them.
     held : bool
-        Whether it is measured what holds the draws beyond that Hessian: a product for each.
+        Whether it is measured what holds the draws beyond that Hessian: a product with it for each of them.
 
     Returns
     -------

@@ -399,9 +399,9 @@ def test_flat_directions_are_held_by_the_loss_itself():
     """Draws of a heavy ball under a quartic of 20 weights with nearly no curvature, against 300 runs of the rule.
 
     A weight in the potential q w^4/4 at temperature T has the variance 2 Gamma(3/4)/Gamma(1/4) sqrt(T/q) = 0.676
-    sqrt(T/q). What linearised draws have is in `linearised`; as much of it is 0.73. With 8 draws of 18 weights at 20
-    looks, correlated over some 3, the ratio has an error of 5 %; 0.15 is three of these. The control: with nothing to
-    hold them draws are as far as forgetting lets them.
+    sqrt(T/q); that of draws which are driven and held by what is measured on them is 0.73 of it (`linearised`). With 8
+    draws of 18 weights at 20 looks, correlated over some 3, the ratio has an error of 5 %; 0.15 is three of these. The
+    control: with nothing to hold them draws are as far as forgetting lets them.
     """
     rule, number, quartic = RULES[0], 300, 0.0053
     bowl = flat_task(quartic)
