@@ -259,7 +259,7 @@ class RuleFlow:
         outside, linear = self.outside.draw[:PAIRS], self.rule.linear
         self._spend(flow_cost.noise(m) + flow_cost.reading(m, self.task.size, PAIRS, vectors.shape[1]))
         # what holds the draws holds the map: a force, of which momentum makes 1/(1 - b) times more
-        force = jnp.maximum(self.outside.pull, 0.0) * self.rate * linear.gain / (1.0 - linear.momentum)
+        force = self.outside.holding * self.rate * linear.gain / (1.0 - linear.momentum)
         held = float(force) + HELD_FORGETS
         return sharpness_of_iterates(
             self.task, self.theta, self.local.eigenvalues[:m], self.modes[:, :m], linear,

@@ -74,8 +74,7 @@ class Unresolved(NamedTuple):
     draw : Array
         Independent draws of the fluctuation, shape (draws, d).
     pull : Array
-        Running mean of the curvature that holds the draws beyond the one that drives them, in the coordinates w/shape;
-        taken as 0 where negative.
+        Running mean of the curvature that holds the draws beyond the one that drives them, in the coordinates w/shape.
     measured : Array
         Number of measurements.
     """
@@ -87,6 +86,11 @@ class Unresolved(NamedTuple):
     draw: jax.Array
     pull: jax.Array
     measured: jax.Array
+
+    @property
+    def holding(self) -> jax.Array:
+        """The curvature that is added to what drives the draws: the pull, where it is one."""
+        return jnp.maximum(self.pull, 0.0)
 
 
 def quiet(size: int, rate: float, rule: LinearRule = _PLAIN, draws: int = 1) -> Unresolved:
@@ -205,12 +209,9 @@ def measured(
         total = off(shape * jax.grad(lambda w: signs @ sums.per_example_loss(w))(iterate))
         return seen(total, product)[:2], seen(total, drive)
 
-    def flat(at: jax.Array) -> jax.Array:
-        return jnp.maximum(at, 0.0)
-
     keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, count))])
     (at, parts), driven = noise(keys, state.draw)
-    found = jax.vmap(_spread, (None, 0, 0))(state.curvatures, flat(at), parts**2).mean(axis=0)
+    found = jax.vmap(_spread, (None, 0, 0))(state.curvatures, jnp.maximum(at, 0.0), parts**2).mean(axis=0)
     at, parts, basis = driven
     share = 1.0 / jnp.minimum(state.measured + 1, _MEMORY)
     power = state.power + share * (found - state.power)
@@ -220,7 +221,7 @@ def measured(
     shuffled = jax.random.fold_in(key, count)
     series = jax.random.rademacher(shuffled, (_HISTORY, count, count, 1), theta.dtype)
     forgets = HELD_FORGETS if held else FORGETS
-    left = _driven(rule, rate, jnp.abs(at) + flat(state.pull), series, steps, forgets) * jnp.sqrt(p / count)
+    left = _driven(rule, rate, jnp.abs(at) + state.holding, series, steps, forgets) * jnp.sqrt(p / count)
     draw = shape * jnp.einsum("mjo,jo,jod->md", left, parts, basis)
 
     def opposite(one):

@@ -401,7 +401,7 @@ def test_flat_directions_are_held_by_the_loss_itself():
     A weight in the potential q w^4/4 at temperature T has the variance 2 Gamma(3/4)/Gamma(1/4) sqrt(T/q) = 0.676
     sqrt(T/q); that of draws which are driven and held by what is measured on them is 0.73 of it (`linearised`). With 8
     draws of 18 weights at 20 looks, correlated over some 3, the ratio has an error of 5 %; 0.15 is three of these. The
-    control: with nothing to hold them draws are as far as forgetting lets them.
+    control: with nothing to hold them draws go as far as forgetting lets them, 4.9 where it had done all it can.
     """
     rule, number, quartic = RULES[0], 300, 0.0053
     bowl = flat_task(quartic)
@@ -428,4 +428,4 @@ def test_flat_directions_are_held_by_the_loss_itself():
     expected = linearised(HELD_FORGETS * lost / ETA / (quartic * temperature) ** 0.5)
     exact = 2.0 * special.gamma(0.75) / special.gamma(0.25)
     assert abs(drawn(bowl) - expected / exact) < 0.15
-    assert drawn(flat_task(0.0)) > 2
+    assert drawn(flat_task(0.0)) > 3
