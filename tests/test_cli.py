@@ -377,6 +377,7 @@ def test_a_plan_has_a_place_before_it_compiles_and_says_where_it_comes_from(monk
     assert attrs.get("git_commit") == git_commit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "asked"),
     [

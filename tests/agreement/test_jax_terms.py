@@ -133,6 +133,7 @@ SHARED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "convention", "scheme", "solver"), SHARED, ids=lambda v: getattr(v, "__name__", None)
 )

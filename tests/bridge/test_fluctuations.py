@@ -89,6 +89,7 @@ def within(forecast, measured, name, model, sigmas=4.0, slack=0.0):
     return bool(np.all(np.abs(value - measured[name]) < allowed))
 
 
+@pytest.mark.slow
 def test_local_noise_is_that_of_the_whole_hessian(local, dense, regression, minimum):
     hessian, noise = dense
     values = np.linalg.eigvalsh(hessian)[::-1]

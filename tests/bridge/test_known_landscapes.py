@@ -103,6 +103,7 @@ def test_two_tied_weights_move_as_four():
     assert np.allclose(runs[0], np.tile(runs[1], 2), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_descent_on_the_product_ends_at_the_edge(seed):
     """From a start sharper than the edge, descent is brought to the minimum whose sharpness is 2/eta (Zhu et al.)."""

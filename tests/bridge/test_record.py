@@ -87,6 +87,7 @@ def test_full_batch_sharpness_along_the_gradient(task):
     assert np.isclose(data.gradient_norm[0, 0], jnp.linalg.norm(gradient), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_batch_sharpness_against_enumeration(task):
     """Batches of one: the mean over examples, met within its sampling error."""
     theta = task.init(0)

@@ -127,7 +127,8 @@ def test_without_turning_the_top_eigenvalue_rests():
     assert np.all(np.asarray(runs.beside) == 0.0)
 
 
-@pytest.mark.parametrize("name", ["sgdm", pytest.param("nesterov", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sgdm", "nesterov"])
 def test_without_turning_the_map_is_the_rule_on_a_quadratic(name):
     """Variance of 16 runs of 40 modes of one curvature, against the closed form: within 4 sqrt(2/640) = 22 %.
 

@@ -86,13 +86,14 @@ def test_without_memory_it_is_the_flow_of_sgd(small_task, small_start):
     assert_allclose(row["mean_loss"], plain["mean_loss"][-1], rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "eta", "options"),
     [
         ("sgdm", 0.01, {}),
-        pytest.param("caeo", 0.5, {"delta": 0.5}, marks=pytest.mark.slow),
-        pytest.param("nesterov", 0.01, {}, marks=pytest.mark.slow),
-        pytest.param("adam", 0.001, {"b2": 0.99, "eps": 1e-4}, marks=pytest.mark.slow),
+        ("caeo", 0.5, {"delta": 0.5}),
+        ("nesterov", 0.01, {}),
+        ("adam", 0.001, {"b2": 0.99, "eps": 1e-4}),
     ],
 )
 def test_below_the_edge_it_is_the_rule(small_task, small_start, name, eta, options):
@@ -214,6 +215,7 @@ def test_complementarity_in_the_preconditioned_space(linear):
     assert size > 0
 
 
+@pytest.mark.slow
 def test_on_edge_caeo_is_descent_at_the_base_rate(small_task, small_start, top):
     eta = 1.92 / top
     given = {"eta": eta, "steps": 60, "modes": MODES}

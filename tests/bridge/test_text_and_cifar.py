@@ -75,6 +75,7 @@ def test_transformer_attends_by_hand():
         assert np.allclose(norm(stream, arrays.norm) @ np.asarray(arrays.unembedding), outputs, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_accuracy_of_sequences_is_per_position():
     task = small_transformer()
     theta = task.init(0)

@@ -84,7 +84,8 @@ def test_block_krylov_finds_the_largest_values(symmetric):
     np.testing.assert_allclose(found.values[:5], exact[:5], rtol=1e-10)
 
 
-@pytest.mark.parametrize("D", [pytest.param(0.1, marks=pytest.mark.slow), 0.01])
+@pytest.mark.slow
+@pytest.mark.parametrize("D", [0.1, 0.01])
 def test_long_lines_keep_relative_accuracy(D):
     # at D = 0.01 the first eigenvalue is 6e-12 beside 0.97
     chain = FokkerPlanck(double_well(D), Grid.uniform(x=(-3, 3, 20000))).chain

@@ -127,6 +127,7 @@ def test_independent_axes_add_their_eigenvalues():
     np.testing.assert_allclose(left @ right.T * volume, np.eye(len(values)), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:x has little")
 @pytest.mark.parametrize(
     ("build", "k"),

@@ -122,6 +122,7 @@ def isotropic(d, s):
     return s * np.eye(d * d).reshape(d * d, d, d)
 
 
+@pytest.mark.slow
 def test_simulation_agrees_with_the_spectral_method_in_two_dimensions():
     drift, noises = linearised(oscillator(0.2, 0.9), (0.0, 0.0))
     exact = float(lyapunov_exponent(oscillator(0.2, 0.9), at=(0, 0)).value)
@@ -209,6 +210,7 @@ def test_the_bias_of_the_steps_is_seen_and_reported():
     assert abs(float(fine.bias)) < 4.5 * float(fine.bias_stderr) + abs(float(coarse.bias)) / 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [-1.0, 1.0, 2.0, 4.0])
 def test_cloning_agrees_with_the_spectral_method(p):
     drift, noises = linearised(oscillator(), (0.0, 0.0))

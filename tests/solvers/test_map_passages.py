@@ -242,6 +242,7 @@ def wells(cells, noise=0.1):
     return TransferOperator(sde, Grid.uniform(x=(-1.45, 1.55, cells)), step=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 def test_tiny_exchanges_keep_every_digit(sparse, monkeypatch):
     if sparse:

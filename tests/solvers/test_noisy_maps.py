@@ -176,6 +176,7 @@ def test_correlated_noise_in_the_plane(correlation):
     assert (np.abs(found - without).max() > 1e-2) == (correlation != 0)  # negative control
 
 
+@pytest.mark.slow
 def test_an_euler_step_with_correlated_noise():
     step = 0.2
     operator = TransferOperator(rotating_ou(), Grid.uniform(x=(-6, 6, 40), y=(-6, 6, 40)), step=step)

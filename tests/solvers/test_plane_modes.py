@@ -125,6 +125,7 @@ def test_cycles_and_factorisations_agree(name):
         assert np.abs(fp.generator.T @ row - value * row).max() < 1e-6 * np.abs(row).max()
 
 
+@pytest.mark.slow
 def test_eigenvalues_are_sums_of_those_of_lines():
     D, sides = 0.05, {"x": (-1.8, 1.8, 160), "y": (-1.4, 1.4, 150)}
     modes = eigenmodes(FokkerPlanck(wells(D), Grid.uniform(**sides)), 6)

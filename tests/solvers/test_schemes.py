@@ -145,6 +145,7 @@ def test_platen_replaces_derivatives_by_differences():
     )
 
 
+@pytest.mark.slow
 def test_weak_platen_is_its_formula():
     """Against a transcription of eq. (15.1.3) with loops over processes, for noise that does not commute."""
     sde = SDE(

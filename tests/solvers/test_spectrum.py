@@ -146,6 +146,7 @@ def test_two_dimensional_reversible_spectrum(reference):
     np.testing.assert_allclose(errors[0] / errors[1], 4, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_two_dimensional_rotation_with_correlated_noise(reference):
     exact = np.array([complex(v["re"], v["im"]) for v in reference["ou2d_nonrev_eigs"]["value"]])
     order = np.lexsort((exact.imag, np.round(exact.real, 6)))

@@ -51,9 +51,8 @@ def _walk_probability(top):
     return np.linalg.solve(matrix, right)[3]
 
 
-@pytest.mark.parametrize(
-    "smooth", [pytest.param(1.0, marks=pytest.mark.slow), 0.0], ids=["height", "two plateaus"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("smooth", [1.0, 0.0], ids=["height", "two plateaus"])
 def test_the_probability_of_a_lattice_walk_is_unbiased(smooth):
     """Every score ties with many others; scores that are constant but for two steps tie nearly all."""
     result = rare_exit(WALK.replace(smooth=smooth), 1.0, seed=3, particles=100, repeats=400, **WALKING)
@@ -105,6 +104,7 @@ def test_levels_are_crossed_inside_steps():
     assert low < float(result.probability) < high
 
 
+@pytest.mark.slow
 def test_several_starts_give_their_average():
     truth = 0.5 * (_ruin(0.3) + _ruin(1.0))
     result = rare_exit(MOVING, [[0.3], [1.0]], dt=0.1, seed=2, repeats=100, **BETWEEN)

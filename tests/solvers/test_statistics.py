@@ -44,6 +44,7 @@ def stored():
     ].values
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_threads_or_chunks(everything):
     for threads, chunk in ((1, 1024), (2, 1024), (2, 2048), (2, None)):
         assert _everything(threads=threads, chunk=chunk).identical(everything)
@@ -158,6 +159,7 @@ def _brownian_extremes(dt, paths=20_000):
     )
 
 
+@pytest.mark.slow
 def test_the_maximum_of_brownian_motion_obeys_the_reflection_principle():
     """The maximum of W on [0, 1] is distributed as |W(1)|, exactly, however long the steps; so is -min W.
 

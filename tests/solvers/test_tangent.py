@@ -38,6 +38,7 @@ def _value(e, a, b):
     return float(e.subs({x: sp.Float(a, 40), z: sp.Float(b, 40)}).evalf(30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "b"), [(0.7, 1.3), (2.3, -0.4), (1.1, -2.6)])
 def test_printed_code_gives_the_expressions(a, b):
     """Over arrays, Numba and JAX, to rounding: an exponent or a base a last digit off moves powers by a few."""

@@ -188,6 +188,7 @@ def _by_numpy(scheme, start):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "block"),
     [("euler-maruyama", True), *(pytest.param(*c, marks=SLOW) for c in (("heun", False), *OTHERS))],
@@ -281,6 +282,7 @@ STOP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["region", *(pytest.param(s, marks=SLOW) for s in ("none", "level"))])
 def test_bits_do_not_depend_on_threads_or_chunks(stop):
     def run(threads, chunk):

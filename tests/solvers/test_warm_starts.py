@@ -144,9 +144,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if "Davidson" in n else n for n in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_neighbours_save_work(name, work):
     build, value, k, limits = CASES[name]
     start = problem_of(build(value)).modes(k).near()

@@ -117,6 +117,7 @@ def test_without_noise_the_edge_and_the_horizon_decide():
     assert float(eta) == pytest.approx(2.01 / 4.0, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("third", [0.0, 0.6])
 def test_normal_form_against_the_map_on_the_line(third):
     """Distance to the edge, 2 - eta h, against SGD on the line itself: their ratio tends to 1 with the noise.

@@ -54,6 +54,7 @@ def test_between_the_thresholds_typical_runs_shrink_and_second_moments_grow():
         assert float(found[1]) >= 20 * float(found[0]) - 30 * float(found["stderr"].max())  # convexity
 
 
+@pytest.mark.slow
 def test_threads_change_no_bit():
     runs = [
         thresholds.sgd_moment_exponents(

@@ -28,6 +28,7 @@ def test_equinox():
     assert float(log.deterministic[-1]) == pytest.approx(float(edge), rel=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Flax's own dependencies
 def test_flax():
     pytest.importorskip("flax", reason="flax comes with the extra 'dev'")

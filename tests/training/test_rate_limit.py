@@ -169,6 +169,7 @@ def test_network_at_a_fit_is_exact_from_hessian_products_alone(fitted, batch_siz
     assert almost_sure.criterion == "almost-sure"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["sgdm", "nesterov", "adam", "adamw"])
 def test_network_under_every_rule_against_its_second_moments(fitted, rule):
     params, data = fitted
