@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +31,8 @@ _FURTHEST = 1.0  # the largest change of log sharpness that is followed
 _AIM = 3.0  # the value followed shall be off by tol over this where it is measured anew
 _TINY = 1.2e-38  # the least positive normal number in single precision
 _SPREAD = 8  # the k-th measurement on the allowance is not before update 2 k^2
+_REACH = 2.0  # what the slope leaves out is foreseen for this many intervals like that where it was seen
+_MOST_LEFT_OUT = 0.3  # of log sharpness in one interval
 
 
 class Policy(Protocol):
@@ -127,6 +130,14 @@ class BudgetState(NamedTuple):
         Gradient-equivalents that may be spent.
     price : float
         What the cheapest measurement so far cost of them; infinite before the first.
+    age : float
+        Updates since the last measurement.
+    span : float
+        Updates between the last measurement and the one before.
+    missed : float
+        Log sharpness an update by which the slope fell short in that interval.
+    bend : float
+        The rise that both that interval and the one before it fell short by: what is foreseen.
     """
 
     measured: Any
@@ -135,6 +146,10 @@ class BudgetState(NamedTuple):
     wait: Any
     balance: Any
     price: Any
+    age: Any
+    span: Any
+    missed: Any
+    bend: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,18 +167,28 @@ class Budget:
         dtype = vectors.space_of(params).dtype
         slope = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params)
         level, offset = (jnp.zeros((), dtype) for _ in range(2))  # buffers of their own, to be donated
-        wait, balance, price = (jnp.full((), x, jnp.float32) for x in (0.0, self.allowance, jnp.inf))
-        return BudgetState(level, slope, offset, wait, balance, price)
+        return BudgetState(level, slope, offset, *(jnp.full((), x, jnp.float32) for x in self.at_first))
+
+    @property
+    def at_first(self) -> tuple[float, ...]:
+        """Wait, balance, price, age, span, missed and bend before anything is measured."""
+        return 0.0, self.allowance, math.inf, 0.0, 0.0, 0.0, 0.0
 
     def follow(self, state: BudgetState, params: Params, sharpness: jax.Array) -> jax.Array:
-        """Follow a positive sharpness along its gradient, in the logarithm; hold any other."""
+        """Follow a positive sharpness along its gradient and its bend, in the logarithm; hold any other."""
         return self.followed(state, _dot(state.slope, params, state.measured.dtype), sharpness)
 
     def followed(self, state: BudgetState, position: Any, sharpness: Any, *, xp: Any = jnp) -> Any:
         """As `follow`, from the slope times the parameters; this and the following also run on ``keras.ops``."""
         positive = state.measured > 0
         change = (position - state.offset) / xp.where(positive, state.measured, 1.0)
+        change = change + xp.array(self._left_out(state, state.age + 1.0, xp), state.measured.dtype)
         return xp.where(positive, state.measured * xp.exp(xp.clip(change, -_FURTHEST, _FURTHEST)), sharpness)
+
+    @staticmethod
+    def _left_out(state: BudgetState, age: Any, xp: Any) -> Any:
+        """Log sharpness that the slope is expected to leave out, `age` updates after a measurement."""
+        return state.bend * xp.minimum(age, _REACH * state.span)
 
     def due(self, state: BudgetState, count: Any, age: Any, sharpness: Any, *, xp: Any = jnp) -> Any:
         """When wished for and paid for; at the first update, and at once after a failed measurement."""
@@ -204,11 +229,26 @@ class Budget:
         scale = xp.clip(self.tol / xp.maximum(_AIM * off, 1e-6), 0.25, 1.5)
         wait = xp.clip(xp.where(xp.isfinite(off), scale, 0.25) * age, 1.0, float(self.longest))
         price = xp.minimum(cost, state.price)
-        return BudgetState(sharpness, slope, offset, wait, state.balance - cost, price)
+        missed = self._missed(state, measurement, age, xp)
+        # A rise by as much as two intervals in turn agree on: what the noise of one makes it miss is not foreseen.
+        bend = xp.maximum(xp.minimum(missed, state.missed), xp.zeros_like(missed))
+        since = xp.zeros_like(age)
+        return BudgetState(
+            sharpness, slope, offset, wait, state.balance - cost, price, since, age, missed, bend
+        )
+
+    def _missed(self, state: BudgetState, measurement: Measurement, age: Any, xp: Any) -> Any:
+        """Log sharpness an update that the slope left out of the interval that ends; 0 where it was not followed."""
+        ratio = measurement.sharpness / xp.where(measurement.expected > 0, measurement.expected, 1.0)
+        sound = (state.measured > 0) & (measurement.expected > 0) & (ratio > 0) & xp.isfinite(ratio)
+        beyond = xp.array(xp.log(xp.where(sound, ratio, 1.0)), "float32") + self._left_out(state, age, xp)
+        bounded = xp.clip(beyond, -_MOST_LEFT_OUT, _MOST_LEFT_OUT) / xp.maximum(age, 1.0)
+        return xp.where(sound, bounded, xp.zeros_like(bounded))
 
     def earn(self, state: BudgetState, *, xp: Any = jnp) -> BudgetState:
-        """Receive the share of one update."""
-        return state._replace(balance=xp.minimum(state.balance + self.share, self.allowance))
+        """Receive the share of one update, and count it."""
+        balance = xp.minimum(state.balance + self.share, self.allowance)
+        return state._replace(balance=balance, age=state.age + 1.0)
 
 
 def budget(
@@ -224,10 +264,13 @@ def budget(
     With v the unit eigenvector found, :math:`\nabla \lambda = \nabla (v' H v)` costs about two products, taken at each
     measurement. At every later step one dot product follows the sharpness to where the parameters have come,
 
-    .. math:: \lambda_t = \lambda_k \exp(\nabla \lambda_k \cdot (\theta_t - \theta_k) / \lambda_k),
+    .. math:: \lambda_t = \lambda_k \exp(\nabla \lambda_k \cdot (\theta_t - \theta_k) / \lambda_k + b_k (t - k)),
 
     through progressive sharpening and through the oscillation of the iterate at the edge alike: of that the linear
-    part, which a held estimate misses altogether.
+    part, which a held estimate misses altogether. What the line leaves out does not average out: as the largest
+    eigenvalue turns away from v it rises, by :math:`\sum_j (v_j' \dot H v)^2 / (\lambda - \lambda_j)` to second order,
+    and noise in many weights spreads them by as much an update. The bend b is that rate, as far as the two last
+    intervals agree on such a rise, and acts for two intervals like the last at most.
 
     A measurement is wished for once the change followed, x, is such that the order left out, :math:`x^2/2`, exceeds
     `tol`, and after a wait that is cut to a quarter or lengthened by half at most between measurements, so that the

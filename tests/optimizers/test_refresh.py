@@ -164,3 +164,42 @@ def test_docstring_examples():
     result = doctest.testmod(refresh)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def told(measurements, later):
+    """The sharpness foreseen `later` updates after the last of (updates since the one before, sharpness), slope 0."""
+    plan = refresh.budget()
+    state, held = plan.init(jnp.zeros(1)), jnp.zeros(())
+
+    def waited(state, updates):
+        for _ in range(updates):
+            state = plan.earn(state)
+        return state
+
+    for updates, sharpness in measurements:
+        state = waited(state, updates - 1)
+        expected = plan.follow(state, jnp.zeros(1), held)
+        held, state = jnp.asarray(sharpness), plan.earn(state)
+        made = refresh.Measurement(jnp.zeros(1), held, expected, jnp.asarray(updates), jnp.asarray(3), None)
+        state = plan.measured(state, made)
+    return float(plan.follow(waited(state, later - 1), jnp.zeros(1), held))
+
+
+def test_what_the_slope_leaves_out_is_foreseen_as_far_as_two_intervals_agree():
+    """By hand, in single precision. The first two measurements show one interval, which is not believed alone."""
+    rising = [(1, 1.0), (10, np.exp(0.1)), (20, np.exp(0.3))]
+    assert told(rising[:2], 10) == pytest.approx(np.exp(0.1), rel=1e-5)
+    assert told(rising, 15) == pytest.approx(np.exp(0.3 + 0.01 * 15), rel=1e-5)
+    assert told(rising, 40) == told(rising, 90) == pytest.approx(np.exp(0.3 + 0.01 * 40), rel=1e-5)
+    # it is measured beside what was foreseen: twice as fast from here on, of which the lesser half is believed
+    assert told([*rising, (20, np.exp(0.7))], 10) == pytest.approx(np.exp(0.7 + 0.01 * 10), rel=1e-5)
+    falling = [(1, 1.0), (10, np.exp(-0.2)), (10, np.exp(-0.3))]  # the largest eigenvalue turns upwards only
+    assert told(falling, 10) == pytest.approx(np.exp(-0.3), rel=1e-5)
+
+
+@pytest.mark.parametrize("turned", [-1.0, 0.0, np.nan])
+def test_what_two_intervals_do_not_agree_on_is_not_foreseen(turned):
+    """Noise of alternating sign, a sharpness that is not positive, and a failed measurement in between."""
+    other = turned if turned != -1.0 else np.exp(-0.1)
+    seen = [(1, 1.0), (10, np.exp(0.1)), (10, other), (10, np.exp(0.2)), (10, np.exp(0.2))]
+    assert told(seen, 10) == pytest.approx(np.exp(0.2), rel=1e-5)

@@ -68,8 +68,9 @@ class BudgetSteps:
         """Nothing measured, the allowance unspent."""
         zero = tf.zeros((), self.flat.dtype)
         slope = tf.zeros(self.flat.dimension, self.flat.dtype)
-        wait, balance, price = (tf.constant(x, tf.float32) for x in (0.0, self.plan.allowance, float("inf")))
-        return BudgetState(zero, slope, zero, wait, balance, price)._asdict()
+        return BudgetState(
+            zero, slope, zero, *(tf.constant(x, tf.float32) for x in self.plan.at_first)
+        )._asdict()
 
     def follow(self, state: State, params: tf.Tensor, sharpness: tf.Tensor) -> tf.Tensor:
         """Follow a positive sharpness along its gradient; `params` is a vector of shape (dimension,)."""
@@ -90,7 +91,7 @@ class BudgetSteps:
         return self.plan.settled(old, measurement, slope, offset, xp=keras.ops)._asdict()
 
     def earn(self, state: State) -> State:
-        """Receive the share of one update."""
+        """Receive the share of one update, and count it."""
         return self.plan.earn(BudgetState(**state), xp=keras.ops)._asdict()
 
 
