@@ -1,4 +1,4 @@
-"""What CAEO at its defaults adds to a step of SGD, and how far its sharpness is off: side by side in one process.
+"""What CAEO at its defaults, and with `bend`, adds to a step of SGD, and how far its sharpness is off: side by side.
 
 Run: OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python benchmarks/caeo_step.py [steps [seed [case]]]
 
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from eos_sde import bridge
-from eos_sde.optimizers import caeo, curvature
+from eos_sde.optimizers import caeo, curvature, refresh
 from eos_sde.optimizers.curvature import hessian_product
 
 BATCH = 64
@@ -28,6 +28,7 @@ CASES = {
     "cnn": ("fashion-cnn", {}),
     "mlp": ("fashion-mlp", {}),
     "wide-mlp": ("fashion-mlp", {"hidden": (256, 256)}),
+    "wide-mlp-bend": ("fashion-mlp", {"hidden": (256, 256)}),  # what the slope leaves out is foreseen
 }
 STEPS, TRUTH_EVERY = 2000, 5
 REPEATS, PARTS = 5, 20
@@ -43,7 +44,8 @@ class Case:
         self.params = jax.tree.map(single, self.task.network.unravel(self.task.init(seed)))
         probe = (self.x[:BATCH], self.y[:BATCH])
         self.curvature_loss = lambda params: self.loss(params, *probe)
-        self.caeo, self.sgd = caeo(self.task.eta), optax.sgd(self.task.eta)
+        plan = refresh.budget(bend=name.endswith("-bend"))
+        self.caeo, self.sgd = caeo(self.task.eta, refresh=plan), optax.sgd(self.task.eta)
 
     def loss(self, params, x, y):
         """Mean loss of a batch."""

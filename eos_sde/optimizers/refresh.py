@@ -137,7 +137,7 @@ class BudgetState(NamedTuple):
     missed : float
         Log sharpness an update by which the slope fell short in that interval.
     bend : float
-        The rise that both that interval and the one before it fell short by: what is foreseen.
+        The rise that both that interval and the one before it fell short by: what is foreseen; 0 if it is not.
     """
 
     measured: Any
@@ -161,6 +161,7 @@ class Budget:
     allowance: float
     size: float
     longest: int
+    bend: bool = False
 
     def init(self, params: Params) -> BudgetState:
         """Nothing measured, the allowance unspent."""
@@ -182,7 +183,8 @@ class Budget:
         """As `follow`, from the slope times the parameters; this and the following also run on ``keras.ops``."""
         positive = state.measured > 0
         change = (position - state.offset) / xp.where(positive, state.measured, 1.0)
-        change = change + xp.array(self._left_out(state, state.age + 1.0, xp), state.measured.dtype)
+        if self.bend:
+            change = change + xp.array(self._left_out(state, state.age + 1.0, xp), state.measured.dtype)
         return xp.where(positive, state.measured * xp.exp(xp.clip(change, -_FURTHEST, _FURTHEST)), sharpness)
 
     @staticmethod
@@ -232,6 +234,7 @@ class Budget:
         missed = self._missed(state, measurement, age, xp)
         # A rise by as much as two intervals in turn agree on: what the noise of one makes it miss is not foreseen.
         bend = xp.maximum(xp.minimum(missed, state.missed), xp.zeros_like(missed))
+        bend = bend if self.bend else xp.zeros_like(bend)
         since = xp.zeros_like(age)
         return BudgetState(
             sharpness, slope, offset, wait, state.balance - cost, price, since, age, missed, bend
@@ -258,6 +261,7 @@ def budget(
     allowance: float = 60.0,
     size: float = 1.0,
     longest: int = 10_000,
+    bend: bool = False,
 ) -> Budget:
     r"""Measure when the sharpness asks for it and the budget pays, and follow it along its gradient in between.
 
@@ -269,8 +273,8 @@ def budget(
     through progressive sharpening and through the oscillation of the iterate at the edge alike: of that the linear
     part, which a held estimate misses altogether. What the line leaves out does not average out: as the largest
     eigenvalue turns away from v it rises, by :math:`\sum_j (v_j' \dot H v)^2 / (\lambda - \lambda_j)` to second order,
-    and noise in many weights spreads them by as much an update. The bend b is that rate, as far as the two last
-    intervals agree on such a rise, and acts for two intervals like the last at most.
+    and noise in many weights spreads them by as much an update. With `bend` b is that rate, as far as the two last
+    intervals agree on such a rise, and acts for two intervals like the last at most; without it is zero.
 
     A measurement is wished for once the change followed, x, is such that the order left out, :math:`x^2/2`, exceeds
     `tol`, and after a wait that is cut to a quarter or lengthened by half at most between measurements, so that the
@@ -292,6 +296,9 @@ def budget(
         What a gradient of `value_fn` costs, in gradients of the training batch: 1 when both are of as many examples.
     longest : int
         The most updates between measurements that is wished for.
+    bend : bool
+        Whether the rise that the slope leaves out is foreseen: for the curvature of a fixed batch and many weights,
+        where it is most of the error. Where every update brings a batch of its own, noise passes for a rise.
 
     Returns
     -------
@@ -323,7 +330,9 @@ def budget(
     if isinstance(allowance, bool) or not isinstance(allowance, int | float) or not 0 <= allowance < 1e6:
         raise InvalidInput(f"allowance must be a number of gradients, 0 or more, got {allowance!r}.")
     positive_integer("longest", longest)
-    return Budget(float(share), float(tol), float(allowance), float(size), longest)
+    if not isinstance(bend, bool):
+        raise InvalidInput(f"bend must be True or False, got {bend!r}.")
+    return Budget(float(share), float(tol), float(allowance), float(size), longest, bend)
 
 
 def policy(refresh: Any) -> Policy:

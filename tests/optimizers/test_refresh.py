@@ -148,6 +148,7 @@ def test_after_a_failed_measurement_the_next_update_measures():
         ({"size": "8"}, "size must be a positive number"),
         ({"allowance": -1.0}, "allowance must be a number of gradients"),
         ({"longest": 0}, "longest must be a positive whole number"),
+        ({"bend": 1}, "bend must be True or False, got 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):
@@ -166,9 +167,9 @@ def test_docstring_examples():
     assert result.failed == 0
 
 
-def told(measurements, later):
+def told(measurements, later, *, bend=True):
     """The sharpness foreseen `later` updates after the last of (updates since the one before, sharpness), slope 0."""
-    plan = refresh.budget()
+    plan = refresh.budget(bend=bend)
     state, held = plan.init(jnp.zeros(1)), jnp.zeros(())
 
     def waited(state, updates):
@@ -190,6 +191,7 @@ def test_what_the_slope_leaves_out_is_foreseen_as_far_as_two_intervals_agree():
     rising = [(1, 1.0), (10, np.exp(0.1)), (20, np.exp(0.3))]
     assert told(rising[:2], 10) == pytest.approx(np.exp(0.1), rel=1e-5)
     assert told(rising, 15) == pytest.approx(np.exp(0.3 + 0.01 * 15), rel=1e-5)
+    assert told(rising, 15, bend=False) == pytest.approx(np.exp(0.3), rel=1e-6)  # by default the line alone
     assert told(rising, 40) == told(rising, 90) == pytest.approx(np.exp(0.3 + 0.01 * 40), rel=1e-5)
     # it is measured beside what was foreseen: twice as fast from here on, of which the lesser half is believed
     assert told([*rising, (20, np.exp(0.7))], 10) == pytest.approx(np.exp(0.7 + 0.01 * 10), rel=1e-5)
