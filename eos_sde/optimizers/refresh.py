@@ -271,10 +271,11 @@ def budget(
     .. math:: \lambda_t = \lambda_k \exp(\nabla \lambda_k \cdot (\theta_t - \theta_k) / \lambda_k + b_k (t - k)),
 
     through progressive sharpening and through the oscillation of the iterate at the edge alike: of that the linear
-    part, which a held estimate misses altogether. What the line leaves out does not average out: as the largest
-    eigenvalue turns away from v it rises, by :math:`\sum_j (v_j' \dot H v)^2 / (\lambda - \lambda_j)` to second order,
-    and noise in many weights spreads them by as much an update. With `bend` b is that rate, as far as the two last
-    intervals agree on such a rise, and acts for two intervals like the last at most; without it is zero.
+    part, which a held estimate misses altogether. What the line leaves out does not average out: as the eigenvector
+    turns away from v, the largest eigenvalue rises above v'Hv, by
+    :math:`\sum_j (v_j' \Delta H v)^2 / (\lambda - \lambda_j)` to second order in the change of H, and under gradient
+    noise this sum grows in proportion to the updates. With `bend` b is its rate, as far as the two last intervals
+    between measurements agree on a rise, and acts for two intervals like the last at most; without it b is zero.
 
     A measurement is wished for once the change followed, x, is such that the order left out, :math:`x^2/2`, exceeds
     `tol`, and after a wait that is cut to a quarter or lengthened by half at most between measurements, so that the
