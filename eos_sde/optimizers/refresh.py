@@ -233,9 +233,9 @@ class Budget:
         price = xp.minimum(cost, state.price)
         missed = self._missed(state, measurement, age, xp)
         # A rise by as much as two intervals in turn agree on: what the noise of one makes it miss is not foreseen.
-        bend = xp.maximum(xp.minimum(missed, state.missed), xp.zeros_like(missed))
-        bend = bend if self.bend else xp.zeros_like(bend)
-        since = xp.zeros_like(age)
+        since, bend = xp.zeros_like(age), xp.zeros_like(age)
+        if self.bend:
+            bend = xp.maximum(xp.minimum(missed, state.missed), bend)
         return BudgetState(
             sharpness, slope, offset, wait, state.balance - cost, price, since, age, missed, bend
         )

@@ -191,7 +191,7 @@ def _by_numpy(scheme, start):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "block"),
-    [("euler-maruyama", True), *(pytest.param(*c, marks=SLOW) for c in (("heun", False), *OTHERS))],
+    [("euler-maruyama", True), ("heun", False), *OTHERS],
 )
 def test_state_dependent_noise_of_single_paths_and_blocks(scheme, block):
     functions = {"drift": blocked_decay, "diffusion": blocked_growing} if block else {"diffusion": growing}
@@ -283,7 +283,7 @@ STOP = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", ["region", *(pytest.param(s, marks=SLOW) for s in ("none", "level"))])
+@pytest.mark.parametrize("stop", ["region", "none", "level"])
 def test_bits_do_not_depend_on_threads_or_chunks(stop):
     def run(threads, chunk):
         return simulate(
