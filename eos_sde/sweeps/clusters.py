@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import resource_tracker
+from typing import Any
 
 from eos_sde.sweeps.executors import ClusterLost, OnCluster
 from eos_sde.sweeps.quiet_threads import ONE_THREAD
 from solvers.errors import InvalidInput
+from solvers.interruption import signals_wait
 
 _CONNECT_SECONDS = 15
 
@@ -24,8 +28,9 @@ def local_cluster(workers: int) -> Iterator[tuple[OnCluster, str]]:
     str
         Address of the dashboard; empty without bokeh, which draws it.
     """
-    import dask
-    from distributed import Client, LocalCluster
+    with signals_wait():
+        import dask
+        from distributed import Client, LocalCluster
 
     _quiet()
     settings = {
@@ -35,17 +40,15 @@ def local_cluster(workers: int) -> Iterator[tuple[OnCluster, str]]:
         "distributed.admin.tick.interval": "500ms",  # a heartbeat of every event loop, 50 times a second otherwise
         "distributed.admin.system-monitor.interval": "2s",
     }
-    with dask.config.set(settings):
-        cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0",
-            silence_logs=logging.CRITICAL, memory_limit=0,
-        )  # fmt: skip
-        try:
-            with Client(cluster) as client:
-                yield OnCluster(client), (client.dashboard_link or "") if _drawn() else ""
-        finally:
-            with suppress(TimeoutError):  # what has not closed by then ends with this process
-                cluster.close(timeout=5)
+    with dask.config.set(settings), ExitStack() as stack:
+        with signals_wait(), _no_ctrl_c():
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0",
+                silence_logs=logging.CRITICAL, memory_limit=0,
+            )  # fmt: skip
+            stack.callback(_closed, cluster)
+            client = stack.enter_context(Client(cluster))
+        yield OnCluster(client), (client.dashboard_link or "") if _drawn() else ""
 
 
 @contextmanager
@@ -83,6 +86,22 @@ def existing_cluster(address: str) -> Iterator[tuple[OnCluster, str]]:
     finally:
         with suppress(TimeoutError):  # as where the scheduler is gone
             client.close(timeout=5)
+
+
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Threads and processes that start meanwhile, and what they start, leave Ctrl-C to this process alone."""
+    resource_tracker.ensure_running()  # started by the first of the processes, it would let signals in again
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+def _closed(cluster: Any) -> None:
+    with signals_wait(), suppress(TimeoutError):  # what has not closed by then ends with this process
+        cluster.close(timeout=5)
 
 
 def _drawn() -> bool:

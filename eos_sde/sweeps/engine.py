@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from eos_sde.sweeps.evaluation import packed
 from eos_sde.sweeps.executors import Executor, InProcess, OnCluster
 from eos_sde.sweeps.plan import Plan, planned
 from eos_sde.sweeps.trial import PointFailed, pace_file, tried
+from solvers.interruption import signals_interrupt
 
 Progress = Callable[[int, int, int], None]
 """Called with the points that are done, that failed, and all."""
@@ -154,7 +152,7 @@ def carried_out(
     place, executor = Place(store), executor or InProcess()
     plan = replace(plan, job=replace(plan.job, shared=executor.shared))
     try:
-        with _termination_interrupts():
+        with signals_interrupt():
             first = None
             if not (resume and place.exists):
                 layout, first = _begun(plan, executor)
@@ -219,20 +217,3 @@ def _begun(plan: Plan, executor: Executor) -> tuple[Layout, tuple[np.ndarray, li
     template, numbers, found, _ = tried(plan, bare, executor)
     layout = Layout(plan.axes, template, chunks_for(plan.axes, template, plan.line))
     return layout, (numbers, found)
-
-
-@contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that a sweep ends in peace; in the main thread only, where signals arrive."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

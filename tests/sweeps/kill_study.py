@@ -39,7 +39,8 @@ class Study:
         self.environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         self.store = folder / "killed.zarr"
 
-    def start(self, *options: str, out: str = "killed.zarr") -> subprocess.Popen:
+    def start(self, *options: str, out: str = "killed.zarr", group: bool = False) -> subprocess.Popen:
+        """Sweep in a process, on request at the head of a group of its own, as under a terminal."""
         command = [sys.executable, "-m", "eos_sde.cli", "sweep", "slow.toml", "--out", out, *options]
         return subprocess.Popen(
             command,
@@ -48,6 +49,7 @@ class Study:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0 if group else None,
         )
 
     def whole(self) -> Path:

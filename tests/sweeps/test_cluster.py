@@ -11,6 +11,7 @@ import time
 import warnings
 
 import numpy as np
+import psutil
 import pytest
 
 import eos_sde
@@ -211,6 +212,25 @@ def test_signals_end_a_sweep_within_seconds_and_keep_what_is_finished(number, op
     assert (
         finished * estimate["seconds_per_point"] <= max(1, len(options)) * lasted
     )  # no second is counted twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [1.0, 1.5, 2.0, 2.5, 3.0, 4.0])
+def test_a_signal_while_a_sweep_starts_is_one_sentence_and_leaves_no_process(moment, tmp_path):
+    """As in the background of a shell script, where SIGINT is ignored; sent to all processes, as Ctrl-C is."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = kill_study.Study(tmp_path, random.Random(1), pause=0.3).start("--workers", "2", group=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    time.sleep(moment)
+    children = psutil.Process(run.pid).children(recursive=True)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert err == "eos-sde: interrupted; what was finished is kept where the output goes\n"
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive
 
 
 @pytest.mark.slow
