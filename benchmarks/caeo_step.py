@@ -1,4 +1,4 @@
-"""What CAEO at its defaults, and with `bend`, adds to a step of SGD, and how far its sharpness is off: side by side.
+"""What CAEO at its defaults, and without `bend`, adds to a step of SGD, and how far its sharpness is off: side by side.
 
 Run: OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python benchmarks/caeo_step.py [steps [seed [case]]]
 
@@ -28,7 +28,7 @@ CASES = {
     "cnn": ("fashion-cnn", {}),
     "mlp": ("fashion-mlp", {}),
     "wide-mlp": ("fashion-mlp", {"hidden": (256, 256)}),
-    "wide-mlp-bend": ("fashion-mlp", {"hidden": (256, 256)}),  # what the slope leaves out is foreseen
+    "wide-mlp-line": ("fashion-mlp", {"hidden": (256, 256)}),  # what the slope leaves out is not foreseen
 }
 STEPS, TRUTH_EVERY = 2000, 5
 REPEATS, PARTS = 5, 20
@@ -44,7 +44,7 @@ class Case:
         self.params = jax.tree.map(single, self.task.network.unravel(self.task.init(seed)))
         probe = (self.x[:BATCH], self.y[:BATCH])
         self.curvature_loss = lambda params: self.loss(params, *probe)
-        plan = refresh.budget(bend=name.endswith("-bend"))
+        plan = refresh.budget(bend=not name.endswith("-line"))
         self.caeo, self.sgd = caeo(self.task.eta, refresh=plan), optax.sgd(self.task.eta)
 
     def loss(self, params, x, y):

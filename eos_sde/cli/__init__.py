@@ -26,5 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             return run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("eos-sde: interrupted; what was finished is kept where the output goes\n")
-        exec("")  # an interruption inside an exec before, as of a dataclass, would end Python by SIGINT after all
+        exec(
+            ""
+        )  # an interruption inside an exec before, as of a dataclass, would end Python by SIGINT after all
         return 130

@@ -136,8 +136,10 @@ class BudgetState(NamedTuple):
         Updates between the last measurement and the one before.
     missed : float
         Log sharpness an update by which the slope fell short in that interval.
+    before : float
+        The same of the interval before that one.
     bend : float
-        The rise that both that interval and the one before it fell short by: what is foreseen; 0 if it is not.
+        The rise that both these and the interval before them fell short by: what is foreseen; 0 if it is not.
     """
 
     measured: Any
@@ -149,6 +151,7 @@ class BudgetState(NamedTuple):
     age: Any
     span: Any
     missed: Any
+    before: Any
     bend: Any
 
 
@@ -161,7 +164,7 @@ class Budget:
     allowance: float
     size: float
     longest: int
-    bend: bool = False
+    bend: bool = True
 
     def init(self, params: Params) -> BudgetState:
         """Nothing measured, the allowance unspent."""
@@ -172,8 +175,8 @@ class Budget:
 
     @property
     def at_first(self) -> tuple[float, ...]:
-        """Wait, balance, price, age, span, missed and bend before anything is measured."""
-        return 0.0, self.allowance, math.inf, 0.0, 0.0, 0.0, 0.0
+        """Wait, balance, price, age, span, missed, before and bend, before anything is measured."""
+        return 0.0, self.allowance, math.inf, 0.0, 0.0, 0.0, 0.0, 0.0
 
     def follow(self, state: BudgetState, params: Params, sharpness: jax.Array) -> jax.Array:
         """Follow a positive sharpness along its gradient and its bend, in the logarithm; hold any other."""
@@ -232,13 +235,12 @@ class Budget:
         wait = xp.clip(xp.where(xp.isfinite(off), scale, 0.25) * age, 1.0, float(self.longest))
         price = xp.minimum(cost, state.price)
         missed = self._missed(state, measurement, age, xp)
-        # A rise by as much as two intervals in turn agree on: what the noise of one makes it miss is not foreseen.
+        # A rise by as much as three intervals in turn agree on: two agree too often where each is off by its noise.
         since, bend = xp.zeros_like(age), xp.zeros_like(age)
         if self.bend:
-            bend = xp.maximum(xp.minimum(missed, state.missed), bend)
-        return BudgetState(
-            sharpness, slope, offset, wait, state.balance - cost, price, since, age, missed, bend
-        )
+            bend = xp.maximum(xp.minimum(xp.minimum(missed, state.missed), state.before), bend)
+        balance, before = state.balance - cost, state.missed
+        return BudgetState(sharpness, slope, offset, wait, balance, price, since, age, missed, before, bend)
 
     def _missed(self, state: BudgetState, measurement: Measurement, age: Any, xp: Any) -> Any:
         """Log sharpness an update that the slope left out of the interval that ends; 0 where it was not followed."""
@@ -261,7 +263,7 @@ def budget(
     allowance: float = 60.0,
     size: float = 1.0,
     longest: int = 10_000,
-    bend: bool = False,
+    bend: bool = True,
 ) -> Budget:
     r"""Measure when the sharpness asks for it and the budget pays, and follow it along its gradient in between.
 
@@ -274,7 +276,7 @@ def budget(
     part, which a held estimate misses altogether. What the line leaves out does not average out: as the eigenvector
     turns away from v, the largest eigenvalue rises above v'Hv, by
     :math:`\sum_j (v_j' \Delta H v)^2 / (\lambda - \lambda_j)` to second order in the change of H, and under gradient
-    noise this sum grows in proportion to the updates. With `bend` b is its rate, as far as the two last intervals
+    noise this sum grows in proportion to the updates. With `bend` b is its rate, as far as the three last intervals
     between measurements agree on a rise, and acts for two intervals like the last at most; without it b is zero.
 
     A measurement is wished for once the change followed, x, is such that the order left out, :math:`x^2/2`, exceeds
@@ -298,8 +300,7 @@ def budget(
     longest : int
         The most updates between measurements that is wished for.
     bend : bool
-        Whether the rise that the slope leaves out is foreseen: for the curvature of a fixed batch and many weights,
-        where it is most of the error. Where every update brings a batch of its own, noise passes for a rise.
+        Whether the rise that the slope leaves out is foreseen: with many weights it is most of the error.
 
     Returns
     -------

@@ -186,21 +186,25 @@ def told(measurements, later, *, bend=True):
     return float(plan.follow(waited(state, later - 1), jnp.zeros(1), held))
 
 
-def test_what_the_slope_leaves_out_is_foreseen_as_far_as_two_intervals_agree():
-    """By hand, in single precision. The first two measurements show one interval, which is not believed alone."""
-    rising = [(1, 1.0), (10, np.exp(0.1)), (20, np.exp(0.3))]
-    assert told(rising[:2], 10) == pytest.approx(np.exp(0.1), rel=1e-5)
-    assert told(rising, 15) == pytest.approx(np.exp(0.3 + 0.01 * 15), rel=1e-5)
-    assert told(rising, 15, bend=False) == pytest.approx(np.exp(0.3), rel=1e-6)  # by default the line alone
-    assert told(rising, 40) == told(rising, 90) == pytest.approx(np.exp(0.3 + 0.01 * 40), rel=1e-5)
-    # it is measured beside what was foreseen: twice as fast from here on, of which the lesser half is believed
-    assert told([*rising, (20, np.exp(0.7))], 10) == pytest.approx(np.exp(0.7 + 0.01 * 10), rel=1e-5)
-    falling = [(1, 1.0), (10, np.exp(-0.2)), (10, np.exp(-0.3))]  # the largest eigenvalue turns upwards only
-    assert told(falling, 10) == pytest.approx(np.exp(-0.3), rel=1e-5)
+def test_what_the_slope_leaves_out_is_foreseen_as_far_as_three_intervals_agree():
+    """By hand, in single precision. Two intervals that show a rise are not believed."""
+    rising = [(1, 1.0), (10, np.exp(0.1)), (10, np.exp(0.3)), (20, np.exp(0.5))]
+    for few in (2, 3):
+        assert told(rising[:few], 10) == pytest.approx(rising[few - 1][1], rel=1e-5)
+    assert told(rising, 15) == pytest.approx(np.exp(0.5 + 0.01 * 15), rel=1e-5)
+    assert told(rising, 15, bend=False) == pytest.approx(np.exp(0.5), rel=1e-6)
+    assert told(rising, 40) == told(rising, 90) == pytest.approx(np.exp(0.5 + 0.01 * 40), rel=1e-5)
+    # measured beside what was foreseen, and bounded by 0.3 in an interval beside it; of the three the least is believed
+    faster = [*rising, (20, np.exp(1.3)), (20, np.exp(2.1)), (20, np.exp(2.9))]
+    assert told(faster[:-2], 10) == pytest.approx(np.exp(1.3 + 0.01 * 10), rel=1e-5)
+    assert told(faster[:-1], 10) == pytest.approx(np.exp(2.1 + 0.01 * 10), rel=1e-5)
+    assert told(faster, 10) == pytest.approx(np.exp(2.9 + 0.015 * 10), rel=1e-5)
+    falling = [(1, 1.0), (10, np.exp(-0.2)), (10, np.exp(-0.3)), (10, np.exp(-0.4))]  # it turns upwards only
+    assert told(falling, 10) == pytest.approx(np.exp(-0.4), rel=1e-5)
 
 
 @pytest.mark.parametrize("other", [np.exp(-0.1), 0.0, np.nan])
-def test_what_two_intervals_do_not_agree_on_is_not_foreseen(other):
+def test_what_three_intervals_do_not_agree_on_is_not_foreseen(other):
     """Noise of alternating sign, a sharpness that is not positive, and a failed measurement in between."""
-    seen = [(1, 1.0), (10, np.exp(0.1)), (10, other), (10, np.exp(0.2)), (10, np.exp(0.2))]
-    assert told(seen, 10) == pytest.approx(np.exp(0.2), rel=1e-5)
+    seen = [(1, 1.0), (10, np.exp(0.1)), (10, np.exp(0.2)), (10, other), (10, np.exp(0.3)), (10, np.exp(0.4))]
+    assert told(seen, 10) == pytest.approx(np.exp(0.4), rel=1e-5)
