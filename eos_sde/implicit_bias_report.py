@@ -224,5 +224,6 @@ def _scatter(axis: Axes, table: xr.Dataset, quantity: str) -> None:
     for j, batch in enumerate(table["batch"].values):
         axis.plot([], [], _MARKERS[j % len(_MARKERS)], ms=5, color=GREY, label=f"batch {batch}")
     axis.plot(table["start_sharpness"], table[f"start_{quantity}"], "*", ms=9, color=GREY, label="checkpoint")
-    axis.set(xlabel="sharpness where the runs end", ylabel=quantity.replace("_", " "))
+    axis.set_xlabel("sharpness where the runs end", fontsize=9)
+    axis.set_ylabel(quantity.replace("_", " "), fontsize=9)
     axis.legend(fontsize=8, frameon=False)
