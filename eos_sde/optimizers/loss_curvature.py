@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from eos_sde.optimizers.curvature.gauss_newton import GaussNewton
-from eos_sde.optimizers.curvature.interface import Params, Product, hessian_product
+from eos_sde.optimizers.curvature.interface import Params, Product, curvature_slope, hessian_product
 from eos_sde.optimizers.curvature.recomputed import Recomputed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LossProduct:
+    """The Hessian of a loss as products that share a forward pass.
+
+    Attributes
+    ----------
+    loss : callable
+        Scalar of the parameters.
+    """
+
+    loss: Callable[[Params], jax.Array]
+
+    def __call__(self, params: Params) -> Product:
+        """Return ``v -> H v`` at the parameters."""
+        return hessian_product(self.loss, params)
+
+    def slope(self, params: Params, vector: Params) -> Params:
+        """Return the gradient of v'Hv in the parameters."""
+        return curvature_slope(self.loss, params, vector)
 
 
 def loss_product(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> Callable[[Params], Product]:
@@ -29,7 +53,7 @@ def loss_product(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> Ca
     """
     if isinstance(value_fn, GaussNewton | Recomputed):
         return value_fn.product
-    return functools.partial(hessian_product, functools.partial(value_fn, **_accepted(value_fn, extra_args)))
+    return LossProduct(functools.partial(value_fn, **_accepted(value_fn, extra_args)))
 
 
 def _accepted(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a run costs: the curvature that its rule measures, in gradients of a batch, and floating-point operations."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from eos_sde.bridge.evaluation_groups import programs_inside
 from eos_sde.bridge.precision import double_precision
 from eos_sde.bridge.task_library import Task
-from eos_sde.optimizers.curvature.interface import PRODUCT_COST
+from eos_sde.optimizers.curvature.interface import PRODUCT_COST, curvature_slope
 from eos_sde.optimizers.refresh import LINEARIZATION_COST, SLOPE_COST
 from solvers.errors import InvalidInput
 
@@ -120,15 +120,17 @@ def task_flops(task: Task, batch_size: int) -> Flops:
     """
     theta = jnp.zeros(task.size)
     x, y = (jnp.zeros((batch_size, *one.shape[1:]), one.dtype) for one in (task.x, task.y))  # of any values
-    slope = jax.grad(lambda w: task.loss(w, x, y))
+
+    def loss(w: jax.Array) -> jax.Array:
+        return task.loss(w, x, y)
 
     def product(w: jax.Array, v: jax.Array) -> jax.Array:
-        return jax.jvp(slope, (w,), (v,))[1]
+        return jax.jvp(jax.grad(loss), (w,), (v,))[1]
 
-    gradient = count_flops(slope, theta)
+    gradient = count_flops(jax.grad(loss), theta)
     whole = count_flops(product, theta, theta)
-    bend = count_flops(jax.grad(lambda w, v: v @ product(w, v)), theta, theta)
-    return Flops(*(count / batch_size for count in (gradient, whole - gradient, bend)))
+    slope = count_flops(partial(curvature_slope, loss), theta, theta)
+    return Flops(*(count / batch_size for count in (gradient, whole - gradient, slope)))
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:

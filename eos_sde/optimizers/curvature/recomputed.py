@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from eos_sde.optimizers.curvature.interface import Params, Product
+from eos_sde.optimizers.curvature.interface import Params, Product, curvature_slope
 from solvers.errors import InvalidInput
 
 
@@ -28,16 +28,8 @@ class RecomputedProduct:
         return lambda vector: jax.jvp(jax.grad(self.loss), (params,), (vector,))[1]
 
     def slope(self, params: Params, vector: Params) -> Params:
-        """Return the gradient of v'Hv in the parameters: the second derivative of the gradient along v.
-
-        Forward over forward over reverse, where ``jax.grad`` of v'Hv goes backward through all that a product computes
-        and holds it.
-        """
-
-        def along(at: Params) -> Params:
-            return jax.jvp(jax.grad(self.loss), (at,), (vector,))[1]
-
-        return jax.jvp(along, (params,), (vector,))[1]
+        """Return the gradient of v'Hv in the parameters, which holds nothing between the passes either."""
+        return curvature_slope(self.loss, params, vector)
 
 
 @dataclasses.dataclass(frozen=True)
