@@ -315,8 +315,8 @@ def budget(
     Notes
     -----
     Gradient-equivalents are counted, not timed: `PRODUCT_COST` a product, `LINEARIZATION_COST` and `SLOPE_COST` a
-    measurement, 12 for one of three products. In time that was 15 to 18 gradients on networks from 5e3 to 1e7 weights
-    (``benchmarks/caeo_step.py``, ``curvature_cost.py``): a share of 5 % is 6 to 8 % of it. To follow the sharpness is
+    measurement, 12 for one of three products. In time that was 7 to 16 gradients on networks from 5e3 to 1e7 weights
+    (``benchmarks/caeo_step.py``, ``curvature_cost.py``): a share of 5 % is 3 to 7 % of it. To follow the sharpness is
     one dot product an update, which shows beside gradients of small batches.
 
     An estimator without a vector (``random_rayleigh``, ``hutchinson``) has no slope: its estimate is held.
